@@ -1,0 +1,28 @@
+"""rankwise: which fine-tuning configuration to run, from evidence on your own hardware.
+
+    from rankwise import recommend
+    best = recommend(model="path/to/model", dataset="reviews.csv")
+    print(best.explain())
+    config = best.to_peft_config()
+
+Importing this package imports neither torch nor a web framework.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Recommendation", "__version__", "recommend"]
+
+if TYPE_CHECKING:
+    from .api.python import Recommendation, recommend
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public names on first use (PEP 562), so that ``import rankwise`` stays light."""
+    if name in ("Recommendation", "recommend"):
+        from .api import python
+
+        return getattr(python, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

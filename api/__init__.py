@@ -1,0 +1,1 @@
+"""Access for people and programs: HTTP, command line, Python."""

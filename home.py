@@ -1,0 +1,61 @@
+"""Where rankwise keeps its state on disk: the layout of ``RANKWISE_HOME``.
+
+Knows paths only; creates folders on request and opens nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folders and files below one ``RANKWISE_HOME``."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """``$RANKWISE_HOME``, else ``$XDG_STATE_HOME/rankwise``, else ``~/.local/state/rankwise``."""
+        if explicit := os.environ.get("RANKWISE_HOME"):
+            return cls(Path(explicit).expanduser().resolve())
+        state = os.environ.get("XDG_STATE_HOME")
+        base = Path(state).expanduser() if state else Path.home() / ".local" / "state"
+        return cls((base / "rankwise").resolve())
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.root / "rankwise.db"
+
+    @property
+    def tokens(self) -> Path:
+        """Token files, one folder per (data, tokenizer, recipe) hash."""
+        return self.root / "cache" / "tokens"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the supervisor and the warm server."""
+        return self.root / "logs"
+
+    @property
+    def run(self) -> Path:
+        """Locks and sockets of live processes."""
+        return self.root / "run"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held by the one supervisor of this home for as long as it lives."""
+        return self.run / "supervisor.lock"
+
+    def trial_folder(self, trial_id: str) -> Path:
+        """Spec, log and artefacts of one trial."""
+        return self.root / "trials" / trial_id
+
+    def create(self) -> Home:
+        """Make the folders (mode 0700: logs and databases may name private data). Returns itself."""
+        for folder in (self.root, self.tokens, self.logs, self.run, self.root / "trials"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self

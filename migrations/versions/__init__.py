@@ -1,0 +1,1 @@
+"""One file a schema version; a released one never changes."""

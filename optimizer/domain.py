@@ -1,0 +1,518 @@
+"""The vocabulary of rankwise as small frozen types, with the keys that identify them.
+
+Edges (API, command line, store, job reports) turn JSON into these types with :func:`from_json`, which
+validates; code behind the edges trusts them. Knows nothing about processes, databases or torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import InputError
+from ..probes.profiles import DatasetProfile, HardwareProfile, ModelProfile
+
+SCHEMA_VERSION = 1
+"""Version of every file and message that carries ``schema_version``."""
+
+CANDIDATE_VERSION = 1
+"""Version of the canonical form that candidate ids are computed over."""
+
+
+class Method(StrEnum):
+    """How weights are adapted. ``FULL`` trains every weight and has no adapter."""
+
+    LORA = "lora"
+    IA3 = "ia3"
+    FULL = "full"
+
+
+class Rung(StrEnum):
+    """How far a trial takes its candidate."""
+
+    PROBE = "probe"
+    """Speed and memory are measured; the training loss says nothing yet."""
+    TRAIN = "train"
+    """Trained on a token budget; held-out loss is measured."""
+
+
+class StudyState(StrEnum):
+    """queued → running → succeeded | failed | cancelled."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """No transition leaves this state."""
+        return self in (StudyState.SUCCEEDED, StudyState.FAILED, StudyState.CANCELLED)
+
+
+class TrialState(StrEnum):
+    """queued → running → finished; a lost attempt takes it back to queued."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Outcome(StrEnum):
+    """How a trial or one attempt at it ended."""
+
+    OK = "ok"
+    OOM = "oom"
+    """The device's memory, or the study's limit on it, did not suffice."""
+    HOST_OOM = "host-oom"
+    DIVERGED = "diverged"
+    """A loss was NaN or infinite."""
+    INVALID = "invalid"
+    """It ran, but not as configured: an adapter without gradient, a frozen weight that moved, …"""
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    """The trial's own code failed; trying again would fail again."""
+    LOST = "lost"
+    """The infrastructure failed: a process was killed or vanished. Tried again, up to a limit."""
+    CANCELLED = "cancelled"
+
+
+class Objective(StrEnum):
+    """Named sets of weights, see :data:`OBJECTIVE_WEIGHTS`."""
+
+    BALANCED = "balanced"
+    SPEED = "speed"
+    QUALITY = "quality"
+    MEMORY = "memory"
+
+
+class Scoring(StrEnum):
+    """Which formula ranks the trials."""
+
+    COMPARABLE = "comparable"
+    """Weighted mean of parts between 0 and 1 that all compared candidates have."""
+    CLASSIC = "classic"
+    """The literal formula of the first design, kept for comparison with old reports."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """How much speed, memory and quality count. Any non-negative numbers; only ratios matter."""
+
+    speed: float
+    memory: float
+    quality: float
+
+
+OBJECTIVE_WEIGHTS: Mapping[Objective, Weights] = {
+    Objective.BALANCED: Weights(speed=0.4, memory=0.2, quality=0.4),
+    Objective.SPEED: Weights(speed=0.8, memory=0.1, quality=0.1),
+    Objective.QUALITY: Weights(speed=0.1, memory=0.1, quality=0.8),
+    Objective.MEMORY: Weights(speed=0.1, memory=0.8, quality=0.1),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A PEFT method with its parameters. Fields that a method does not have are None or empty."""
+
+    method: Method
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    """Module-name suffixes, sorted, as PEFT's ``target_modules`` takes them."""
+    feedforward: tuple[str, ...] = ()
+    """IA3 only: the targets whose input, not output, is scaled."""
+    trained_modules: tuple[str, ...] = ()
+    """Modules trained in full beside the adapter (a new head): PEFT's ``modules_to_save``."""
+    use_rslora: bool = False
+    use_dora: bool = False
+    target_set: str = field(default="custom", metadata={"identity": False})
+    """Name of the set that ``targets`` came from; for people, not part of the identity."""
+
+    def describe(self) -> str:
+        """Short and human: ``LORA r=16 α=32 minimal``, ``IA3 key,value``, ``full fine-tuning``."""
+        if self.method is Method.FULL:
+            return "full fine-tuning"
+        where = self.target_set if self.target_set != "custom" else ",".join(self.targets)
+        if self.method is Method.IA3:
+            return f"IA3 {where}"
+        extras = "".join(f" {name}" for name, on in (("rsLoRA", self.use_rslora), ("DoRA", self.use_dora)) if on)
+        return f"LORA r={self.rank} α={self.alpha:g}{extras} {where}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """The settings around the adapter that trade memory for speed.
+
+    ``compute_dtype`` other than ``weight_dtype`` means automatic mixed precision (autocast).
+    """
+
+    weight_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    adapter_dtype: str = "float32"
+    quantization: str = "none"
+    gradient_checkpointing: bool = False
+    attention: str = "sdpa"
+    loss: str = "plain"
+    compile: bool = False
+    optimizer: str = "adamw_torch"
+    zero_stage: int = 0
+    offload: str = "none"
+
+    @property
+    def amp(self) -> bool:
+        """Automatic mixed precision is on."""
+        return self.compute_dtype != self.weight_dtype
+
+    def describe(self) -> str:
+        """Short and human: ``GradCP + AMP bfloat16``, ``float32``."""
+        parts = ["GradCP"] if self.gradient_checkpointing else []
+        parts.append(f"AMP {self.compute_dtype}" if self.amp else self.compute_dtype)
+        if self.quantization != "none":
+            parts.append(self.quantization)
+        return " + ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How rows become batches, and how long and on what schedule they are learnt."""
+
+    max_length: int
+    effective_batch: int = 16
+    epochs: float = 3.0
+    schedule: str = "linear"
+    warmup_ratio: float = 0.06
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    packing: bool = False
+    chat_template_sha256: str | None = None
+    loss_mask: str = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Everything that a trainer needs besides the model, the data and the seed."""
+
+    adapter: Adapter
+    level: Level
+    recipe: Recipe
+    micro_batch: int
+    learning_rate: float
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the canonical JSON, defaults written out."""
+        return digest({"v": CANDIDATE_VERSION, **identity(self)})
+
+    @property
+    def shape_key(self) -> str:
+        """Equal for candidates of equal memory and speed: rates, alpha, schedule and length of training left out.
+
+        Dropout counts only as on or off: it stores a mask or it does not.
+        """
+        form = identity(self)
+        del form["learning_rate"]
+        form["adapter"]["alpha"] = None
+        form["adapter"]["dropout"] = self.adapter.dropout > 0
+        for name in ("epochs", "schedule", "warmup_ratio", "weight_decay"):
+            del form["recipe"][name]
+        return digest({"v": CANDIDATE_VERSION, **form})
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step."""
+        return -(-self.recipe.effective_batch // self.micro_batch)
+
+    def describe(self) -> str:
+        """Short and human: ``GradCP + AMP bfloat16 + LORA r=16 α=32 balanced, 4×4, lr 0.0002``."""
+        batch = f"{self.micro_batch}×{self.accumulation}" if self.accumulation > 1 else str(self.micro_batch)
+        return f"{self.level.describe()} + {self.adapter.describe()}, batch {batch}, lr {self.learning_rate:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one trial measured. ``None`` is "not measured", never zero.
+
+    Memory columns mean different things and are never mixed: ``peak_tensor_bytes`` live tensor storages
+    (an untimed step), ``peak_allocated_bytes`` / ``peak_reserved_bytes`` CUDA's caching allocator,
+    ``peak_device_bytes`` NVML for the trial's processes, ``peak_process_bytes`` growth of the host's
+    resident set over what the process inherited.
+    """
+
+    tokens_per_s: float | None = None
+    """Tokens that carry content (padding not counted) per second of optimizer steps."""
+    tokens_per_s_rel_halfwidth: float | None = None
+    """Half the 95 % interval of ``tokens_per_s``, as a share of it."""
+    samples_per_s: float | None = None
+    steps_per_s: float | None = None
+    step_s_mean: float | None = None
+    step_s_std: float | None = None
+    steps_measured: int = 0
+    measured_s: float = 0.0
+    """Wall time of the steps that were timed or trained: the useful part of a trial."""
+    peak_tensor_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    peak_process_bytes: int | None = None
+    trainable_params: int | None = None
+    total_params: int | None = None
+    heldout_loss: float | None = None
+    heldout_loss_se: float | None = None
+    heldout_rows: int | None = None
+    metric_name: str | None = None
+    metric_value: float | None = None
+    trained_tokens: int | None = None
+    train_losses: tuple[float, ...] = ()
+    """Training loss of each optimizer step. Never scores."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The peak that a limit is held against: the device's where there is one, else the host process's."""
+        for value in (self.peak_device_bytes, self.peak_reserved_bytes, self.peak_process_bytes):
+            if value is not None:
+                return value
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRequest:
+    """What the user asked for. Paths as written; everything else with defaults filled in."""
+
+    model: str
+    dataset: str
+    objective: Objective = Objective.BALANCED
+    weights: Weights | None = None
+    """Overrides the objective's weights."""
+    scoring: Scoring = Scoring.COMPARABLE
+    memory_limit_bytes: int | None = None
+    budget_s: float = 600.0
+    max_trials: int = 16
+    seed: int = 0
+    text_column: str | None = None
+    label_column: str | None = None
+    task: str | None = None
+    max_length: int | None = None
+    effective_batch: int = 16
+    epochs: float = 3.0
+    methods: tuple[Method, ...] = ()
+    """Restricts the search to these methods; empty means all."""
+
+    @property
+    def effective_weights(self) -> Weights:
+        """The user's weights, else the objective's."""
+        return self.weights or OBJECTIVE_WEIGHTS[self.objective]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyFacts:
+    """What the probes found for a study, with the recipe that was derived from it."""
+
+    hardware: HardwareProfile
+    model: ModelProfile
+    dataset: DatasetProfile
+    recipe: Recipe
+    tokens_path: str
+    train_rows: int
+    heldout_rows: int
+    truncated_rows: int
+    truncated_tokens_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One request and where it stands."""
+
+    id: str
+    request: StudyRequest
+    state: StudyState
+    created_at: datetime
+    updated_at: datetime
+    cancel_requested: bool = False
+    facts: StudyFacts | None = None
+    reason: str | None = None
+    """Why it failed, or why it ended early."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialPlan:
+    """A trial that the search wants to see run."""
+
+    candidate: Candidate
+    rung: Rung
+    replicate: int = 0
+    train_steps: int = 0
+    """Optimizer steps of a ``TRAIN`` trial; 0 for probes."""
+    reason: str = ""
+    """Why the search asked for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One run of a candidate at one rung, and where it stands."""
+
+    id: str
+    study_id: str
+    number: int
+    """1, 2, 3 … in the order of planning, per study."""
+    plan: TrialPlan
+    state: TrialState
+    attempts: int = 0
+    outcome: Outcome | None = None
+    reason: str | None = None
+    measurement: Measurement | None = None
+    log_tail: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    wall_s: float | None = None
+    """From launch to the last report, everything included."""
+
+    @property
+    def candidate(self) -> Candidate:
+        """The candidate that this trial runs."""
+        return self.plan.candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of a study's history, numbered without gaps."""
+
+    study_id: str
+    seq: int
+    kind: str
+    payload: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTrial:
+    """A trial's place in a ranking."""
+
+    trial_id: str
+    number: int
+    rank: int
+    score: float
+    parts: Mapping[str, float]
+    """Each between 0 and 1 (``speed``, ``memory``, ``quality``); the literal terms under classic scoring."""
+    on_pareto_front: bool
+    tied_with_best: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The chosen candidate with its evidence: a snapshot, stored once per finished study."""
+
+    study_id: str
+    trial_id: str
+    candidate: Candidate
+    evidence: Measurement
+    score: float
+    scoring: Scoring
+    weights: Weights
+    ranking: tuple[ScoredTrial, ...]
+    """Comparable trials, best first."""
+    reasons: tuple[str, ...]
+    """Sentences for people: why this one, what was ruled out, what was not measured."""
+    quality_measured: bool
+    wall_s: float
+    """Wall time from the study's first start to this recommendation, summed over its runs."""
+    measured_s: float
+    """Part of ``wall_s`` spent in steps that were timed or trained."""
+
+    @property
+    def overhead_share(self) -> float | None:
+        """Share of the wall time outside measured steps."""
+        return None if self.wall_s <= 0 else max(0.0, 1.0 - self.measured_s / self.wall_s)
+
+
+T = TypeVar("T")
+
+
+@cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """Validate plain JSON data into one of the frozen types.
+
+    Raises:
+        InputError: naming every field that is wrong, not only the first.
+    """
+    try:
+        return _adapter(kind).validate_python(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or kind.__name__}: {item['msg']} (got {item['input']!r:.80})"
+            for item in error.errors()
+        )
+        raise InputError(f"not a valid {kind.__name__}: {problems}") from error
+
+
+def to_json(value: Any) -> Any:
+    """A frozen type as plain JSON data: lists for tuples, strings for enumerations, ISO times."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def identity(value: Any) -> dict[str, Any]:
+    """Like :func:`to_json` for a dataclass, without the fields that are only for people."""
+    form: dict[str, Any] = to_json(value)
+    for item in dataclasses.fields(value):
+        if not item.metadata.get("identity", True):
+            del form[item.name]
+        elif dataclasses.is_dataclass(part := getattr(value, item.name)):
+            form[item.name] = identity(part)
+    return form
+
+
+def canonical_json(data: Any) -> str:
+    """JSON with sorted keys, no spaces, no NaN: equal data give equal text."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(data: Any) -> str:
+    """SHA-256 (hexadecimal) of the canonical JSON."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def derive_seed(study_seed: int, purpose: str, replicate: int = 0) -> int:
+    """A seed below 2**31 from SHA-256 of (study seed, purpose, replicate)."""
+    return int(digest([study_seed, purpose, replicate])[:8], 16) & 0x7FFFFFFF
+
+
+def environment_key(hardware: HardwareProfile) -> str:
+    """Equal where measurements may be shared: device models, driver, CPU and library versions."""
+    return digest(
+        {
+            "gpus": sorted(f"{gpu.name}|{gpu.total_bytes}|{gpu.driver_version}" for gpu in hardware.gpus),
+            "cpu": hardware.host.cpu_model,
+            "cores": hardware.host.logical_cores,
+            "platform": hardware.host.platform,
+            "python": hardware.host.python_version,
+            "libraries": dict(hardware.host.libraries),
+        }
+    )
+
+
+def measurement_key(facts: StudyFacts, candidate: Candidate) -> str:
+    """Identifies a measurement of speed and memory: structure + lengths + shape + environment."""
+    return digest(
+        {
+            "structure": facts.model.structure_sha256,
+            "lengths": to_json(facts.dataset.lengths) if facts.dataset.lengths else None,
+            "shape": candidate.shape_key,
+            "environment": environment_key(facts.hardware),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Facts about machine, model and data. Decides nothing."""

@@ -1,0 +1,1 @@
+"""Execution of candidates in processes of their own."""

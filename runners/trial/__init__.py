@@ -1,0 +1,1 @@
+"""The child process of a trial: loop, measurement, evaluation, report."""

@@ -1,0 +1,1 @@
+"""Memory: tables, every SQL statement, legal transitions."""
