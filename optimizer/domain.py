@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -148,7 +147,9 @@ class Adapter:
         where = self.target_set if self.target_set != "custom" else ",".join(self.targets)
         if self.method is Method.IA3:
             return f"IA3 {where}"
-        extras = "".join(f" {name}" for name, on in (("rsLoRA", self.use_rslora), ("DoRA", self.use_dora)) if on)
+        extras = "".join(
+            f" {name}" for name, on in (("rsLoRA", self.use_rslora), ("DoRA", self.use_dora)) if on
+        )
         return f"LORA r={self.rank} α={self.alpha:g}{extras} {where}"
 
 
@@ -156,7 +157,7 @@ class Adapter:
 class Level:
     """The settings around the adapter that trade memory for speed.
 
-    ``compute_dtype`` other than ``weight_dtype`` means automatic mixed precision (autocast).
+    Where weights, computing and adapter differ in dtype, automatic mixed precision (autocast) bridges them.
     """
 
     weight_dtype: str = "float32"
@@ -174,12 +175,15 @@ class Level:
     @property
     def amp(self) -> bool:
         """Automatic mixed precision is on."""
-        return self.compute_dtype != self.weight_dtype
+        return not self.weight_dtype == self.compute_dtype == self.adapter_dtype
 
     def describe(self) -> str:
         """Short and human: ``GradCP + AMP bfloat16``, ``float32``."""
         parts = ["GradCP"] if self.gradient_checkpointing else []
-        parts.append(f"AMP {self.compute_dtype}" if self.amp else self.compute_dtype)
+        if self.amp and self.weight_dtype == self.compute_dtype:
+            parts.append(f"{self.weight_dtype} weights")
+        else:
+            parts.append(f"AMP {self.compute_dtype}" if self.amp else self.compute_dtype)
         if self.quantization != "none":
             parts.append(self.quantization)
         return " + ".join(parts)
@@ -218,7 +222,7 @@ class Candidate:
 
     @property
     def shape_key(self) -> str:
-        """Equal for candidates of equal memory and speed: rates, alpha, schedule and length of training left out.
+        """Equal for candidates of equal memory and speed: rates, alpha, schedule and duration are left out.
 
         Dropout counts only as on or off: it stores a mask or it does not.
         """
@@ -238,7 +242,9 @@ class Candidate:
     def describe(self) -> str:
         """Short and human: ``GradCP + AMP bfloat16 + LORA r=16 α=32 balanced, 4×4, lr 0.0002``."""
         batch = f"{self.micro_batch}×{self.accumulation}" if self.accumulation > 1 else str(self.micro_batch)
-        return f"{self.level.describe()} + {self.adapter.describe()}, batch {batch}, lr {self.learning_rate:g}"
+        return (
+            f"{self.level.describe()} + {self.adapter.describe()}, batch {batch}, lr {self.learning_rate:g}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,14 +275,16 @@ class Measurement:
     peak_process_bytes: int | None = None
     trainable_params: int | None = None
     total_params: int | None = None
+    trainable_sha256: str | None = None
+    """Over names and shapes of what was trained; the exported script compares its own with it."""
     heldout_loss: float | None = None
     heldout_loss_se: float | None = None
     heldout_rows: int | None = None
     metric_name: str | None = None
     metric_value: float | None = None
     trained_tokens: int | None = None
-    train_losses: tuple[float, ...] = ()
-    """Training loss of each optimizer step. Never scores."""
+    train_losses: tuple[float | None, ...] = ()
+    """Training loss of each optimizer step, None where it was NaN or infinite. Never scores."""
 
     @property
     def memory_bytes(self) -> int | None:
@@ -325,6 +333,10 @@ class StudyFacts:
     dataset: DatasetProfile
     recipe: Recipe
     tokens_path: str
+    pad_id: int
+    """Token id that fills short rows up."""
+    heldout_share: float
+    """Share of rows held out, decided per row by a hash of its text and the study's seed."""
     train_rows: int
     heldout_rows: int
     truncated_rows: int
@@ -440,9 +452,14 @@ class Recommendation:
 T = TypeVar("T")
 
 
-@cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Building one costs milliseconds, so each is kept."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def from_json(kind: type[T], data: Any) -> T:
@@ -452,13 +469,14 @@ def from_json(kind: type[T], data: Any) -> T:
         InputError: naming every field that is wrong, not only the first.
     """
     try:
-        return _adapter(kind).validate_python(data)
+        validated: T = _adapter(kind).validate_python(data)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or kind.__name__}: {item['msg']} (got {item['input']!r:.80})"
             for item in error.errors()
         )
         raise InputError(f"not a valid {kind.__name__}: {problems}") from error
+    return validated
 
 
 def to_json(value: Any) -> Any:

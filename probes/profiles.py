@@ -74,7 +74,8 @@ class ModuleProfile:
     kind: str
     """``linear``, ``conv1d`` (GPT-2's transposed linear), ``embedding``, …"""
     role: str
-    """``query``, ``key``, ``value``, ``attention_output``, ``mlp_in``, ``mlp_gate``, ``mlp_out``, ``head``, ``other``."""
+    """``query``, ``key``, ``value``, ``qkv`` (those three fused), ``attention_output``, ``mlp_in``,
+    ``mlp_gate``, ``mlp_out``, ``head`` or ``other``."""
     in_features: int
     out_features: int
     parameters: int
