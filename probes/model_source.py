@@ -1,0 +1,263 @@
+"""A model's folder: found or downloaded, checked to be safe to load, the headers of its weights read.
+
+Safe means: no pickle, no code of its own, nothing outside the allowed roots. Imports no torch. Knows
+nothing of what the tensors are for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ModelError
+from .paths import nearest_names, require_inside, resolve_path
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""What is fetched from the hub: weights, configuration, the tokenizer's files."""
+NOT_DOWNLOADED = ("consolidated*", "original/*", "onnx/*")
+"""Second copies of the weights in other layouts."""
+MAX_JSON_BYTES = 100_000_000
+"""The safetensors format's own limit for a header, held for all JSON of a model."""
+
+_HUB_ID = re.compile(r"[a-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModel:
+    """A model folder that passed the checks."""
+
+    source: str
+    """What the user wrote."""
+    path: Path
+    revision: str | None
+    """Commit on the hub, None for a local folder."""
+
+
+class TensorHeader(NamedTuple):
+    """What a weight file says about one tensor."""
+
+    dtype: str
+    """As the format spells it: ``F32``, ``BF16``, ``I64``, …"""
+    shape: tuple[int, ...]
+    stored_bytes: int
+
+
+def resolve_model(
+    source: str, *, allowed_roots: Sequence[Path] | None, allow_remote_code: bool = False
+) -> ResolvedModel:
+    """Find a model and check that it is safe to load.
+
+    Args:
+        source: a folder, else a hub id ``org/name``. The latter is downloaded into the hub's cache, or only
+            looked up there under ``HF_HUB_OFFLINE=1``; the cache need not lie inside the roots.
+        allowed_roots: folders that a local model must lie in; None allows every path.
+        allow_remote_code: accept a model that names Python code of its own.
+
+    Raises:
+        InputError: no file system can have this path.
+        PathNotAllowed: the folder, or a file that it links to, lies outside the roots.
+        ModelError: there is no such model, or it is unsafe or incomplete.
+    """
+    if is_hub_id(source):
+        path = _download(source)
+        revision = path.name
+    else:
+        path = resolve_path(source, allowed_roots)
+        revision = None
+        for file in _folder_files(path):
+            if allowed_roots is not None:
+                require_inside(file, allowed_roots)
+    _check_weights(path, _check_configuration(path, allow_remote_code=allow_remote_code))
+    return ResolvedModel(source=source, path=path, revision=revision)
+
+
+def is_hub_id(source: str) -> bool:
+    """``source`` has the form ``org/name``, and is no relative path: no folder here is called ``org``."""
+    return _HUB_ID.fullmatch(source) is not None and not Path(source).parent.is_dir()
+
+
+def weight_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Return the header of every tensor in a model folder, from its one weight file or all its shards.
+
+    Raises:
+        ModelError: a file is missing, cut short or corrupt.
+    """
+    headers: dict[str, TensorHeader] = {}
+    for file in _weight_files(folder):
+        try:
+            headers |= _file_headers(file)
+        except OSError as error:
+            raise ModelError(
+                f"weight file {file} cannot be read ({error.strerror})",
+                next_step="check that all files of the model are there",
+            ) from None
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"weight file {file} is corrupt ({error})", next_step="download or save the model again"
+            ) from None
+    return headers
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in one of a model's files.
+
+    Raises:
+        ModelError: it is missing, unreadable, too large, or holds something else.
+    """
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON {type(content).__name__}, not an object")
+    except OSError as error:
+        cause = error.strerror
+    except (RecursionError, ValueError) as error:
+        cause = str(error)
+    else:
+        return content
+    raise ModelError(f"{file} cannot be read ({cause})", next_step="download or save the model again")
+
+
+def _download(source: str) -> Path:
+    """The folder of a hub model's newest commit, which is named after the commit."""
+    # Imported here because it takes longer than all the rest, and most models are local folders.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(source, allow_patterns=[*DOWNLOADED], ignore_patterns=[*NOT_DOWNLOADED])
+        )
+    except GatedRepoError:
+        cause = "the hub gives it only to accounts that accepted its terms"
+        next_step = "accept them on its page, then run `hf auth login`"
+    except RepositoryNotFoundError:
+        cause = "there is neither such a folder here nor such a model on the hub, or it is private"
+        next_step = "check the spelling, or run `hf auth login` for a private model"
+    except LocalEntryNotFoundError:
+        cause = "there is no such folder here, it is not in the hub's cache, and the hub cannot be reached"
+        next_step = f"run `hf download {source}` where there is a network, or name a local folder"
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = f"the download failed: {error}"
+        next_step = "try again, or name a local folder"
+    raise ModelError(f"model {source}: {cause}", next_step=next_step)
+
+
+def _folder_files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise ModelError(
+            f"model folder {path} does not exist",
+            next_step=nearest_names(path)
+            or "name a folder with config.json and weights, or a hub id org/name",
+        )
+    if not path.is_dir():
+        raise ModelError(f"model {path} is a file", next_step=f"name its folder: {path.parent}")
+    try:
+        return list(path.iterdir())
+    except OSError as error:
+        raise ModelError(
+            f"model folder {path} cannot be read ({error.strerror})", next_step="check its permissions"
+        ) from None
+
+
+def _check_configuration(path: Path, *, allow_remote_code: bool) -> dict[str, Any]:
+    """Return the content of config.json."""
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise ModelError(
+            f"{path} holds a PEFT adapter, not a model", next_step="name the adapter's base model"
+        )
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"model folder {path} has no config.json", next_step="name the folder that save_pretrained wrote"
+        )
+    config = read_json_object(path / "config.json")
+    for name in ("config.json", "tokenizer_config.json"):
+        if not allow_remote_code and (path / name).is_file() and "auto_map" in read_json_object(path / name):
+            raise ModelError(
+                f"model {path} brings Python code of its own (auto_map in {name}), which is refused",
+                next_step="choose a model that needs none, or have the operator allow it",
+            )
+    return config
+
+
+def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
+    if (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file():
+        return
+    pickles = [file.name for file in sorted(path.iterdir()) if file.suffix in PICKLE_SUFFIXES]
+    if not pickles:
+        raise ModelError(
+            f"model folder {path} has neither {SINGLE_FILE} nor {INDEX_FILE}",
+            next_step="name a folder with weights in the safetensors format, as save_pretrained writes them",
+        )
+    raise ModelError(
+        f"model {path} has its weights in pickle files only ({', '.join(pickles)}), which can run any code",
+        next_step=f"convert it where you trust it, then copy the rest: {_conversion_command(path, config)}",
+    )
+
+
+def _conversion_command(path: Path, config: Mapping[str, Any]) -> str:
+    """A shell command that saves the model's weights as safetensors beside it."""
+    # The name goes into a command that people will run: nothing but a class name may get there.
+    match config.get("architectures"):
+        case [str(name), *_] if name.isidentifier():
+            model_class = name
+        case _:
+            model_class = "AutoModel"
+    pickled, converted = (
+        json.dumps(f"{path}{suffix}", ensure_ascii=False) for suffix in ("", "-safetensors")
+    )
+    code = (
+        f"from transformers import {model_class} as Model; "
+        f"Model.from_pretrained({pickled}).save_pretrained({converted})"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    index = folder / INDEX_FILE
+    shards = read_json_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ModelError(f"{index} has no weight_map", next_step="download or save the model again")
+    names = sorted(set(shards.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"{index} names {name!r}, which is no file beside it", next_step="do not use it")
+    return [folder / name for name in names]
+
+
+def _file_headers(file: Path) -> dict[str, TensorHeader]:
+    """Parse one header: its length in 8 bytes (little-endian), then JSON, then the tensors' bytes.
+
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    with file.open("rb") as opened:
+        data_bytes = file.stat().st_size - 8
+        header_bytes = int.from_bytes(opened.read(8), "little")
+        if header_bytes > min(data_bytes, MAX_JSON_BYTES):
+            raise ValueError(f"a header of {header_bytes} bytes in a file of {data_bytes + 8}")
+        header = json.loads(opened.read(header_bytes))
+    if not isinstance(header, dict):
+        raise ValueError("the header is no JSON object")
+    header.pop("__metadata__", None)
+    return {name: _tensor_header(name, entry, data_bytes - header_bytes) for name, entry in header.items()}
+
+
+def _tensor_header(name: str, entry: dict[str, Any], data_bytes: int) -> TensorHeader:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(isinstance(size, int) and size >= 0 for size in (begin, end, *shape)) or begin > end:
+        raise ValueError(f"tensor {name} has the offsets {begin}, {end} and the shape {shape}")
+    if end > data_bytes:
+        raise ValueError(f"cut short: tensor {name} ends at byte {end} of {data_bytes}")
+    return TensorHeader(str(entry["dtype"]), shape, end - begin)

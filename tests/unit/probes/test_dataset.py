@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rankwise.errors import DatasetError, InputError, PathNotAllowed
+from rankwise.probes import dataset
+from rankwise.probes.dataset import (
+    LengthSample,
+    check_dataset,
+    length_profile,
+    profile_dataset,
+    resolve_dataset,
+)
+from rankwise.probes.profiles import DatasetProfile, TaskKind
+
+REVIEWS = "id,text,label\n1,a good film,pos\n2,a bad film,neg\n3,a good film,pos\n4,,neg\n5,no label, \n"
+
+
+def write(folder: Path, content: str | bytes, name: str = "a.csv") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def profile(path: Path, **chosen: str | None) -> DatasetProfile:
+    return profile_dataset(path, source="as written", **chosen)
+
+
+def test_a_labelled_csv_is_profiled(tmp_path: Path) -> None:
+    path = write(tmp_path, REVIEWS)
+    found = profile(path)
+    assert found.source == "as written"
+    assert found.path == str(path)
+    assert found.sha256 == hashlib.sha256(REVIEWS.encode()).hexdigest()
+    assert (found.format, found.size_bytes) == ("csv", len(REVIEWS))
+    assert (found.rows, found.usable_rows, found.duplicate_rows) == (5, 3, 1)
+    assert found.columns == ("id", "text", "label")
+    assert found.task.kind is TaskKind.TEXT_CLASSIFICATION
+    assert (found.task.text_column, found.task.label_column) == ("text", "label")
+    assert found.task.labels == ("neg", "pos")
+    assert found.label_counts == {"neg": 1, "pos": 2}
+    assert found.task.reason == "column 'label' is named like a label and has 2 distinct values"
+    assert found.lengths is None
+
+
+def test_json_lines_without_a_label_are_learnt_as_text(tmp_path: Path) -> None:
+    lines = '{"prompt": "tell me"}\n{"prompt": "", "n": 1}\n{"n": 2}\n{"prompt": "go on", "late": "x"}\n'
+    found = profile(write(tmp_path, lines, "a.ndjson"))
+    assert (found.format, found.rows, found.usable_rows) == ("jsonl", 4, 2)
+    assert found.columns == ("prompt", "n", "late")
+    assert found.task.kind is TaskKind.CAUSAL_LM
+    assert (found.task.text_column, found.task.label_column, found.task.labels) == ("prompt", None, ())
+    assert found.label_counts == {}
+    assert "no column looks like a label" in found.task.reason
+
+
+def test_labels_far_down_the_file_count(tmp_path: Path) -> None:
+    sorted_rows = [f"film {n},{int(n >= 1500)}" for n in range(3000)]
+    found = profile(write(tmp_path, "\n".join(["text,verdict", *sorted_rows])))
+    assert found.label_counts == {"0": 1500, "1": 1500}
+
+
+def test_the_users_choices_win(tmp_path: Path) -> None:
+    path = write(tmp_path, REVIEWS)
+    assert profile(path, task="causal-lm").task.kind is TaskKind.CAUSAL_LM
+    assert profile(path, task="causal-lm").usable_rows == 4
+    chosen = profile(path, text_column="label", label_column="text", task="text-classification").task
+    assert (chosen.text_column, chosen.label_column) == ("label", "text")
+    assert chosen.labels == ("a bad film", "a good film")
+
+
+@pytest.mark.parametrize(
+    ("content", "chosen", "message", "next_step"),
+    [
+        (
+            REVIEWS,
+            {"label_column": "lable"},
+            "no column 'lable' (it has: id, text, label)",
+            "--label-column label",
+        ),
+        (REVIEWS, {"text_column": "texts"}, "no column 'texts'", "--text-column text"),
+        (REVIEWS, {"text_column": "label", "label_column": "label"}, "text and label at once", "another"),
+        (
+            REVIEWS,
+            {"label_column": "id"},
+            "label column 'id' is a different number in most rows",
+            "causal-lm",
+        ),
+        (REVIEWS, {"task": "regression"}, "no task 'regression'", "text-classification, causal-lm"),
+        (REVIEWS, {"task": "causal-lm", "label_column": "label"}, "learns no label", "leave one"),
+        (
+            "text,n\na film,1\n",
+            {"task": "text-classification"},
+            "no column looks like a label",
+            "--label-column",
+        ),
+        ("text,label\na,1\nb,1\n", {}, "'label' has the same value '1' in every row", "causal-lm"),
+        ("text,label\na,0.5\nb,0.25\nc,0.75\n", {}, "different number in most rows", "causal-lm"),
+        ("text,label\n", {}, "no rows", "add rows"),
+        ("a,b\n1,2\n", {}, "no column holds text (it has: a, b)", "--text-column"),
+        ("text,x\n,1\n ,2\n", {"text_column": "text"}, "'text' is empty in all 2 rows", "--text-column"),
+        ("text,label\na,1\nb\n", {}, "dataset a.csv, line 3: 1 cells", "correct or remove"),
+        (b"text\na\n\xff\n", {}, "dataset a.csv, line 3: byte 1", "correct or remove"),
+        (",".join(map(str, range(1001))) + "\n", {}, "no rows", "add rows"),
+        (",".join(map(str, range(1001))) + "\n" + "x," * 1000 + "\n", {}, "more than 1000 columns", "keep"),
+        ("", {}, "is empty", "has rows"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused_with_a_way_out(
+    tmp_path: Path, content: str | bytes, chosen: dict[str, str], message: str, next_step: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        profile(write(tmp_path, content), **chosen)
+    assert message in caught.value.message
+    assert next_step in caught.value.next_step
+
+
+def test_nested_cells_are_no_text(tmp_path: Path) -> None:
+    deep = '{"text": ' + "[" * 500 + "]" * 500 + "}\n"
+    path = write(tmp_path, '{"text": "a"}\n' + deep, "a.jsonl")
+    with pytest.raises(DatasetError, match="no column holds text"):
+        profile(path)
+    with pytest.raises(DatasetError, match="holds a list or an object in row 2"):
+        profile(path, text_column="text")
+
+
+def test_the_quick_check_reads_only_the_first_rows(tmp_path: Path) -> None:
+    path = write(tmp_path, "text,label\n" + "a,1\n" * dataset.HEAD_ROWS + "broken\n")
+    assert check_dataset(path) == "text"
+    with pytest.raises(DatasetError, match="line 1002"):
+        profile(path)
+
+
+def test_duplicates_are_unknown_where_they_would_take_too_much_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "MAX_DISTINCT_TEXTS", 3)
+    assert profile(write(tmp_path, "text\na\nb\na\na\nb\n")).duplicate_rows == 3
+    assert profile(write(tmp_path, "text\na\nb\nc\nd\na\n")).duplicate_rows is None
+
+
+def test_only_regular_files_of_known_formats_are_taken(tmp_path: Path) -> None:
+    write(tmp_path, "text\na\n", "reviews.csv")
+    write(tmp_path, "x", "reviews.parquet")
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name, message, next_step in [
+        ("revews.csv", "does not exist", "reviews.csv"),
+        ("reviews.parquet", "unsupported extension '.parquet'", ".csv, .tsv, .jsonl, .ndjson, .json"),
+        (".", "is a folder", "name one file"),
+        ("pipe.csv", "not a regular file", "copy"),
+    ]:
+        with pytest.raises(DatasetError) as caught:
+            resolve_dataset(str(tmp_path / name), allowed_roots=None)
+        assert message in caught.value.message
+        assert next_step in caught.value.next_step
+
+
+def test_datasets_lie_inside_the_allowed_roots(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    outside = write(tmp_path, "text\na\n", "secret.csv")
+    inside = write(tmp_path / "in", "text\na\n")
+    (tmp_path / "in" / "link.csv").symlink_to(outside)
+    assert resolve_dataset(str(inside), allowed_roots=[tmp_path / "in"]) == inside
+    for path in (outside, tmp_path / "in" / "link.csv", tmp_path / "in" / ".." / "secrets.csv"):
+        with pytest.raises(PathNotAllowed) as caught:
+            resolve_dataset(str(path), allowed_roots=[tmp_path / "in"])
+        assert "did you mean" not in str(caught.value)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["a.csv", "a.jsonl"]),
+    st.binary(max_size=200)
+    | st.lists(st.text(alphabet='ab1,;"\n\t{}[]:.\\é', max_size=30)).map(
+        lambda lines: "\n".join(lines).encode()
+    )
+    | st.lists(
+        st.fixed_dictionaries({"text": st.text(), "label": st.integers(0, 2) | st.none() | st.text()})
+    ).map(
+        lambda rows: "\n".join(str(row).replace("'", '"') for row in rows).encode("utf-8", "surrogatepass")
+    ),
+)
+def test_any_bytes_give_a_profile_or_a_dataset_error(tmp_path: Path, name: str, content: bytes) -> None:
+    path = write(tmp_path, content, name)
+    try:
+        found = profile(path)
+    except DatasetError:
+        return
+    assert 0 < found.usable_rows <= found.rows
+    assert set(found.label_counts) == set(found.task.labels)
+
+
+def test_a_sample_that_holds_everything_is_complete_and_in_order() -> None:
+    sample = LengthSample(0, capacity=3, longest=2)
+    for text in ("a", "ccc", "bb"):
+        sample.add(text)
+    assert sample.sampled == ["a", "ccc", "bb"]
+    assert sample.longest == ["ccc", "bb"]
+    assert sample.is_complete
+
+
+def test_a_sample_is_uniform_seeded_and_keeps_the_longest() -> None:
+    def drawn(seed: int) -> LengthSample:
+        sample = LengthSample(seed, capacity=500, longest=3)
+        for n in range(10_000):
+            sample.add("x" * 50_000 if n == 7_777 else str(n))
+        return sample
+
+    first = drawn(1)
+    assert not first.is_complete
+    assert len(first.sampled) == 500
+    assert first.sampled == drawn(1).sampled != drawn(2).sampled
+    assert [len(text) for text in first.longest] == [50_000, 4, 4]
+    positions = [int(text) for text in first.sampled if len(text) < 10]
+    # Mean 5000, standard error 10000/sqrt(12·500) ≈ 129.
+    assert abs(sum(positions) / len(positions) - 5000) < 5 * 129
+
+
+def test_lengths_are_summarised_by_nearest_rank() -> None:
+    lengths = list(range(1, 101))
+    random.Random(0).shuffle(lengths)
+    found = length_profile(lengths, estimated=True, longest=[40, 250])
+    assert (found.p50, found.p90, found.p99, found.max) == (50, 90, 99, 250)
+    assert (found.mean, found.rows_measured, found.estimated) == (50.5, 100, True)
+    only = length_profile([7], estimated=False)
+    assert (only.p50, only.p99, only.max) == (7, 7, 7)
