@@ -1,0 +1,111 @@
+"""The events that the store itself appends, each in the transaction of the change that it tells of.
+
+    study.created           model, dataset, objective, budget_s, max_trials
+    study.running           claimed; again whenever a new supervisor takes the study over
+    study.released          back in the queue: its supervisor is shutting down
+    study.cancel_requested  the supervisor will act on it
+    study.facts             parameters, train_rows, heldout_rows, max_length
+    study.finished          state, reason; score and trial_id of the recommendation, if there is one
+    trial.planned           number, rung, candidate in words, reason
+    trial.running           number, attempt, devices
+    trial.lost              number, attempt, reason; the trial is back in the queue
+    trial.finished          number, attempt, outcome, reason, wall_s and the figures that people follow
+
+Every ``trial.*`` payload has ``trial_id``. Payloads hold ids, figures and short texts: whoever wants more
+reads the study or trial. Supervisors append kinds of their own. Knows nothing about how events are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from ..optimizer.domain import Recommendation, Study, StudyFacts, StudyRequest, Trial
+
+
+class EventKind(StrEnum):
+    """The kinds listed above."""
+
+    STUDY_CREATED = "study.created"
+    STUDY_RUNNING = "study.running"
+    STUDY_RELEASED = "study.released"
+    STUDY_CANCEL_REQUESTED = "study.cancel_requested"
+    STUDY_FACTS = "study.facts"
+    STUDY_FINISHED = "study.finished"
+    TRIAL_PLANNED = "trial.planned"
+    TRIAL_RUNNING = "trial.running"
+    TRIAL_LOST = "trial.lost"
+    TRIAL_FINISHED = "trial.finished"
+
+
+Payload = Mapping[str, Any]
+
+
+def study_created(request: StudyRequest) -> Payload:
+    """What was asked for."""
+    return {
+        "model": request.model,
+        "dataset": request.dataset,
+        "objective": request.objective,
+        "budget_s": request.budget_s,
+        "max_trials": request.max_trials,
+    }
+
+
+def study_facts(facts: StudyFacts) -> Payload:
+    """What was found."""
+    return {
+        "parameters": facts.model.parameters,
+        "train_rows": facts.train_rows,
+        "heldout_rows": facts.heldout_rows,
+        "max_length": facts.recipe.max_length,
+    }
+
+
+def study_finished(study: Study, recommendation: Recommendation | None) -> Payload:
+    """How it ended."""
+    chosen = {"trial_id": recommendation.trial_id, "score": recommendation.score} if recommendation else {}
+    return {"state": study.state, "reason": study.reason, **chosen}
+
+
+def trial_planned(trial: Trial) -> Payload:
+    """What will be tried, and why."""
+    return {
+        "trial_id": trial.id,
+        "number": trial.number,
+        "rung": trial.plan.rung,
+        "candidate": trial.candidate.describe(),
+        "reason": trial.plan.reason,
+    }
+
+
+def trial_running(trial: Trial, devices: Sequence[str]) -> Payload:
+    """Where it runs."""
+    return {
+        "trial_id": trial.id,
+        "number": trial.number,
+        "attempt": trial.attempts,
+        "devices": list(devices),
+    }
+
+
+def trial_lost(trial: Trial) -> Payload:
+    """Why an attempt came to nothing."""
+    return {"trial_id": trial.id, "number": trial.number, "attempt": trial.attempts, "reason": trial.reason}
+
+
+def trial_finished(trial: Trial) -> Payload:
+    """How it ended, with what was measured."""
+    measured = trial.measurement
+    return {
+        "trial_id": trial.id,
+        "number": trial.number,
+        "attempt": trial.attempts,
+        "outcome": trial.outcome,
+        "reason": trial.reason,
+        "wall_s": trial.wall_s,
+        "tokens_per_s": measured.tokens_per_s if measured else None,
+        "memory_bytes": measured.memory_bytes if measured else None,
+        "heldout_loss": measured.heldout_loss if measured else None,
+    }

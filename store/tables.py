@@ -1,0 +1,204 @@
+"""The tables, private to the store: integer keys inside, ULIDs for the world, JSON documents of frozen types.
+
+Constraints make illegal rows impossible whoever writes them. All are named, because a migration can only
+change what has a name. Knows nothing about transitions (see ``transitions.py``) or statements.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Enum,
+    Index,
+    MetaData,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import registry
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+from ..optimizer.domain import Outcome, Rung, StudyState, TrialState
+
+NAMING_CONVENTION = {
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware datetimes in UTC, on databases that forget the zone too."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Convert to UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Put the zone back."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _choice(kind: type[StrEnum], name: str, *, nullable: bool = False) -> Column[Any]:
+    """A column of an enumeration's values, with the CHECK that admits no others."""
+    choices = Enum(
+        kind,
+        name=name,
+        native_enum=False,
+        create_constraint=True,
+        length=16,
+        values_callable=lambda kind: [member.value for member in kind],
+    )
+    return Column(choices, nullable=nullable)
+
+
+def _document(*, nullable: bool = False) -> Column[Any]:
+    """A column of JSON data, where None is SQL's NULL."""
+    return Column(JSON(none_as_null=True), nullable=nullable)
+
+
+def _moment(*, nullable: bool = False) -> Column[Any]:
+    return Column(UtcDateTime(), nullable=nullable)
+
+
+class Row(SQLModel, registry=registry(metadata=MetaData(naming_convention=NAMING_CONVENTION))):
+    """Base of all tables, with metadata of its own: programs that import rankwise may use SQLModel too."""
+
+
+class StudyRow(Row, table=True):
+    """One study."""
+
+    __tablename__ = "study"
+    __table_args__ = (
+        CheckConstraint("wall_s >= 0 AND measured_s >= 0", name="times"),
+        CheckConstraint("last_event >= 0", name="last_event"),
+    )
+
+    id: int = Field(default=None, primary_key=True)
+    ulid: str = Field(unique=True, max_length=26)
+    request: dict[str, Any] = Field(sa_column=_document())
+    state: StudyState = Field(sa_column=_choice(StudyState, "state"))
+    cancel_requested: bool = False
+    facts: dict[str, Any] | None = Field(default=None, sa_column=_document(nullable=True))
+    reason: str | None = None
+    wall_s: float = 0.0
+    measured_s: float = 0.0
+    last_event: int = 0
+    """The last number given to an event; counting here numbers them without gaps."""
+    created_at: datetime = Field(sa_column=_moment())
+    updated_at: datetime = Field(sa_column=_moment())
+
+
+class TrialRow(Row, table=True):
+    """One trial."""
+
+    __tablename__ = "trial"
+    __table_args__ = (
+        UniqueConstraint("study_id", "number"),
+        UniqueConstraint("study_id", "candidate_id", "rung", "replicate", "train_steps"),
+        CheckConstraint(
+            "number >= 1 AND replicate >= 0 AND train_steps >= 0 AND attempts >= 0", name="counts"
+        ),
+        CheckConstraint("wall_s >= 0", name="times"),
+        CheckConstraint("(state = 'finished') = (outcome IS NOT NULL)", name="finished_outcome"),
+        CheckConstraint("(state = 'finished') = (finished_at IS NOT NULL)", name="finished_at"),
+        CheckConstraint("state <> 'running' OR attempts >= 1", name="attempted"),
+    )
+
+    id: int = Field(default=None, primary_key=True)
+    ulid: str = Field(unique=True, max_length=26)
+    study_id: int = Field(foreign_key="study.id")
+    number: int
+    candidate_id: str = Field(max_length=64)
+    rung: Rung = Field(sa_column=_choice(Rung, "rung"))
+    replicate: int
+    train_steps: int
+    plan: dict[str, Any] = Field(sa_column=_document())
+    state: TrialState = Field(sa_column=_choice(TrialState, "state"))
+    attempts: int = 0
+    outcome: Outcome | None = Field(default=None, sa_column=_choice(Outcome, "outcome", nullable=True))
+    reason: str | None = None
+    measurement: dict[str, Any] | None = Field(default=None, sa_column=_document(nullable=True))
+    log_tail: str | None = None
+    started_at: datetime | None = Field(default=None, sa_column=_moment(nullable=True))
+    finished_at: datetime | None = Field(default=None, sa_column=_moment(nullable=True))
+    wall_s: float | None = None
+
+
+class AttemptRow(Row, table=True):
+    """One try at a trial. Live while it has no outcome; a trial has one live attempt at most."""
+
+    __tablename__ = "attempt"
+    __table_args__ = (
+        UniqueConstraint("trial_id", "number"),
+        Index(
+            "uq_attempt_live",
+            "trial_id",
+            unique=True,
+            sqlite_where=text("outcome IS NULL"),
+            postgresql_where=text("outcome IS NULL"),
+        ),
+        CheckConstraint("number >= 1", name="number"),
+        CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended"),
+        {"sqlite_autoincrement": True},
+    )
+
+    fence: int = Field(default=None, primary_key=True)
+    """Grows from attempt to attempt and is never given twice, so the key is the fencing token."""
+    trial_id: int = Field(foreign_key="trial.id")
+    number: int
+    worker: str
+    boot_id: str
+    lease_until: float
+    """Seconds since the boot ``boot_id``."""
+    started_at: datetime = Field(sa_column=_moment())
+    ended_at: datetime | None = Field(default=None, sa_column=_moment(nullable=True))
+    outcome: Outcome | None = Field(default=None, sa_column=_choice(Outcome, "outcome", nullable=True))
+    reason: str | None = None
+
+
+class DeviceLeaseRow(Row, table=True):
+    """A device in use. The row goes when the attempt ends."""
+
+    __tablename__ = "device_lease"
+
+    device: str = Field(primary_key=True)
+    fence: int = Field(foreign_key="attempt.fence", index=True)
+
+
+class EventRow(Row, table=True):
+    """One line of a study's history."""
+
+    __tablename__ = "event"
+    __table_args__ = (CheckConstraint("seq >= 1", name="seq"),)
+
+    study_id: int = Field(foreign_key="study.id", primary_key=True)
+    seq: int = Field(primary_key=True)
+    kind: str
+    payload: dict[str, Any] = Field(sa_column=_document())
+    created_at: datetime = Field(sa_column=_moment())
+
+
+class RecommendationRow(Row, table=True):
+    """What a succeeded study recommends."""
+
+    __tablename__ = "recommendation"
+
+    study_id: int = Field(foreign_key="study.id", primary_key=True)
+    snapshot: dict[str, Any] = Field(sa_column=_document())
+    created_at: datetime = Field(sa_column=_moment())

@@ -1,0 +1,301 @@
+"""A transaction that writes: the steps that the store's methods are made of.
+
+Whatever changes a study, its trials or its events locks the study's row before it reads what the change
+depends on; numbers then have no gaps and flags no races. On SQLite, which ignores FOR UPDATE, BEGIN
+IMMEDIATE has locked everything already. Knows nothing about connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from sqlmodel import col
+from ulid import ULID
+
+from ..errors import Conflict, NotFound, StaleFence
+from ..optimizer.domain import (
+    Measurement,
+    Outcome,
+    Recommendation,
+    StudyState,
+    Trial,
+    TrialPlan,
+    TrialState,
+)
+from . import events
+from .events import EventKind
+from .mapping import document, study_of, trial_of, without_nan
+from .tables import AttemptRow, DeviceLeaseRow, EventRow, RecommendationRow, StudyRow, TrialRow
+from .transitions import MAX_ATTEMPTS, STUDY_SOURCES, TRIAL_SOURCES
+
+
+def new_id() -> str:
+    """A ULID: sorts by time, says nothing about how many there are."""
+    return str(ULID())
+
+
+def find_study(session: Session, study_id: str) -> StudyRow:
+    """The study's row.
+
+    Raises:
+        NotFound: no study has this id.
+    """
+    return _one_study(session, _study(study_id), f"there is no study {study_id}")
+
+
+def stale(fence: int) -> StaleFence:
+    """The error for a write that comes too late."""
+    return StaleFence(f"attempt {fence} has ended, or was never begun")
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A session whose transaction may write, with the moment that it notes everywhere."""
+
+    session: Session
+    now: datetime
+
+    def lock_study(self, study_id: str) -> StudyRow:
+        """The study's row, locked.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        return _one_study(self.session, _locking(_study(study_id)), f"there is no study {study_id}")
+
+    def lock_study_of_trial(self, trial_id: str) -> StudyRow:
+        """The row of the study that a trial belongs to, locked.
+
+        Raises:
+            NotFound: no trial has this id.
+        """
+        query = select(StudyRow).join(TrialRow).where(col(TrialRow.ulid) == trial_id)
+        return _one_study(self.session, _locking(query), f"there is no trial {trial_id}")
+
+    def append_event(self, study: StudyRow, kind: str, payload: Mapping[str, Any] | None = None) -> EventRow:
+        """Number an event of a locked study and add it."""
+        study.last_event += 1
+        study.updated_at = self.now
+        row = EventRow(
+            study_id=study.id,
+            seq=study.last_event,
+            kind=kind,
+            payload=without_nan(dict(payload or {})),
+            created_at=self.now,
+        )
+        self.session.add(row)
+        return row
+
+    def move_study(self, study: StudyRow, target: StudyState) -> None:
+        """Change the state of a locked study.
+
+        Raises:
+            Conflict: ``transitions.py`` forbids it, or one of its trials is running.
+        """
+        running = select(col(TrialRow.number)).where(
+            col(TrialRow.study_id) == study.id, col(TrialRow.state) == TrialState.RUNNING
+        )
+        if (number := self.session.scalars(running).first()) is not None:
+            raise _conflict(study, f"its trial {number} still runs")
+        move = (
+            update(StudyRow)
+            .where(col(StudyRow.id) == study.id, col(StudyRow.state).in_(STUDY_SOURCES[target]))
+            .values(state=target)
+            .returning(col(StudyRow.id))
+        )
+        if self.session.scalars(move).one_or_none() is None:
+            raise _conflict(study, f"it cannot become {target}")
+
+    def end_study(
+        self,
+        study: StudyRow,
+        state: StudyState,
+        reason: str | None,
+        recommendation: Recommendation | None = None,
+    ) -> None:
+        """Take a locked study to a final state: its queued trials are cancelled, its recommendation is kept.
+
+        Raises:
+            Conflict: as :meth:`move_study`.
+        """
+        self.move_study(study, state)
+        study.reason = reason
+        drop = (
+            update(TrialRow)
+            .where(col(TrialRow.study_id) == study.id, col(TrialRow.state) == TrialState.QUEUED)
+            .values(
+                state=TrialState.FINISHED,
+                outcome=Outcome.CANCELLED,
+                reason="its study ended before its turn came",
+                finished_at=self.now,
+            )
+            .returning(TrialRow)
+        )
+        for row in self.session.scalars(drop).all():
+            trial = trial_of(row, study.ulid)
+            self.append_event(study, EventKind.TRIAL_FINISHED, events.trial_finished(trial))
+        if recommendation is not None:
+            snapshot = document(recommendation)
+            self.session.add(RecommendationRow(study_id=study.id, snapshot=snapshot, created_at=self.now))
+        self.append_event(
+            study, EventKind.STUDY_FINISHED, events.study_finished(study_of(study), recommendation)
+        )
+
+    def plan_trial(self, study: StudyRow, plan: TrialPlan) -> Trial:
+        """The trial of this plan; a locked, running study is given it where it has none yet.
+
+        Raises:
+            Conflict: it has none and is not running.
+        """
+        of_study = col(TrialRow.study_id) == study.id
+        candidate_id = plan.candidate.id
+        existing = select(TrialRow).where(
+            of_study,
+            col(TrialRow.candidate_id) == candidate_id,
+            col(TrialRow.rung) == plan.rung,
+            col(TrialRow.replicate) == plan.replicate,
+            col(TrialRow.train_steps) == plan.train_steps,
+        )
+        if row := self.session.scalars(existing).one_or_none():
+            return trial_of(row, study.ulid)
+        require_running(study)
+        last_number = self.session.scalars(select(func.max(TrialRow.number)).where(of_study)).one()
+        row = TrialRow(
+            ulid=new_id(),
+            study_id=study.id,
+            number=(last_number or 0) + 1,
+            candidate_id=candidate_id,
+            rung=plan.rung,
+            replicate=plan.replicate,
+            train_steps=plan.train_steps,
+            plan=document(plan),
+            state=TrialState.QUEUED,
+        )
+        self.session.add(row)
+        trial = trial_of(row, study.ulid)
+        self.append_event(study, EventKind.TRIAL_PLANNED, events.trial_planned(trial))
+        return trial
+
+    def start_trial(self, trial_id: str) -> TrialRow | None:
+        """queued → running with one attempt more; None where the trial is not queued."""
+        start = (
+            update(TrialRow)
+            .where(col(TrialRow.ulid) == trial_id, col(TrialRow.state).in_(TRIAL_SOURCES[TrialState.RUNNING]))
+            .values(
+                state=TrialState.RUNNING,
+                attempts=TrialRow.attempts + 1,
+                started_at=self.now,
+                reason=None,
+                log_tail=None,
+                wall_s=None,
+            )
+            .returning(TrialRow)
+        )
+        return self.session.scalars(start).one_or_none()
+
+    def lease_devices(self, fence: int, devices: Sequence[str]) -> bool:
+        """Whether all devices were free. Where not, the transaction is rolled back."""
+        self.session.add_all(DeviceLeaseRow(device=device, fence=fence) for device in devices)
+        try:
+            self.session.flush()
+        except IntegrityError:
+            self.session.rollback()
+            return False
+        return True
+
+    def end_attempt(
+        self,
+        fence: int,
+        outcome: Outcome,
+        *,
+        reason: str | None,
+        measurement: Measurement | None = None,
+        log_tail: str | None = None,
+        wall_s: float | None = None,
+        released: bool = False,
+    ) -> Trial:
+        """End a live attempt and free its devices; finish its trial or, if it may be tried again, requeue it.
+
+        Attempts that were released do not count against the limit.
+
+        Raises:
+            StaleFence: the attempt is not live.
+        """
+        query = (
+            select(StudyRow)
+            .join(TrialRow, col(TrialRow.study_id) == StudyRow.id)
+            .join(AttemptRow, col(AttemptRow.trial_id) == TrialRow.id)
+            .where(col(AttemptRow.fence) == fence)
+        )
+        study = self.session.scalars(_locking(query)).one_or_none()
+        end = (
+            update(AttemptRow)
+            .where(col(AttemptRow.fence) == fence, col(AttemptRow.outcome).is_(None))
+            .values(outcome=outcome, ended_at=self.now, reason=reason)
+            .returning(AttemptRow)
+        )
+        attempt = self.session.scalars(end).one_or_none()
+        if study is None or attempt is None:
+            raise stale(fence)
+        self.session.execute(delete(DeviceLeaseRow).where(col(DeviceLeaseRow.fence) == fence))
+
+        report: dict[str, Any] = {"reason": reason, "log_tail": log_tail, "wall_s": wall_s}
+        if released or (outcome is Outcome.LOST and self._lost_attempts(attempt.trial_id) < MAX_ATTEMPTS):
+            row = self._move_trial(attempt.trial_id, TrialState.QUEUED, started_at=None, **report)
+            trial = trial_of(row, study.ulid)
+            self.append_event(study, EventKind.TRIAL_LOST, events.trial_lost(trial))
+        else:
+            report["measurement"] = None if measurement is None else document(measurement)
+            row = self._move_trial(
+                attempt.trial_id, TrialState.FINISHED, outcome=outcome, finished_at=self.now, **report
+            )
+            trial = trial_of(row, study.ulid)
+            self.append_event(study, EventKind.TRIAL_FINISHED, events.trial_finished(trial))
+        return trial
+
+    def _lost_attempts(self, trial_key: int) -> int:
+        lost = select(func.count()).where(
+            col(AttemptRow.trial_id) == trial_key, col(AttemptRow.outcome) == Outcome.LOST
+        )
+        return self.session.scalars(lost).one()
+
+    def _move_trial(self, key: int, target: TrialState, **values: Any) -> TrialRow:
+        move = (
+            update(TrialRow)
+            .where(col(TrialRow.id) == key, col(TrialRow.state).in_(TRIAL_SOURCES[target]))
+            .values(state=target, **values)
+            .returning(TrialRow)
+        )
+        return self.session.scalars(move).one()
+
+
+def require_running(study: StudyRow) -> None:
+    """Raise Conflict unless the study is running."""
+    if study.state is not StudyState.RUNNING:
+        raise _conflict(study, "this needs a running one")
+
+
+def _study(study_id: str) -> Select[StudyRow]:
+    return select(StudyRow).where(col(StudyRow.ulid) == study_id)
+
+
+def _locking(query: Select[StudyRow]) -> Select[StudyRow]:
+    return query.with_for_update(of=StudyRow)
+
+
+def _one_study(session: Session, query: Select[StudyRow], otherwise: str) -> StudyRow:
+    row = session.scalars(query).one_or_none()
+    if row is None:
+        raise NotFound(otherwise, next_step="see `rankwise studies list`")
+    return row
+
+
+def _conflict(study: StudyRow, why: str) -> Conflict:
+    next_step = "start a new study" if study.state.is_final else ""
+    return Conflict(f"study {study.ulid} is {study.state}: {why}", next_step=next_step)

@@ -1,0 +1,716 @@
+"""What every backend of the store promises. A second backend joins by one more parameter of ``url``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.errors import Conflict, NotFound, StaleFence
+from rankwise.optimizer.domain import (
+    Adapter,
+    Candidate,
+    Level,
+    Measurement,
+    Method,
+    Outcome,
+    Recipe,
+    Recommendation,
+    Rung,
+    ScoredTrial,
+    Scoring,
+    Study,
+    StudyFacts,
+    StudyRequest,
+    StudyState,
+    Trial,
+    TrialPlan,
+    TrialState,
+    Weights,
+)
+from rankwise.probes.profiles import (
+    DatasetProfile,
+    GpuProfile,
+    HardwareProfile,
+    HostProfile,
+    LengthProfile,
+    ModelProfile,
+    ModuleProfile,
+    TaskKind,
+    TaskProfile,
+)
+from rankwise.store import Claim, Store
+
+GPU = "GPU-4cf8db2d-06c0-7d70-1a51-e59b25b2c16c"
+NO_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+class HandClock:
+    """A clock that tests turn."""
+
+    def __init__(self) -> None:
+        self.boot_id = "first-boot"
+        self.seconds = 100.0
+
+    def boot_s(self) -> float:
+        return self.seconds
+
+    def utc(self) -> datetime:
+        return datetime.fromtimestamp(1_700_000_000 + self.seconds, UTC)
+
+
+@pytest.fixture(params=["sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return {"sqlite": f"sqlite:///{tmp_path / 'rankwise.db'}"}[request.param]
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def store(url: str, clock: HandClock) -> Iterator[Store]:
+    store = Store.open(url, clock=clock)
+    yield store
+    store.close()
+
+
+def make_request(**changes: object) -> StudyRequest:
+    return dataclasses.replace(StudyRequest(model="models/tiny", dataset="reviews.csv"), **changes)
+
+
+def make_plan(learning_rate: float = 1e-4, rung: Rung = Rung.PROBE, **changes: object) -> TrialPlan:
+    candidate = Candidate(
+        adapter=Adapter(method=Method.LORA, rank=8, alpha=16, targets=("q_proj", "v_proj")),
+        level=Level(),
+        recipe=Recipe(max_length=128),
+        micro_batch=4,
+        learning_rate=learning_rate,
+    )
+    return TrialPlan(candidate=candidate, rung=rung, **changes)
+
+
+def make_facts() -> StudyFacts:
+    return StudyFacts(
+        hardware=HardwareProfile(
+            host=HostProfile(
+                cpu_model=None,
+                physical_cores=None,
+                logical_cores=2,
+                ram_total_bytes=2**34,
+                ram_available_bytes=2**33,
+                disk_free_bytes=2**36,
+                platform="linux",
+                python_version="3.11.7",
+                native_bf16=None,
+                libraries={"torch": "2.13.0"},
+            ),
+            gpus=(GpuProfile(uuid=GPU, index=0, name="H100", total_bytes=2**36, compute_capability=(9, 0)),),
+        ),
+        model=ModelProfile(
+            source="models/tiny",
+            path="models/tiny",
+            revision=None,
+            architecture="BertForSequenceClassification",
+            model_type="bert",
+            parameters=4_000_000,
+            weight_bytes=16_000_000,
+            structure_sha256="ab" * 32,
+            hidden_size=128,
+            layers=2,
+            max_positions=512,
+            supports_gradient_checkpointing=True,
+            modules=(
+                ModuleProfile(
+                    name="q", kind="linear", role="query", in_features=8, out_features=8, parameters=72
+                ),
+            ),
+            new_modules=("classifier",),
+        ),
+        dataset=DatasetProfile(
+            source="reviews.csv",
+            path="reviews.csv",
+            sha256="cd" * 32,
+            format="csv",
+            size_bytes=1000,
+            rows=100,
+            usable_rows=99,
+            columns=("text", "label"),
+            task=TaskProfile(kind=TaskKind.TEXT_CLASSIFICATION, text_column="text", labels=("0", "1")),
+            label_counts={"0": 50, "1": 49},
+            lengths=LengthProfile(
+                p50=10, p90=20, p99=30, max=40, mean=12.5, rows_measured=99, estimated=False
+            ),
+        ),
+        recipe=Recipe(max_length=64),
+        tokens_path="cache/tokens/ef",
+        train_rows=89,
+        heldout_rows=10,
+        heldout_share=0.1,
+        pad_id=0,
+        truncated_rows=0,
+        truncated_tokens_share=0.0,
+    )
+
+
+def make_recommendation(trial: Trial) -> Recommendation:
+    return Recommendation(
+        study_id=trial.study_id,
+        trial_id=trial.id,
+        candidate=trial.candidate,
+        evidence=Measurement(tokens_per_s=1234.5, heldout_loss=0.3, train_losses=(0.7, 0.6)),
+        score=87.5,
+        scoring=Scoring.COMPARABLE,
+        weights=Weights(speed=0.4, memory=0.2, quality=0.4),
+        ranking=(
+            ScoredTrial(
+                trial_id=trial.id,
+                number=1,
+                rank=1,
+                score=87.5,
+                parts={"speed": 1.0, "quality": 0.75},
+                on_pareto_front=True,
+                tied_with_best=False,
+            ),
+        ),
+        reasons=("Fastest of one.",),
+        quality_measured=True,
+        wall_s=60.0,
+        measured_s=42.0,
+    )
+
+
+def start_study(store: Store) -> Study:
+    study = store.create_study(make_request())
+    claimed = store.claim_study(only=study.id)
+    assert claimed is not None
+    return claimed
+
+
+def start_trial(store: Store, *, lease_s: float = 45.0) -> Claim:
+    trial = store.plan_trial(start_study(store).id, make_plan())
+    claim = store.claim_trial(trial.id, devices=[GPU], worker="w", lease_s=lease_s)
+    assert claim is not None
+    return claim
+
+
+def finish_first(store: Store, study_id: str) -> Trial:
+    """Plan, run and finish a trial of a running study."""
+    trial = store.plan_trial(study_id, make_plan())
+    claim = store.claim_trial(trial.id, devices=[GPU], worker="w")
+    assert claim is not None
+    return store.finish_attempt(claim, outcome=Outcome.OK, measurement=Measurement(tokens_per_s=10.0))
+
+
+def kinds(store: Store, study_id: str) -> list[str]:
+    return [event.kind for event in store.events_after(study_id, 0)]
+
+
+class TestStudies:
+    def test_is_read_as_it_was_written(self, store: Store, clock: HandClock) -> None:
+        request = make_request(
+            weights=Weights(speed=1, memory=0, quality=2), methods=(Method.IA3,), max_length=64
+        )
+        study = store.create_study(request)
+
+        assert study.state is StudyState.QUEUED
+        assert study.request == request
+        assert study.created_at == clock.utc()
+        assert store.get_study(study.id) == study
+
+    def test_what_a_write_returns_is_what_is_stored(self, store: Store, clock: HandClock) -> None:
+        study = store.create_study(make_request())
+        clock.seconds += 1
+        writes: list[Callable[[], object]] = [
+            store.claim_study,
+            lambda: store.save_facts(study.id, make_facts()),
+            lambda: store.release_study(study.id),
+            store.claim_study,
+            lambda: store.request_cancel(study.id),
+            lambda: store.finish_study(study.id, StudyState.CANCELLED, "on request"),
+        ]
+        for write in writes:
+            assert write() == store.get_study(study.id)
+
+    def test_unknown_id(self, store: Store) -> None:
+        calls: list[Callable[[], object]] = [
+            lambda: store.get_study(NO_ID),
+            lambda: store.list_studies(before=NO_ID),
+            lambda: store.release_study(NO_ID),
+            lambda: store.request_cancel(NO_ID),
+            lambda: store.save_facts(NO_ID, make_facts()),
+            lambda: store.add_wall(NO_ID, 1.0),
+            lambda: store.get_wall(NO_ID),
+            lambda: store.finish_study(NO_ID, StudyState.FAILED),
+            lambda: store.get_recommendation(NO_ID),
+            lambda: store.plan_trial(NO_ID, make_plan()),
+            lambda: store.list_trials(NO_ID),
+            lambda: store.get_trial(NO_ID),
+            lambda: store.claim_trial(NO_ID, devices=[GPU], worker="w"),
+            lambda: store.append_event(NO_ID, "x", {}),
+            lambda: store.events_after(NO_ID, 0),
+        ]
+        for call in calls:
+            with pytest.raises(NotFound, match=NO_ID):
+                call()
+
+    def test_list_is_newest_first_and_pages_meet(self, store: Store) -> None:
+        ids = [store.create_study(make_request(seed=seed)).id for seed in range(5)]
+        newest_first = ids[::-1]
+
+        first = [study.id for study in store.list_studies(limit=2)]
+        second = [study.id for study in store.list_studies(limit=2, before=first[-1])]
+        third = [study.id for study in store.list_studies(limit=2, before=second[-1])]
+        assert [*first, *second, *third] == newest_first
+
+    def test_list_by_state(self, store: Store) -> None:
+        first, second = (store.create_study(make_request(seed=seed)) for seed in range(2))
+        store.request_cancel(first.id)
+        assert [study.id for study in store.list_studies(state=StudyState.QUEUED)] == [second.id]
+        assert [study.id for study in store.list_studies(state=StudyState.CANCELLED)] == [first.id]
+
+    def test_claims_go_by_age(self, store: Store) -> None:
+        ids = [store.create_study(make_request()).id for _ in range(2)]
+        claimed = [store.claim_study(), store.claim_study(), store.claim_study()]
+        assert [study and study.id for study in claimed] == [*ids, None]
+        assert store.get_study(ids[0]).state is StudyState.RUNNING
+
+    def test_a_new_supervisor_adopts_what_was_left_running(self, store: Store) -> None:
+        left = start_study(store)
+        store.create_study(make_request())
+        adopted = store.claim_study(include_running=True)
+        assert adopted is not None
+        assert adopted.id == left.id
+
+    def test_claim_of_one(self, store: Store) -> None:
+        store.create_study(make_request())
+        wanted = store.create_study(make_request())
+        for _ in ("queued", "left running"):
+            claimed = store.claim_study(only=wanted.id)
+            assert claimed is not None
+            assert claimed.id == wanted.id
+        store.finish_study(wanted.id, StudyState.FAILED)
+        assert store.claim_study(only=wanted.id) is None
+
+    def test_release(self, store: Store) -> None:
+        study = start_study(store)
+        assert store.release_study(study.id).state is StudyState.QUEUED
+        with pytest.raises(Conflict, match="queued"):
+            store.release_study(study.id)
+
+    def test_facts(self, store: Store) -> None:
+        study = store.create_study(make_request())
+        with pytest.raises(Conflict, match="queued"):
+            store.save_facts(study.id, make_facts())
+        store.claim_study()
+        store.save_facts(study.id, make_facts())
+        assert store.get_study(study.id).facts == make_facts()
+
+    def test_wall_time_adds_up_over_connections(self, store: Store, url: str) -> None:
+        study = store.create_study(make_request())
+        assert store.get_wall(study.id) == (0.0, 0.0)
+        store.add_wall(study.id, 10.0, 7.5)
+        again = Store.open(url)
+        assert again.add_wall(study.id, 5.0) == (15.0, 7.5)
+        again.close()
+        assert store.get_wall(study.id) == (15.0, 7.5)
+
+
+class TestCancelling:
+    def test_queued_ends_at_once_with_its_trials(self, store: Store) -> None:
+        study = start_study(store)
+        trial = store.plan_trial(study.id, make_plan())
+        store.release_study(study.id)
+
+        cancelled = store.request_cancel(study.id)
+        assert (cancelled.state, cancelled.cancel_requested) == (StudyState.CANCELLED, True)
+        assert store.get_trial(trial.id).outcome is Outcome.CANCELLED
+
+    def test_running_is_flagged_once(self, store: Store) -> None:
+        study = start_study(store)
+        for _ in range(2):
+            flagged = store.request_cancel(study.id)
+            assert (flagged.state, flagged.cancel_requested) == (StudyState.RUNNING, True)
+        assert kinds(store, study.id).count("study.cancel_requested") == 1
+
+    def test_ended_stays_ended(self, store: Store) -> None:
+        study = start_study(store)
+        store.finish_study(study.id, StudyState.FAILED, "no such model")
+        with pytest.raises(Conflict, match="failed"):
+            store.request_cancel(study.id)
+        assert store.get_study(study.id).cancel_requested is False
+
+    def test_race_with_a_claim_has_one_of_two_ends(self, store: Store, url: str) -> None:
+        other = Store.open(url)
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(20):
+                study = store.create_study(make_request())
+                cancelled = pool.submit(store.request_cancel, study.id)
+                claimed = pool.submit(other.claim_study, only=study.id)
+                cancelled.result()
+                if claimed.result() is None:
+                    assert store.get_study(study.id).state is StudyState.CANCELLED
+                else:
+                    assert store.get_study(study.id).state is StudyState.RUNNING
+                    assert store.get_study(study.id).cancel_requested
+        other.close()
+
+
+class TestFinishing:
+    def test_success_keeps_the_recommendation(self, store: Store) -> None:
+        study = start_study(store)
+        recommendation = make_recommendation(finish_first(store, study.id))
+        finished = store.finish_study(study.id, StudyState.SUCCEEDED, recommendation=recommendation)
+        assert finished.state is StudyState.SUCCEEDED
+        assert store.get_recommendation(study.id) == recommendation
+
+    def test_queued_trials_are_cancelled(self, store: Store) -> None:
+        study = start_study(store)
+        done = finish_first(store, study.id)
+        waiting = store.plan_trial(study.id, make_plan(2e-4))
+        store.finish_study(study.id, StudyState.FAILED, "disk full")
+
+        assert store.get_trial(done.id).outcome is Outcome.OK
+        dropped = store.get_trial(waiting.id)
+        assert (dropped.state, dropped.outcome) == (TrialState.FINISHED, Outcome.CANCELLED)
+        assert store.get_study(study.id).reason == "disk full"
+
+    @pytest.mark.parametrize("state", [StudyState.FAILED, StudyState.CANCELLED])
+    def test_only_running_studies(self, store: Store, state: StudyState) -> None:
+        study = store.create_study(make_request())
+        with pytest.raises(Conflict, match="queued"):
+            store.finish_study(study.id, state)
+        store.claim_study()
+        store.finish_study(study.id, state)
+        with pytest.raises(Conflict, match=state):
+            store.finish_study(study.id, StudyState.FAILED)
+
+    def test_not_while_a_trial_runs(self, store: Store) -> None:
+        claim = start_trial(store)
+        for move in (
+            lambda: store.finish_study(claim.trial.study_id, StudyState.FAILED),
+            lambda: store.release_study(claim.trial.study_id),
+        ):
+            with pytest.raises(Conflict, match="trial 1 still runs"):
+                move()
+        assert store.get_study(claim.trial.study_id).state is StudyState.RUNNING
+
+    def test_a_recommendation_goes_with_success_only(self, store: Store) -> None:
+        study = start_study(store)
+        recommendation = make_recommendation(finish_first(store, study.id))
+        with pytest.raises(ValueError, match="succeeded without"):
+            store.finish_study(study.id, StudyState.SUCCEEDED)
+        with pytest.raises(ValueError, match="failed with"):
+            store.finish_study(study.id, StudyState.FAILED, recommendation=recommendation)
+        with pytest.raises(ValueError, match="running"):
+            store.finish_study(study.id, StudyState.RUNNING)
+
+    def test_missing_recommendation_says_why(self, store: Store) -> None:
+        study = start_study(store)
+        with pytest.raises(NotFound, match="yet: it is running"):
+            store.get_recommendation(study.id)
+        store.finish_study(study.id, StudyState.FAILED, "no such model")
+        with pytest.raises(NotFound, match=r"failed \(no such model\)"):
+            store.get_recommendation(study.id)
+
+
+class TestTrials:
+    def test_is_read_as_it_was_planned(self, store: Store) -> None:
+        study = start_study(store)
+        plan = make_plan(rung=Rung.TRAIN, train_steps=100, reason="front-runner")
+        trial = store.plan_trial(study.id, plan)
+        assert trial.plan == plan
+        assert (trial.number, trial.state, trial.attempts) == (1, TrialState.QUEUED, 0)
+        assert store.get_trial(trial.id) == trial
+
+    def test_planning_twice_gives_the_same_trial(self, store: Store) -> None:
+        study = start_study(store)
+        finished = finish_first(store, study.id)
+        assert store.plan_trial(study.id, make_plan(reason="asked again")) == finished
+
+        different = [
+            make_plan(2e-4),
+            make_plan(replicate=1),
+            make_plan(rung=Rung.TRAIN, train_steps=10),
+            make_plan(rung=Rung.TRAIN, train_steps=20),
+        ]
+        planned = [store.plan_trial(study.id, plan) for plan in different]
+        assert [trial.number for trial in planned] == [2, 3, 4, 5]
+        assert store.list_trials(study.id) == [finished, *planned]
+
+    def test_numbers_are_per_study(self, store: Store) -> None:
+        studies = [start_study(store) for _ in range(2)]
+        assert [store.plan_trial(study.id, make_plan()).number for study in studies] == [1, 1]
+
+    def test_only_running_studies_get_trials(self, store: Store) -> None:
+        study = store.create_study(make_request())
+        with pytest.raises(Conflict, match="queued"):
+            store.plan_trial(study.id, make_plan())
+        assert store.list_trials(study.id) == []
+
+    def test_only_trials_of_running_studies_are_claimed(self, store: Store) -> None:
+        study = start_study(store)
+        trial = store.plan_trial(study.id, make_plan())
+        store.release_study(study.id)
+        with pytest.raises(Conflict, match="queued"):
+            store.claim_trial(trial.id, devices=[GPU], worker="w")
+
+    def test_life_of_a_trial(self, store: Store, clock: HandClock) -> None:
+        claim = start_trial(store)
+        assert (claim.trial.state, claim.trial.attempts) == (TrialState.RUNNING, 1)
+        assert claim.trial == store.get_trial(claim.trial.id)
+        started_at = clock.utc()
+        clock.seconds += 30
+        measurement = Measurement(tokens_per_s=99.5, peak_process_bytes=2**30, train_losses=(1.0, 0.5))
+        trial = store.finish_attempt(
+            claim, outcome=Outcome.OK, measurement=measurement, log_tail="done\n", wall_s=29.5
+        )
+        assert trial == store.get_trial(trial.id)
+        assert trial.state is TrialState.FINISHED
+        assert trial.outcome is Outcome.OK
+        assert trial.measurement == measurement
+        assert (trial.started_at, trial.finished_at) == (started_at, clock.utc())
+        assert (trial.log_tail, trial.wall_s) == ("done\n", 29.5)
+
+    @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.LOST])
+    def test_every_outcome_but_lost_is_final(self, store: Store, outcome: Outcome) -> None:
+        claim = start_trial(store)
+        trial = store.finish_attempt(claim, outcome=outcome, reason="because")
+        assert (trial.state, trial.outcome, trial.reason) == (TrialState.FINISHED, outcome, "because")
+        assert store.claim_trial(trial.id, devices=[GPU], worker="w") is None
+
+    def test_a_running_trial_is_taken(self, store: Store) -> None:
+        claim = start_trial(store)
+        assert store.claim_trial(claim.trial.id, devices=["another"], worker="w") is None
+
+    def test_a_device_serves_one_attempt(self, store: Store) -> None:
+        claim = start_trial(store)
+        other = store.plan_trial(claim.trial.study_id, make_plan(2e-4))
+        assert store.claim_trial(other.id, devices=["free", GPU], worker="w") is None
+        assert store.get_trial(other.id) == other
+        assert kinds(store, claim.trial.study_id).count("trial.running") == 1
+
+        store.finish_attempt(claim, outcome=Outcome.OOM)
+        second = store.claim_trial(other.id, devices=["free", GPU], worker="w")
+        assert second is not None
+        assert second.devices == ("free", GPU)
+        assert second.fence > claim.fence
+
+    def test_numbers_that_are_none_become_unknown(self, store: Store) -> None:
+        claim = start_trial(store)
+        measurement = Measurement(
+            tokens_per_s=float("nan"), heldout_loss=float("inf"), train_losses=(1.0, float("nan"))
+        )
+        store.finish_attempt(claim, outcome=Outcome.DIVERGED, measurement=measurement, wall_s=float("nan"))
+        trial = store.get_trial(claim.trial.id)
+        assert trial.measurement == Measurement(train_losses=(1.0, None))
+        assert trial.wall_s is None
+
+
+class TestLostAttempts:
+    def test_released_attempts_count_as_no_failure(self, store: Store) -> None:
+        claim = start_trial(store)
+        for _ in range(5):
+            trial = store.release_attempt(claim, "the supervisor was stopped")
+            assert (trial.state, trial.outcome) == (TrialState.QUEUED, None)
+            with pytest.raises(StaleFence):
+                store.heartbeat(claim)
+            again = store.claim_trial(trial.id, devices=[GPU], worker="w")
+            assert again is not None
+            claim = again
+        assert store.finish_attempt(claim, outcome=Outcome.LOST).state is TrialState.QUEUED
+
+    def test_is_tried_again_and_given_up_after_the_third(self, store: Store) -> None:
+        claim = start_trial(store)
+        fences = [claim.fence]
+        for attempt in (1, 2):
+            trial = store.finish_attempt(
+                claim, outcome=Outcome.LOST, reason=f"killed {attempt}", log_tail="…"
+            )
+            assert (trial.state, trial.attempts, trial.outcome) == (TrialState.QUEUED, attempt, None)
+            assert (trial.reason, trial.started_at, trial.finished_at) == (f"killed {attempt}", None, None)
+            again = store.claim_trial(trial.id, devices=[GPU], worker="w")
+            assert again is not None
+            assert again.trial.reason is None
+            claim = again
+            fences.append(claim.fence)
+        trial = store.finish_attempt(claim, outcome=Outcome.LOST, reason="killed 3")
+        assert (trial.state, trial.attempts, trial.outcome) == (TrialState.FINISHED, 3, Outcome.LOST)
+        assert fences == sorted(set(fences))
+        assert kinds(store, trial.study_id)[-5:] == [
+            "trial.lost",
+            "trial.running",
+            "trial.lost",
+            "trial.running",
+            "trial.finished",
+        ]
+
+    def test_late_writes_change_nothing(self, store: Store) -> None:
+        claim = start_trial(store)
+        store.expire_attempts(all_of_previous=True)
+        current = store.claim_trial(claim.trial.id, devices=[GPU], worker="w2")
+        assert current is not None
+        before = store.get_trial(claim.trial.id)
+        with pytest.raises(StaleFence):
+            store.heartbeat(claim)
+        with pytest.raises(StaleFence):
+            store.finish_attempt(claim, outcome=Outcome.OK, measurement=Measurement(tokens_per_s=1.0))
+        assert store.get_trial(claim.trial.id) == before
+        assert store.finish_attempt(current, outcome=Outcome.OK).outcome is Outcome.OK
+        with pytest.raises(StaleFence):
+            store.finish_attempt(current, outcome=Outcome.CRASHED)
+
+    def test_lease_runs_out(self, store: Store, clock: HandClock) -> None:
+        claim = start_trial(store, lease_s=45)
+        clock.seconds += 44
+        assert store.expire_attempts() == []
+        store.heartbeat(claim, lease_s=45)
+        clock.seconds += 44
+        assert store.expire_attempts() == []
+        clock.seconds += 1
+        assert [trial.id for trial in store.expire_attempts()] == [claim.trial.id]
+        assert store.get_trial(claim.trial.id).state is TrialState.QUEUED
+        assert store.claim_trial(claim.trial.id, devices=[GPU], worker="w") is not None
+
+    def test_a_restart_of_the_machine_ends_leases(self, store: Store, clock: HandClock) -> None:
+        start_trial(store)
+        clock.boot_id = "second-boot"
+        clock.seconds = 1.0
+        assert len(store.expire_attempts()) == 1
+        assert store.expire_attempts() == []
+
+    def test_a_new_supervisor_ends_all(self, store: Store) -> None:
+        start_trial(store)
+        assert store.expire_attempts() == []
+        assert len(store.expire_attempts(all_of_previous=True)) == 1
+
+
+class TestEvents:
+    def test_history_of_a_study(self, store: Store) -> None:
+        study = start_study(store)
+        store.save_facts(study.id, make_facts())
+        trial = finish_first(store, study.id)
+        store.plan_trial(study.id, make_plan(2e-4))
+        store.finish_study(study.id, StudyState.SUCCEEDED, recommendation=make_recommendation(trial))
+        history = store.events_after(study.id, 0)
+        assert [event.kind for event in history] == [
+            "study.created",
+            "study.running",
+            "study.facts",
+            "trial.planned",
+            "trial.running",
+            "trial.finished",
+            "trial.planned",
+            "trial.finished",
+            "study.finished",
+        ]
+        assert [event.seq for event in history] == list(range(1, 10))
+        assert history[5].payload["tokens_per_s"] == 10.0
+        assert history[-1].payload == {
+            "state": "succeeded",
+            "reason": None,
+            "trial_id": trial.id,
+            "score": 87.5,
+        }
+
+    def test_appended_and_read_from_a_number_on(self, store: Store, clock: HandClock) -> None:
+        study = store.create_study(make_request())
+        written = [store.append_event(study.id, "trial.progress", {"step": step}) for step in range(4)]
+        assert [event.seq for event in written] == [2, 3, 4, 5]
+        assert written[0].created_at == clock.utc()
+        assert store.events_after(study.id, 3) == written[2:]
+        assert store.events_after(study.id, 1, limit=2) == written[:2]
+        assert store.events_after(study.id, 5) == []
+
+    def test_a_number_that_is_none_becomes_null(self, store: Store) -> None:
+        study = store.create_study(make_request())
+        store.append_event(study.id, "trial.progress", {"loss": float("nan"), "losses": [1.0, float("inf")]})
+        assert store.events_after(study.id, 1)[0].payload == {"loss": None, "losses": [1.0, None]}
+
+    def test_a_failed_change_leaves_no_event(self, store: Store) -> None:
+        study = store.create_study(make_request())
+        with pytest.raises(Conflict):
+            store.release_study(study.id)
+        assert kinds(store, study.id) == ["study.created"]
+
+    def test_numbers_have_no_gaps_under_concurrent_writers(self, store: Store, url: str) -> None:
+        study = store.create_study(make_request())
+        stores = [store, store, Store.open(url), Store.open(url)]
+
+        def write(writer: Store) -> list[int]:
+            return [writer.append_event(study.id, "tick", {}).seq for _ in range(25)]
+
+        with ThreadPoolExecutor(len(stores)) as pool:
+            given = [seq for numbers in pool.map(write, stores) for seq in numbers]
+        for other in stores[2:]:
+            other.close()
+        assert sorted(given) == list(range(2, 102))
+        assert [event.seq for event in store.events_after(study.id, 0)] == list(range(1, 102))
+
+
+CLAIM_ALL = """
+store = Store.open(url)
+wait()
+claimed = [
+    trial_id for trial_id in trial_ids
+    if store.claim_trial(trial_id, devices=[f"device of {trial_id}"], worker="w")
+]
+print(json.dumps(claimed))
+store.close()
+"""
+
+OPEN = """
+wait()
+Store.open(url).close()
+print("null")
+"""
+
+
+HEAD = """
+import json, sys
+from rankwise.store import Store
+url, *trial_ids = sys.argv[1:]
+def wait():
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def run_at_once(script: str, url: str, *arguments: str) -> list[Any]:
+    """Run a script in four processes that start their work together; returns what each printed."""
+    command = [sys.executable, "-c", HEAD + script, url, *arguments]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [json.loads(process.communicate()[0]) for process in processes]
+
+
+class TestProcesses:
+    def test_trials_are_claimed_once(self, store: Store, url: str) -> None:
+        study = start_study(store)
+        ids = [store.plan_trial(study.id, make_plan(1e-4 * number)).id for number in range(1, 101)]
+        claimed = [trial_id for each in run_at_once(CLAIM_ALL, url, *ids) for trial_id in each]
+        assert sorted(claimed) == sorted(ids)
+        assert all(trial.attempts == 1 for trial in store.list_trials(study.id))
+
+    def test_several_may_create_the_database_at_once(self, url: str) -> None:
+        assert run_at_once(OPEN, url) == [None] * 4
+        store = Store.open(url)
+        assert store.list_studies() == []
+        store.close()

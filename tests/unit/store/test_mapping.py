@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankwise.errors import StoreError
+from rankwise.optimizer.domain import Measurement, StudyState, canonical_json, from_json
+from rankwise.store.mapping import document, study_of, without_nan
+from rankwise.store.tables import StudyRow
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@settings(deadline=None)
+@given(JSON)
+def test_every_document_is_json_without_nan(data: object) -> None:
+    canonical_json(without_nan(data))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats()))
+def test_losses_can_be_read_back_whatever_they_were(losses: list[float]) -> None:
+    read = from_json(Measurement, document(Measurement(train_losses=tuple(losses))))
+    assert len(read.train_losses) == len(losses)
+
+
+def test_an_unreadable_document_is_the_databases_fault() -> None:
+    now = datetime.now(UTC)
+    row = StudyRow(
+        ulid="01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        request={"model": "m"},
+        state=StudyState.QUEUED,
+        created_at=now,
+        updated_at=now,
+    )
+    with pytest.raises(StoreError, match="dataset"):
+        study_of(row)
