@@ -1,0 +1,72 @@
+"""The lock file that elects the one supervisor of a home, and says who it is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import IO
+
+from ..home import Home
+
+LOCK_PATIENCE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockHolder:
+    """Who runs studies in a home."""
+
+    pid: int
+    mode: str
+    """``study``: one study, then it ends. ``serve``: every study that is queued."""
+    study_id: str | None
+    started_at: str
+
+
+def take_lock(home: Home, study_id: str | None) -> IO[str] | None:
+    """Lock the home for this process's life; None when another process has it. The kernel lets go of it."""
+    file = home.supervisor_lock.open("a+", encoding="utf-8")
+    if not lock_within(file, LOCK_PATIENCE_S):
+        file.close()
+        return None
+    holder = LockHolder(
+        pid=os.getpid(),
+        mode="study" if study_id else "serve",
+        study_id=study_id,
+        started_at=datetime.now(UTC).isoformat(),
+    )
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps(asdict(holder)))
+    file.flush()
+    return file
+
+
+def lock_within(file: IO[str], patience_s: float) -> bool:
+    """Try for a while: whoever asks for the holder has the lock for an instant."""
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
+
+
+def lock_holder(home: Home) -> LockHolder | None:
+    """The living supervisor of a home, None when there is none."""
+    try:
+        with home.supervisor_lock.open("r", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return LockHolder(**json.loads(file.read()))
+            return None
+    except (FileNotFoundError, ValueError):  # never started, or about to write its name
+        return None

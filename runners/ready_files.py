@@ -1,0 +1,173 @@
+"""The files that a recommendation is handed over as: evidence, adapter configuration, training script.
+
+``train.py`` is composed from the very sources that the trial ran (see ``SCRIPT_SOURCES``), with the
+study's values written in. Imports no torch: sources are read as text.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import pprint
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..optimizer.domain import (
+    Candidate,
+    Method,
+    Recommendation,
+    Rung,
+    Study,
+    Trial,
+    derive_seed,
+    to_json,
+)
+from ..optimizer.exports.peft import adapter_config
+from ..optimizer.exports.recommendation import recommendation_document
+from ..store import Store
+
+SCRIPT_SOURCES = (
+    "probes/rows.py",
+    "runners/recipe.py",
+    "runners/build.py",
+    "runners/trial/loop.py",
+    "runners/train_script.py",
+)
+"""In the order of their appearance in ``train.py``: each uses only names of those before it."""
+
+FIRST_LOSSES = 20
+CHECKPOINT_EVERY_STEPS = 200
+VALUES_LINE = "VALUES: Mapping[str, Any] = {}\n"
+
+
+def write_ready_files(store: Store, study_id: str, folder: Path) -> list[Path]:
+    """Write a finished study's files into ``folder`` (made if missing); returns their paths.
+
+    Raises:
+        NotFound: the study has no recommendation.
+        InputError: the folder cannot be written to.
+    """
+    chosen = store.get_recommendation(study_id)
+    study, trials = store.get_study(study_id), store.list_trials(study_id)
+    texts = ready_files(chosen, study, trials)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}", next_step="name a folder of yours with --out"
+        ) from error
+    return [folder / name for name in texts]
+
+
+def ready_files(chosen: Recommendation, study: Study, trials: list[Trial]) -> dict[str, str]:
+    """File name → text. Full fine-tuning has no ``adapter_config.json``."""
+    assert study.facts is not None  # noqa: S101 - a recommendation is made of facts
+    document = recommendation_document(chosen, study, trials)
+    texts = {
+        "recommendation.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    }
+    if chosen.candidate.adapter.method is not Method.FULL:
+        config = adapter_config(
+            chosen.candidate, task_kind=study.facts.dataset.task.kind, base_model=study.facts.model.source
+        )
+        texts["adapter_config.json"] = json.dumps(config, indent=2) + "\n"
+    texts["train.py"] = compose_script(script_values(chosen, study, trials))
+    return texts
+
+
+def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> dict[str, Any]:
+    """What ``train.py`` needs to repeat the trial and to go on to the full training."""
+    facts = study.facts
+    assert facts is not None  # noqa: S101 - a recommendation is made of facts
+    trained = find_trained(chosen.candidate, trials)
+    losses = trained.measurement.train_losses if trained and trained.measurement else ()
+    replicate = trained.plan.replicate if trained else 0
+    return {
+        "description": f"{chosen.candidate.describe()}; recommended by rankwise, study {study.id}",
+        "model": facts.model.path,
+        "dataset": facts.dataset.path,
+        "task": {**to_json(facts.dataset.task), "reason": ""},
+        "candidate": to_json(chosen.candidate),
+        "seed": derive_seed(study.request.seed, "model", replicate),
+        "order_seed": derive_seed(study.request.seed, "order", replicate),
+        "split": {"seed": study.request.seed, "share": facts.heldout_share},
+        "on_cpu": not facts.hardware.gpus,
+        "checkpoint_every": CHECKPOINT_EVERY_STEPS,
+        "trial": {
+            "steps": trained.plan.train_steps if trained else 0,
+            "first_losses": list(losses[:FIRST_LOSSES]),
+            "trainable_sha256": chosen.evidence.trainable_sha256,
+        },
+    }
+
+
+def find_trained(candidate: Candidate, trials: list[Trial]) -> Trial | None:
+    """The training trial of this candidate, if it was taken that far."""
+    return next(
+        (
+            trial
+            for trial in trials
+            if trial.plan.rung is Rung.TRAIN and trial.candidate.id == candidate.id and trial.measurement
+        ),
+        None,
+    )
+
+
+def compose_script(values: Mapping[str, Any]) -> str:
+    """One self-contained program out of the sources, their imports gathered at the top."""
+    imports: set[str] = set()
+    sections = []
+    for name in SCRIPT_SOURCES:
+        source = files("rankwise").joinpath(name).read_text(encoding="utf-8")
+        found, body = split_source(source)
+        imports |= found
+        sections.append(f"# --- {Path(name).stem} ---\n\n{body.strip()}\n")
+    body = "\n\n".join(sections)
+    if body.count(VALUES_LINE) != 1:
+        raise AssertionError("the sources of train.py no longer have exactly one place for the values")
+    written = pprint.pformat(dict(values), width=100, sort_dicts=False)
+    body = body.replace(VALUES_LINE, f"VALUES: Mapping[str, Any] = {written}\n")
+    header = (
+        f'"""{values["description"]}.\n\nNeeds torch, transformers, peft and accelerate; see --help.\n"""\n'
+    )
+    return "\n".join(
+        [
+            "#!/usr/bin/env python3",
+            header,
+            "from __future__ import annotations",
+            "",
+            *sorted(imports, key=lambda line: (line.startswith("from"), line)),
+            "",
+            "",
+            body,
+            "",
+            'if __name__ == "__main__":\n    sys.exit(main())\n',
+        ]
+    )
+
+
+def split_source(source: str) -> tuple[set[str], str]:
+    """A module's absolute imports, and its text without docstring and imports."""
+    tree = ast.parse(source)
+    lines = source.splitlines(keepends=True)
+    imports: set[str] = set()
+    for node in tree.body:
+        is_docstring = node is tree.body[0] and isinstance(node, ast.Expr)
+        is_import = isinstance(node, ast.Import | ast.ImportFrom)
+        if not (is_docstring or is_import):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom) and not is_ours(node):
+            imports.add(ast.unparse(node))
+        for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+            lines[number] = ""
+    return imports, "".join(lines)
+
+
+def is_ours(node: ast.Import | ast.ImportFrom) -> bool:
+    """Left out of the script: relative imports (their names are in the same file) and ``__future__``."""
+    return isinstance(node, ast.ImportFrom) and (node.level > 0 or node.module == "__future__")

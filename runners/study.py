@@ -1,0 +1,283 @@
+"""One study from its facts to its recommendation: ask the search, run what it asks for, record the evidence.
+
+Holds no state that the store does not have: whoever runs :meth:`StudyRun.run` again, after whatever
+ended the last one, goes on where the evidence ends. Knows nothing about how processes are kept alive.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import NothingFits, RankwiseError
+from ..home import Home
+from ..optimizer.domain import (
+    Outcome,
+    Study,
+    StudyFacts,
+    StudyState,
+    Trial,
+    derive_seed,
+    to_json,
+)
+from ..optimizer.levels import enumerate_candidates
+from ..optimizer.recipe import steps_for
+from ..optimizer.scorer import recommend
+from ..optimizer.search import RunTrial, SearchLimits, next_step
+from ..probes.gpu import device_used_bytes
+from ..probes.profiles import GpuProfile
+from ..store import Claim, Store
+from .classify import Ending, classify
+from .guard import Limits
+from .jobs import read_facts, start_prepare
+from .messages import TrialSpec
+from .warm_client import Job, WarmServer, read_tail
+
+HEARTBEAT_S = 10.0
+LEASE_S = 45.0
+POLL_S = 0.1
+CANCEL_CHECK_S = 0.5
+DRAIN_S = 30.0
+TRIAL_LIMIT_SHARE = 2.0
+"""A trial may take this multiple of the study's budget before it is ended as hanging …"""
+MIN_TRIAL_LIMIT_S = 300.0
+"""… but at least this long: loading a large model alone takes minutes."""
+
+
+class Interrupted(Exception):
+    """The supervisor was asked to stop; the study is left as it stands."""
+
+
+class Cancelled(Exception):
+    """The user cancelled the study."""
+
+
+@dataclass
+class StudyRun:
+    """Runs one claimed study on one device."""
+
+    store: Store
+    home: Home
+    study: Study
+    warm_server: Callable[[], WarmServer]
+    """Gives a live warm server, starting one where the last has died."""
+    should_stop: Callable[[], bool]
+    worker: str
+    _banked_s: float = field(default_factory=time.monotonic)
+    """Wall time up to here is in the store."""
+
+    def run(self) -> None:
+        """Bring the study to an end, whatever it is.
+
+        Raises:
+            Interrupted: the supervisor is to stop.
+        """
+        study_id = self.study.id
+        try:
+            facts = self.study.facts or self.prepare()
+            self.search(facts)
+        except Cancelled:
+            self.store.finish_study(study_id, StudyState.CANCELLED, "cancelled on request")
+        except RankwiseError as error:
+            self.store.finish_study(study_id, StudyState.FAILED, f"{type(error).__name__}: {error}")
+        else:
+            self.conclude()
+
+    def prepare(self) -> StudyFacts:
+        """Probe machine, model and data, and store what was found."""
+        job = start_prepare(
+            self.warm_server(), self.home, self.study.request, self.home.trial_folder(self.study.id)
+        )
+        self.follow(job)
+        facts = read_facts(job)
+        self.store.save_facts(self.study.id, facts)
+        return facts
+
+    def search(self, facts: StudyFacts) -> None:
+        """Run trials until the search has seen enough."""
+        request = self.study.request
+        candidates = enumerate_candidates(facts, request)
+        self.store.append_event(self.study.id, "search.started", {"candidates": len(candidates)})
+        while True:
+            self.bank_wall()
+            self.check_signals()
+            trials = self.store.list_trials(self.study.id)
+            limits = SearchLimits(
+                memory_limit_bytes=request.memory_limit_bytes,
+                max_trials=request.max_trials,
+                budget_s=request.budget_s,
+                spent_s=sum(trial.wall_s or 0.0 for trial in trials),
+                full_steps=steps_for(facts.train_rows, facts.recipe),
+            )
+            step = next_step(candidates, trials, limits, request.effective_weights)
+            if not isinstance(step, RunTrial):
+                self.store.append_event(self.study.id, "search.stopped", {"reason": step.reason})
+                return
+            self.run_trial(facts, self.store.plan_trial(self.study.id, step.plan))
+
+    def run_trial(self, facts: StudyFacts, trial: Trial) -> None:
+        """One attempt at one trial, recorded whatever happens."""
+        device = choose_device(facts)
+        claim = self.store.claim_trial(
+            trial.id, devices=[device.uuid if device else "cpu"], worker=self.worker, lease_s=LEASE_S
+        )
+        if claim is None:
+            time.sleep(POLL_S)  # the device is taken by somebody's trial: ask again
+            return
+        started_s = time.monotonic()
+        oom_kills_before = kernel_oom_kills()
+        folder = self.home.trial_folder(trial.id)
+        try:
+            job = self.warm_server().start(
+                "trial", self.spec(facts, trial, device).to_mapping(), folder, self.limits(device)
+            )
+            peak_device_bytes = self.follow(job, claim=claim, device=device)
+        except Interrupted:
+            self.store.release_attempt(claim, "the supervisor was stopped")
+            raise
+        except Cancelled:
+            self.store.finish_attempt(
+                claim,
+                outcome=Outcome.CANCELLED,
+                reason="its study was cancelled",
+                wall_s=time.monotonic() - started_s,
+            )
+            raise
+        except RankwiseError as error:
+            ending, log_tail = Ending(Outcome.LOST, str(error)), ""
+        else:
+            log_tail = read_tail(job.log_path)
+            ending = classify(
+                result=with_device_peak(job.last("result"), peak_device_bytes),
+                failure=job.last("failure"),
+                error=job.last("error"),
+                end=job.last("exit"),
+                cancel_asked=False,
+                kernel_oom_kills=kernel_oom_kills() - oom_kills_before,
+                log_tail=log_tail,
+            )
+        self.store.finish_attempt(
+            claim,
+            outcome=ending.outcome,
+            reason=ending.reason,
+            measurement=ending.measurement,
+            log_tail=log_tail,
+            wall_s=time.monotonic() - started_s,
+        )
+
+    def spec(self, facts: StudyFacts, trial: Trial, device: GpuProfile | None) -> TrialSpec:
+        """What the child process needs to know."""
+        seed = self.study.request.seed
+        return TrialSpec(
+            model_path=facts.model.path,
+            tokens_path=facts.tokens_path,
+            task=to_json(facts.dataset.task),
+            candidate=to_json(trial.candidate),
+            rung=trial.plan.rung.value,
+            total_steps=trial.plan.train_steps or steps_for(facts.train_rows, facts.recipe),
+            pad_id=facts.pad_id,
+            seed=derive_seed(seed, "model", trial.plan.replicate),
+            order_seed=derive_seed(seed, "order", trial.plan.replicate),
+            device=device.uuid if device else "cpu",
+            threads=facts.hardware.host.physical_cores or facts.hardware.host.logical_cores,
+            memory_limit_bytes=self.study.request.memory_limit_bytes if device else None,
+        )
+
+    def limits(self, device: GpuProfile | None) -> Limits:
+        """On a CPU the study's memory limit is the process's; on a GPU the allocator holds it."""
+        request = self.study.request
+        return Limits(
+            time_s=max(MIN_TRIAL_LIMIT_S, TRIAL_LIMIT_SHARE * request.budget_s),
+            host_memory_bytes=None if device else request.memory_limit_bytes,
+        )
+
+    def follow(self, job: Job, *, claim: Claim | None = None, device: GpuProfile | None = None) -> int | None:
+        """Wait for the job's end, keeping the claim alive; returns the device memory it used at its peak.
+
+        Raises:
+            Interrupted, Cancelled: after the job is gone.
+        """
+        next_heartbeat_s = next_check_s = time.monotonic()
+        peak_bytes: int | None = None
+        while not job.closed:
+            for _ in job.poll(POLL_S):
+                pass  # kept by the job
+            now_s = time.monotonic()
+            if claim and now_s >= next_heartbeat_s:
+                self.store.heartbeat(claim, lease_s=LEASE_S)
+                next_heartbeat_s = now_s + HEARTBEAT_S
+            if device:
+                peak_bytes = max_known(peak_bytes, used_by_trial(device, job))
+            if now_s >= next_check_s and not job.cancel_asked:
+                next_check_s = now_s + CANCEL_CHECK_S
+                try:
+                    self.check_signals()
+                except (Interrupted, Cancelled):
+                    job.cancel()
+                    job.wait(DRAIN_S)
+                    raise
+        return peak_bytes
+
+    def check_signals(self) -> None:
+        """Raise if the supervisor is to stop or the user cancelled."""
+        if self.should_stop():
+            raise Interrupted
+        if self.store.get_study(self.study.id).cancel_requested:
+            raise Cancelled
+
+    def bank_wall(self) -> float:
+        """Add the time since the last call to the study's wall time, and return the sum.
+
+        Done between trials, so that a killed supervisor loses only the time of the trial it was running.
+        """
+        now_s = time.monotonic()
+        elapsed_s, self._banked_s = now_s - self._banked_s, now_s
+        return self.store.add_wall(self.study.id, elapsed_s).wall_s
+
+    def conclude(self) -> None:
+        """Rank the evidence and end the study with a recommendation, or with why there is none."""
+        study_id = self.study.id
+        trials = self.store.list_trials(study_id)
+        measured_s = sum(trial.measurement.measured_s for trial in trials if trial.measurement)
+        study = self.store.get_study(study_id)
+        try:
+            chosen = recommend(study, trials, wall_s=self.bank_wall(), measured_s=measured_s)
+        except NothingFits as error:
+            self.store.finish_study(study_id, StudyState.FAILED, f"NothingFits: {error}")
+            return
+        self.store.finish_study(study_id, StudyState.SUCCEEDED, None, chosen)
+
+
+def choose_device(facts: StudyFacts) -> GpuProfile | None:
+    """The GPU with most free memory; None means the CPU."""
+    return max(facts.hardware.gpus, key=lambda gpu: gpu.free_bytes or 0, default=None)
+
+
+def used_by_trial(device: GpuProfile, job: Job) -> int | None:
+    """Device memory of the trial's process as NVML sees it."""
+    started = job.last("started")
+    return device_used_bytes(device.uuid, [started["pid"]]) if started else None
+
+
+def with_device_peak(result: dict[str, Any] | None, peak_bytes: int | None) -> dict[str, Any] | None:
+    """The result with the peak that only an outside observer can see."""
+    if result is None or peak_bytes is None:
+        return result
+    return {**result, "measurement": {**result["measurement"], "peak_device_bytes": peak_bytes}}
+
+
+def max_known(first: int | None, second: int | None) -> int | None:
+    """The larger of the known values; None when neither is."""
+    return max((value for value in (first, second) if value is not None), default=None)
+
+
+def kernel_oom_kills() -> int:
+    """Processes that the kernel's OOM killer has taken since boot; 0 where the kernel does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

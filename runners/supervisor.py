@@ -1,0 +1,141 @@
+"""The supervisor: the one process of a ``RANKWISE_HOME`` that runs studies.
+
+``python -m rankwise.runners.supervisor LIFELINE_FD [--study ID]`` takes the home's lock file, ends what
+a dead predecessor left claimed, and runs studies one after the other: the one named, or every queued and
+interrupted one for as long as it lives. It is the parent of the warm server. SIGTERM, or the end of its
+parent (the lifeline pipe closes), makes it stop its trial and hand the study back. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+
+from ..errors import RankwiseError
+from ..home import Home
+from ..optimizer.domain import Study
+from ..store import Store
+from .lock import take_lock
+from .study import Interrupted, StudyRun
+from .warm_client import WarmServer
+
+IDLE_S = 0.25
+STOP_GRACE_S = 20.0
+
+EXIT_LOCKED = 75
+"""Another supervisor holds the lock (sysexits' EX_TEMPFAIL)."""
+
+log = logging.getLogger("rankwise.supervisor")
+
+
+class Supervisor:
+    """Runs studies until it is told to stop."""
+
+    def __init__(self, home: Home, store: Store, study_id: str | None) -> None:
+        self._home = home
+        self._store = store
+        self._study_id = study_id
+        self._warm: WarmServer | None = None
+        self._stopping = threading.Event()
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+
+    def stop(self, *_: object) -> None:
+        """Signal handler: finish nothing more."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """The main loop."""
+        lost = self._store.expire_attempts(all_of_previous=True)
+        for trial in lost:
+            log.info("trial %s of study %s was lost with the last supervisor", trial.number, trial.study_id)
+        self._start_warm()
+        try:
+            while not self._stopping.is_set():
+                study = self._store.claim_study(only=self._study_id, include_running=True)
+                if study is not None:
+                    self._run_study(study)
+                elif self._study_id is not None:
+                    return
+                else:
+                    self._stopping.wait(IDLE_S)
+        finally:
+            if self._warm:
+                self._warm.stop()
+
+    def _run_study(self, study: Study) -> None:
+        log.info("study %s: started", study.id)
+        run = StudyRun(
+            store=self._store,
+            home=self._home,
+            study=study,
+            warm_server=self._live_warm,
+            should_stop=self._stopping.is_set,
+            worker=self._worker,
+        )
+        try:
+            run.run()
+        except Interrupted:
+            self._store.release_study(study.id)
+            log.info("study %s: handed back", study.id)
+        else:
+            log.info("study %s: %s", study.id, self._store.get_study(study.id).state)
+
+    def _start_warm(self) -> None:
+        self._warm = WarmServer(self._home.logs / "warm.log")
+
+    def _live_warm(self) -> WarmServer:
+        if self._warm is None or not self._warm.is_alive():
+            if self._warm:
+                log.warning("the warm server died: starting another")
+                self._warm.stop()
+            self._start_warm()
+        assert self._warm is not None  # noqa: S101 - just started
+        return self._warm
+
+
+def watch_lifeline(fd: int) -> None:
+    """End with the parent: the other end of the pipe closes when it is gone, however it went."""
+    with suppress(OSError):
+        os.read(fd, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_GRACE_S)
+    os._exit(1)
+
+
+def main() -> int:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(prog="rankwise.runners.supervisor")
+    parser.add_argument("lifeline_fd", type=int)
+    parser.add_argument("--study")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    home = Home.from_environment().create()
+    lock = take_lock(home, arguments.study)
+    if lock is None:
+        log.info("another supervisor runs this home")
+        return EXIT_LOCKED
+    with lock:
+        store = Store.open(home.database)
+        supervisor = Supervisor(home, store, arguments.study)
+        signal.signal(signal.SIGTERM, supervisor.stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=watch_lifeline, args=(arguments.lifeline_fd,), daemon=True).start()
+        try:
+            supervisor.run()
+        except RankwiseError:
+            log.exception("the supervisor cannot go on")
+            return 1
+        finally:
+            store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""How many bytes of tensors are alive at once, counted from the outside of any allocator.
+
+Knows nothing about devices: it sees storages come and go, on a CPU, a GPU or as fakes. The count is
+exact and repeatable where a process's resident set is neither.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+GRANULE_BYTES = 512
+"""CUDA's caching allocator rounds every request up to this (``kMinBlockSize``)."""
+
+
+class TensorMemory(TorchDispatchMode):
+    """While active, follows every storage that an operation returns until it is freed.
+
+    Each untyped storage counts once, however many tensors view it, rounded up to ``GRANULE_BYTES``.
+    Tensors from before must be named with :meth:`follow`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._sizes: dict[int, int] = {}
+
+    def follow(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Count the storages of these tensors from now on, if they are not counted already."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self._sizes:
+                continue
+            size = -(-storage.nbytes() // GRANULE_BYTES) * GRANULE_BYTES
+            self._sizes[key] = size
+            self.live_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live_bytes -= self._sizes.pop(key)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and follow what it returns."""
+        result = func(*args, **(kwargs or {}))
+        self.follow(item for item in tree_iter(result) if isinstance(item, torch.Tensor))
+        return result
+
+
+def training_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
+    """All tensors that outlive a step: parameters, buffers, gradients, optimizer state."""
+    for parameter in model.parameters():
+        yield parameter
+        if parameter.grad is not None:
+            yield parameter.grad
+    yield from model.buffers()
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor))

@@ -1,0 +1,100 @@
+"""Token files: the rows of a dataset as a model sees them, written once and mapped by every trial.
+
+One folder per (data, tokenizer, recipe, task, split) hash holds ``train.arrow`` and ``heldout.arrow``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .recipe import Example
+
+BATCH_ROWS = 4096
+SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("label", pa.int32())])
+
+
+class TokenFile(Sequence[Example]):
+    """A mapped token file as a sequence of examples; nothing is read until a row is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        with pa.memory_map(str(path)) as source:
+            self._table = pa.ipc.open_file(source).read_all()
+        self._ids = self._table.column("input_ids")
+        self._labels = self._table.column("label")
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return Example(self._ids[index].values.to_numpy(), self._labels[index].as_py())
+
+    def longest(self) -> Example:
+        """The row with most tokens (the first of several)."""
+        return self[int(np.argmax(pc.list_value_length(self._ids).to_numpy()))]
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[number] for number in range(len(self)))
+
+
+def write_token_files(folder: Path, rows: Iterable[tuple[Example, bool]]) -> tuple[int, int]:
+    """Write (example, held out) pairs into a new folder, which appears only when it is complete.
+
+    Returns:
+        Number of training rows and of held-out rows.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    counts = [0, 0]
+    try:
+        with (
+            pa.OSFile(str(staging / "train.arrow"), "wb") as train,
+            pa.OSFile(str(staging / "heldout.arrow"), "wb") as heldout,
+            pa.ipc.new_file(train, SCHEMA) as train_writer,
+            pa.ipc.new_file(heldout, SCHEMA) as heldout_writer,
+        ):
+            writers, pending = (train_writer, heldout_writer), ([], [])  # type: tuple[Any, Any], tuple[list[Example], list[Example]]
+            for example, is_heldout in rows:
+                side = int(is_heldout)
+                counts[side] += 1
+                pending[side].append(example)
+                if len(pending[side]) >= BATCH_ROWS:
+                    writers[side].write_batch(to_batch(pending[side]))
+                    pending[side].clear()
+            for writer, examples in zip(writers, pending, strict=True):
+                if examples:
+                    writer.write_batch(to_batch(examples))
+        try:
+            staging.replace(folder)
+        except OSError:
+            if not folder.is_dir():  # somebody else wrote the same tokens meanwhile: theirs will do
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return counts[0], counts[1]
+
+
+def to_batch(examples: Sequence[Example]) -> Any:
+    """An Arrow record batch of these examples."""
+    return pa.record_batch(
+        [
+            pa.array([list(example.input_ids) for example in examples], SCHEMA.field("input_ids").type),
+            pa.array([example.label for example in examples], SCHEMA.field("label").type),
+        ],
+        schema=SCHEMA,
+    )

@@ -1,0 +1,172 @@
+"""A trial from its spec to its result, inside the child process.
+
+Knows nothing about the database or the search: it reads a spec, trains, measures, and reports JSON lines.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..build import trainable_sha256
+from ..messages import Report, TrialSpec
+from ..recipe import step_rows
+from ..tokens import TokenFile
+from .checks import STEPS_BEFORE_CHECK, Diverged, InvalidTrial, ParameterWatch, require_finite
+from .loop import Session, Step, evaluate, open_session, run_step, run_steps
+from .measure import (
+    ProcessMemory,
+    StoppingRule,
+    cuda_peaks,
+    finite_or_none,
+    peak_tensor_bytes,
+    speed_of,
+    time_steps,
+)
+
+WARMUP_STEPS = 1
+"""Untimed steps on ordinary batches, after the three checked ones (kernels are loaded, caches warm)."""
+
+OOM_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def run(spec: Mapping[str, Any], report: Report) -> None:
+    """Entry of a ``trial`` job: reports one ``result`` or one ``failure``."""
+    trial = TrialSpec.from_mapping(spec)
+    choose_device(trial)
+    try:
+        result = measure_trial(trial, report)
+    except (InvalidTrial, Diverged) as error:
+        outcome = "invalid" if isinstance(error, InvalidTrial) else "diverged"
+        report("failure", outcome=outcome, reason=str(error))
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        outcome = "oom" if trial.device != "cpu" else "host-oom"
+        report("failure", outcome=outcome, reason=str(error).splitlines()[0])
+    else:
+        report("result", measurement=result)
+
+
+def choose_device(trial: TrialSpec) -> None:
+    """Make the trial's device the only one that this process sees. Before CUDA is initialised."""
+    if trial.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        torch.set_num_threads(trial.threads)
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = trial.device
+    if trial.memory_limit_bytes is not None:
+        total_bytes = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, trial.memory_limit_bytes / total_bytes))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also true for the driver's ``CUDA error: out of memory`` and the CPU allocator's message."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(message in str(error).lower() for message in OOM_MESSAGES)
+
+
+def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
+    """Build, check, train and measure; returns the fields of a ``Measurement``."""
+    memory = ProcessMemory()
+    rows = TokenFile(Path(trial.tokens_path) / "train.arrow")
+    heldout = TokenFile(Path(trial.tokens_path) / "heldout.arrow")
+    probing = trial.rung == "probe"
+    candidate = constant_rate(trial.candidate) if probing else trial.candidate
+    report("progress", phase="build")
+    session = open_session(
+        trial.model_path,
+        task=trial.task,
+        candidate=candidate,
+        pad_id=trial.pad_id,
+        seed=trial.seed,
+        total_steps=trial.total_steps,
+        on_cpu=trial.device == "cpu",
+    )
+    order = step_rows(
+        len(rows), effective_batch=candidate["recipe"]["effective_batch"], seed=trial.order_seed
+    )
+    steps = run_steps(session, rows, order, last=None if probing else trial.total_steps)
+    checked = checked_steps(session, steps)
+    measured = probe(session, rows, steps) if probing else train(session, checked, steps, heldout, report)
+    parameters = list(session.model.parameters())
+    return {
+        **measured,
+        "peak_process_bytes": memory.peak_bytes(),
+        **cuda_peaks(session.accelerator.device),
+        "trainable_params": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_params": sum(p.numel() for p in parameters),
+        "trainable_sha256": trainable_sha256(session.model),
+    }
+
+
+def constant_rate(candidate: Mapping[str, Any]) -> dict[str, Any]:
+    """The candidate with its full learning rate from the first step: a probe has no schedule to follow."""
+    return {**candidate, "recipe": {**candidate["recipe"], "schedule": "constant", "warmup_ratio": 0.0}}
+
+
+def checked_steps(session: Session, steps: Any) -> list[Step]:
+    """The first steps, after which every trained tensor must have moved and every frozen one stood still."""
+    watch = ParameterWatch(session.model)
+    taken = []
+    for step in islice(steps, STEPS_BEFORE_CHECK):
+        require_finite(step.loss, step.number)
+        taken.append(step)
+    if len(taken) == STEPS_BEFORE_CHECK:
+        watch.check(session.model, full=session.candidate["adapter"]["method"] == "full")
+    return taken
+
+
+def probe(session: Session, rows: TokenFile, steps: Any) -> dict[str, Any]:
+    """Speed on real batches; memory on the heaviest batch that the recipe can make."""
+    for step in islice(steps, WARMUP_STEPS):
+        require_finite(step.loss, step.number)
+    timed = time_steps(steps, StoppingRule())
+    for step in timed:
+        require_finite(step.loss, step.number)
+    speed = speed_of(timed)
+    heaviest = [rows.longest()] * session.candidate["recipe"]["effective_batch"]
+    run_step(session, heaviest, 0)  # untracked, so that the allocator's and the process's peaks are real
+    one_micro_batch = heaviest[: session.candidate["micro_batch"]]
+    return {
+        "tokens_per_s": speed.tokens_per_s,
+        "tokens_per_s_rel_halfwidth": speed.rel_halfwidth,
+        "samples_per_s": speed.samples_per_s,
+        "steps_per_s": 1 / speed.step_s_mean,
+        "step_s_mean": speed.step_s_mean,
+        "step_s_std": speed.step_s_std,
+        "steps_measured": speed.steps,
+        "measured_s": speed.seconds,
+        "peak_tensor_bytes": peak_tensor_bytes(session, one_micro_batch),
+    }
+
+
+def train(
+    session: Session, checked: list[Step], steps: Any, heldout: TokenFile, report: Report
+) -> dict[str, Any]:
+    """Train on the token budget, then evaluate on the held-out rows."""
+    taken = list(checked)
+    for step in steps:
+        require_finite(step.loss, step.number)
+        taken.append(step)
+        report.every_second("progress", phase="train", step=len(taken), loss=step.loss)
+    report("progress", phase="evaluate", step=len(taken))
+    evaluation = evaluate(session, heldout)
+    require_finite(evaluation.loss, len(taken) - 1)
+    return {
+        "steps_measured": len(taken),
+        "measured_s": sum(step.seconds for step in taken),
+        "heldout_loss": evaluation.loss,
+        "heldout_loss_se": finite_or_none(evaluation.loss_se),
+        "heldout_rows": evaluation.rows,
+        "metric_name": evaluation.metric_name,
+        "metric_value": finite_or_none(evaluation.metric_value),
+        "trained_tokens": sum(step.tokens for step in taken),
+        "train_losses": [step.loss for step in taken],
+    }

@@ -1,0 +1,127 @@
+"""Measuring speed and memory of a session: what is counted, and when enough has been counted.
+
+Knows nothing about how trials are launched or stored.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..recipe import Example
+from ..tensor_memory import TensorMemory, training_tensors
+from .loop import Session, Step, ratio_with_error, run_step
+
+Z_95 = 1.96
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingRule:
+    """Measure until the 95 % interval of tokens/s is within ± ``rel_halfwidth``, or a cap is reached."""
+
+    rel_halfwidth: float = 0.03
+    min_steps: int = 5
+    max_steps: int = 40
+    max_seconds: float = 10.0
+
+    def is_met(self, steps: Sequence[Step]) -> bool:
+        """Whether the steps so far suffice."""
+        if len(steps) < self.min_steps:
+            return False
+        if len(steps) >= self.max_steps or sum(step.seconds for step in steps) >= self.max_seconds:
+            return True
+        speed = speed_of(steps)
+        return speed.rel_halfwidth is not None and speed.rel_halfwidth <= self.rel_halfwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Throughput over a run of timed steps."""
+
+    tokens_per_s: float
+    rel_halfwidth: float | None
+    samples_per_s: float
+    step_s_mean: float
+    step_s_std: float | None
+    seconds: float
+    steps: int
+
+
+def speed_of(steps: Sequence[Step]) -> Speed:
+    """Tokens and rows per second as ratios of sums; the interval by linearisation of that ratio."""
+    seconds = [step.seconds for step in steps]
+    rate, error = ratio_with_error([step.tokens for step in steps], seconds)
+    return Speed(
+        tokens_per_s=rate,
+        rel_halfwidth=None if error is None or rate == 0 else Z_95 * error / rate,
+        samples_per_s=sum(step.rows for step in steps) / sum(seconds),
+        step_s_mean=statistics.fmean(seconds),
+        step_s_std=statistics.stdev(seconds) if len(seconds) > 1 else None,
+        seconds=sum(seconds),
+        steps=len(steps),
+    )
+
+
+def time_steps(steps: Iterator[Step], rule: StoppingRule) -> list[Step]:
+    """Take steps until the rule is met. Warm-up is the caller's."""
+    taken: list[Step] = []
+    for step in steps:
+        taken.append(step)
+        if rule.is_met(taken):
+            break
+    return taken
+
+
+def peak_tensor_bytes(session: Session, examples: Sequence[Example]) -> int:
+    """Live tensor bytes at the peak of one untimed optimizer step (optimizer state already there)."""
+    memory = TensorMemory()
+    with memory:
+        memory.follow(training_tensors(session.model, session.optimizer))
+        run_step(session, examples, 0)
+    return memory.peak_bytes
+
+
+class ProcessMemory:
+    """Growth of this process's resident set over what it had when the watch began.
+
+    A process forked from the warm server starts with the server's pages; they are not the trial's. The
+    kernel's high-water mark is reset at the start (``clear_refs`` 5, Linux ≥ 4.0).
+    """
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+        self._inherited_bytes = read_status_bytes("VmRSS")
+
+    def peak_bytes(self) -> int:
+        """Highest resident set since the start, less the inherited part."""
+        return max(0, read_status_bytes("VmHWM") - self._inherited_bytes)
+
+
+def read_status_bytes(field: str) -> int:
+    """A ``kB`` field of ``/proc/self/status`` in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def cuda_peaks(device: torch.device) -> dict[str, Any]:
+    """``peak_allocated_bytes`` and ``peak_reserved_bytes`` of CUDA's caching allocator; empty on a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(device),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
+    }
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """None for NaN and infinity: a number that is none is not stored."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,138 @@
+"""The warm server: a process that has imported the slow libraries and forks a job for each request.
+
+``python -m rankwise.runners.warm FD`` serves requests from the Unix socket FD (SOCK_SEQPACKET), one
+message a job: JSON ``{"job", "spec_path", "log_path", "limits"}`` with the job's own socket attached. It
+answers nothing there but one ``ready`` message; everything about a job travels on the job's socket.
+
+It never runs an operation (a thread pool started here would be missing in the children) and never
+initialises CUDA (no child could use it then). Dies with its parent. Knows nothing about studies.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import RankwiseError
+from .guard import PR_SET_CHILD_SUBREAPER, Limits, die_with_parent, guard, prctl
+from .messages import Report
+
+JOBS = {
+    "prepare": "rankwise.runners.prepare",
+    "trial": "rankwise.runners.trial.job",
+}
+"""Job name → module with ``run(spec, report)``."""
+
+PRELOADED = ("torch", "pyarrow", "accelerate", "transformers", "transformers.modeling_utils")
+PRELOADED_WITHOUT_CUDA = ("peft", *JOBS.values())
+"""peft imports bitsandbytes, which asks a CUDA device for its capability and so initialises CUDA."""
+
+MAX_REQUEST_BYTES = 65536
+
+
+def preload(*, cuda_driver: bool) -> list[str]:
+    """Import what children would otherwise import each; returns the names.
+
+    Raises:
+        RuntimeError: CUDA was initialised on the way. The caller must not serve from this process.
+    """
+    names = [*PRELOADED, *(() if cuda_driver else PRELOADED_WITHOUT_CUDA)]
+    for name in names:
+        importlib.import_module(name)
+    import torch
+
+    if torch.cuda.is_initialized():
+        raise RuntimeError("preloading initialised CUDA: no forked trial could use it")
+    return names
+
+
+def has_cuda_driver() -> bool:
+    """A CUDA driver is loaded on this machine; asked without touching CUDA."""
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a guard for each request until the other side closes."""
+    started_s = time.perf_counter()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a killed guard come here, and are killed
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    modules = preload(cuda_driver=has_cuda_driver())
+    gc.collect()
+    gc.freeze()  # the collector would otherwise copy every page that the children share
+    ready = {"type": "ready", "modules": modules, "preload_s": time.perf_counter() - started_s}
+    control.send(json.dumps(ready).encode())
+    guards: set[int] = set()
+    control.settimeout(0.5)
+    while True:
+        reap(guards)
+        try:
+            message, fds, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 1)
+        except TimeoutError:
+            continue
+        if not message:
+            return
+        connection = socket.socket(fileno=fds[0])
+        guards.add(fork_guard(json.loads(message), connection, control))
+        connection.close()
+
+
+def reap(guards: set[int]) -> None:
+    """Collect finished children, and kill those that are no guard: orphans of a guard that was killed."""
+    with suppress(ChildProcessError):
+        while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+            guards.discard(pid)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for pid in {int(child) for child in children} - guards:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def fork_guard(request: dict[str, Any], connection: socket.socket, control: socket.socket) -> int:
+    """Fork the guard of one job; returns its pid (in the server only)."""
+    server_pid = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        die_with_parent(server_pid)
+        control.close()
+        guard(
+            lambda: run_job(request["job"], Path(request["spec_path"]), Report(connection.fileno())),
+            connection,
+            Path(request["log_path"]),
+            Limits(**request["limits"]),
+        )
+    finally:
+        os._exit(1)
+
+
+def run_job(name: str, spec_path: Path, report: Report) -> None:
+    """Load the spec and run the job, in the job's own process. Refusals become an ``error`` line."""
+    warnings.simplefilter("default")
+    module = importlib.import_module(JOBS[name])
+    spec = json.loads(spec_path.read_text(encoding="utf-8"))
+    try:
+        module.run(spec, report)
+    except RankwiseError as error:
+        report("error", kind=type(error).__name__, message=error.message, next_step=error.next_step)
+
+
+def main() -> None:
+    """Entry point of the process."""
+    die_with_parent(os.getppid())
+    serve(socket.socket(fileno=int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The supervisor's side of the warm server: start it, hand it jobs, read what they report.
+
+Imports no torch. One thread only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunnerError
+from .guard import Limits
+from .messages import last_line
+
+START_TIMEOUT_S = 120.0
+LOG_TAIL_BYTES = 4096
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "VIRTUAL_ENV", "TZ")
+PASSED_ON_PREFIXES = (
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "PYTHON",
+    "OMP_",
+    "MKL_",
+    "NCCL_",
+    "CUDA_DEVICE_",
+    "RANKWISE_",
+)
+
+
+def trial_environment() -> dict[str, str]:
+    """What trials may know of our environment: an allow-list, and no way to the network's hubs."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+    }
+    return {
+        **kept,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    }
+
+
+class WarmServer:
+    """A running warm server. Ends with :meth:`stop`, or with this process."""
+
+    def __init__(self, log_path: Path) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "rankwise.runners.warm", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=trial_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=log_path.parent,
+            )
+        self._log_path = log_path
+        self.modules: tuple[str, ...] = ()
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        """The process has not ended."""
+        return self._process.poll() is None
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until the libraries are imported.
+
+        Raises:
+            RunnerError: it ended or did not answer in time; with the end of its log.
+        """
+        if self.modules:
+            return
+        readable, _, _ = select.select([self._control], [], [], timeout_s)
+        message = self._control.recv(65536) if readable else b""
+        if not message:
+            self.stop()
+            cause = last_line(read_tail(self._log_path)) or "no output"
+            raise RunnerError(
+                f"the warm server did not start: {cause}",
+                next_step=f"read {self._log_path}; trials need: pip install 'rankwise[train]'",
+            )
+        self.modules = tuple(json.loads(message)["modules"])
+
+    def start(self, job: str, spec: Mapping[str, Any], folder: Path, limits: Limits) -> Job:
+        """Write the spec into ``folder`` and fork the job.
+
+        Raises:
+            RunnerError: the server is gone.
+        """
+        self.wait_ready()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spec_path, log_path = folder / f"{job}.json", folder / f"{job}.log"
+        spec_path.write_text(json.dumps(spec, allow_nan=False), encoding="utf-8")
+        log_path.unlink(missing_ok=True)
+        request = {
+            "job": job,
+            "spec_path": str(spec_path),
+            "log_path": str(log_path),
+            "limits": asdict(limits),
+        }
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise RunnerError(f"the warm server is gone: {error}") from error
+        return Job(connection=ours, log_path=log_path)
+
+    def stop(self) -> None:
+        """End the server and, through their guards, all its jobs."""
+        self._control.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=2)
+            return
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+            return
+        self._process.kill()
+        self._process.wait()
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One job in flight, and what it has said so far."""
+
+    connection: socket.socket
+    log_path: Path
+    started_s: float = field(default_factory=time.monotonic)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    closed: bool = False
+    cancel_asked: bool = False
+    _partial: bytes = b""
+
+    def poll(self, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """New messages, waiting up to ``timeout_s`` for the first. ``closed`` turns True after the last."""
+        readable, _, _ = select.select([self.connection], [], [], timeout_s)
+        if not readable:
+            return
+        try:
+            data = self.connection.recv(1 << 20)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.closed = True
+            self.connection.close()
+            return
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in filter(None, lines):
+            try:
+                message = json.loads(line)
+            except ValueError:  # the job was killed in mid-line; the guard's next line starts afresh
+                continue
+            self.messages.append(message)
+            yield message
+
+    def cancel(self) -> None:
+        """Ask the guard to end the job; its last lines can still be read."""
+        self.cancel_asked = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+
+    def wait(self, timeout_s: float) -> None:
+        """Read until the guard has said its last word: only then is nothing of the job left running."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self.closed and time.monotonic() < deadline_s:
+            for _ in self.poll(0.1):
+                pass
+
+    def last(self, kind: str) -> dict[str, Any] | None:
+        """The latest message of a type."""
+        return next((item for item in reversed(self.messages) if item["type"] == kind), None)
+
+    def elapsed_s(self) -> float:
+        """Seconds since the launch."""
+        return time.monotonic() - self.started_s
+
+
+def read_tail(path: Path, size_bytes: int = LOG_TAIL_BYTES) -> str:
+    """The end of a log; empty when there is none."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - size_bytes))
+            return log.read().decode(errors="replace")
+    except OSError:
+        return ""
