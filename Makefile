@@ -34,6 +34,7 @@ demo: $(INSTALLED) ## recommend a configuration for a real model and real data, 
 	RANKWISE_HOME="$(CURDIR)/$(DEMO)/home" $(BIN)/rankwise recommend --model $(DEMO)/model \
 		--data $(DEMO)/reviews.csv --budget 2m --out $(DEMO)/recommendation
 
+# In one process: torch's threads use every core, and two workers that share them take over three times as long.
 test: $(INSTALLED) ## run all tests; ARGS go to pytest: make test ARGS="tests/unit -k home"
 	$(BIN)/pytest $(ARGS)
 
