@@ -1,0 +1,109 @@
+"""A recommendation with all its evidence as one JSON document, for people and programs.
+
+Every figure stands in a block that says where it came from: measured here, or a published prior. Knows
+nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..comparison import PROBED_COLUMNS
+from ..domain import (
+    SCHEMA_VERSION,
+    Candidate,
+    Outcome,
+    Recommendation,
+    Rung,
+    Study,
+    Trial,
+    environment_key,
+    measurement_key,
+    to_json,
+)
+from ..priors import PRIOR_SOURCE, prior_quality
+
+MEASURED, PUBLISHED = "measured here", "published prior"
+"""Where a figure came from."""
+
+
+def recommendation_document(
+    recommendation: Recommendation, study: Study, trials: Sequence[Trial]
+) -> dict[str, Any]:
+    """Plain JSON data; bytes, seconds, UTC; null where nothing was measured."""
+    facts = study.facts
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "study_id": study.id,
+        "created_at": study.created_at.isoformat(),
+        "request": to_json(study.request),
+        "recommended": _candidate(recommendation.candidate),
+        "score": recommendation.score,
+        "scoring": recommendation.scoring.value,
+        "weights": to_json(recommendation.weights),
+        "reasons": list(recommendation.reasons),
+        "quality_measured": recommendation.quality_measured,
+        "evidence": _evidence(recommendation, trials),
+        "prior": {
+            "provenance": PUBLISHED,
+            "source": PRIOR_SOURCE,
+            "accuracy": prior_quality(recommendation.candidate.adapter),
+        },
+        "ranking": [to_json(scored) for scored in recommendation.ranking],
+        "trials": [_trial(trial) for trial in trials],
+        "time": {
+            "wall_s": recommendation.wall_s,
+            "measured_s": recommendation.measured_s,
+            "overhead_share": recommendation.overhead_share,
+        },
+        "facts": to_json(facts) if facts else None,
+        "environment_key": environment_key(facts.hardware) if facts else None,
+        "measurement_key": measurement_key(facts, recommendation.candidate) if facts else None,
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "id": candidate.id,
+        "shape_key": candidate.shape_key,
+        "description": candidate.describe(),
+        **to_json(candidate),
+    }
+
+
+def _evidence(recommendation: Recommendation, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Speed and memory with the trial that measured them, and the same for quality."""
+    figures = to_json(recommendation.evidence)
+    speed_and_memory = {name: figures.pop(name) for name in PROBED_COLUMNS}
+    shape = recommendation.candidate.shape_key
+    probe_id = next(
+        (
+            trial.id
+            for trial in trials
+            if trial.plan.rung is Rung.PROBE
+            and trial.outcome is Outcome.OK
+            and trial.candidate.shape_key == shape
+        ),
+        recommendation.trial_id,
+    )
+    return {
+        "speed_and_memory": {"provenance": MEASURED, "trial_id": probe_id, **speed_and_memory},
+        "training": {"provenance": MEASURED, "trial_id": recommendation.trial_id, **figures},
+    }
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    return {
+        "id": trial.id,
+        "number": trial.number,
+        "rung": trial.plan.rung.value,
+        "why": trial.plan.reason,
+        "train_steps": trial.plan.train_steps or None,
+        "candidate": _candidate(trial.candidate),
+        "outcome": trial.outcome.value if trial.outcome else None,
+        "reason": trial.reason,
+        "attempts": trial.attempts,
+        "wall_s": trial.wall_s,
+        "measured": to_json(trial.measurement) if trial.measurement else None,
+    }

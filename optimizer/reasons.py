@@ -1,0 +1,189 @@
+"""Sentences for people: why this configuration, what was ruled out, what was not measured.
+
+Figures are measured ones, each with its uncertainty where that is known. Knows nothing of how trials
+are ranked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from .comparison import FAILURES, OUT_OF_MEMORY, Compared, exceeds, memory_column
+from .domain import Measurement, Outcome, Rung, ScoredTrial, Scoring, StudyRequest, Trial, Weights
+
+STANDARD_ERRORS = 2.0
+"""Held-out losses closer than this many standard errors are no difference."""
+
+LEAST_SHARE_SHOWN = 0.001
+"""Below this a difference prints as none."""
+
+MEMORY_NAMES = {
+    "peak_device_bytes": "of device memory",
+    "peak_reserved_bytes": "reserved by CUDA's allocator",
+    "peak_process_bytes": "of process memory",
+    "peak_tensor_bytes": "in live tensors",
+}
+
+FAILURE_NAMES = {
+    Outcome.OOM: "ran out of memory",
+    Outcome.HOST_OOM: "ran out of host memory",
+    Outcome.DIVERGED: "diverged",
+    Outcome.INVALID: "did not train as configured",
+    Outcome.TIMEOUT: "took too long",
+    Outcome.CRASHED: "crashed",
+}
+
+
+def explain(
+    request: StudyRequest,
+    ranking: Sequence[ScoredTrial],
+    ranked: Sequence[Compared],
+    trials: Sequence[Trial],
+) -> tuple[str, ...]:
+    """Why the first of ``ranked`` (the compared trials in the order of ``ranking``) is recommended."""
+    column = memory_column([each.measurement for each in ranked])
+    best, *others = ranked
+    return (
+        _verdict(request, ranking, best),
+        _figures(best, column),
+        *([_against(best.measurement, others[0], column)] if others else []),
+        *_caveats(best, column, trials),
+        *_ruled_out(trials, request.memory_limit_bytes),
+    )
+
+
+def explain_nothing_fits(trials: Sequence[Trial], memory_limit_bytes: int | None) -> tuple[str, str]:
+    """What was tried, and what would help."""
+    if not trials:
+        return "no trial was run, so nothing can be recommended", "allow a larger budget"
+    opening = f"none of {_count(len(trials), 'trial')} can be recommended."
+    message = " ".join((opening, *_ruled_out(trials, memory_limit_bytes)))
+    if not any(t.outcome in OUT_OF_MEMORY or exceeds(t.measurement, memory_limit_bytes) for t in trials):
+        return message, "read the logs of the trials that failed"
+    peaks = [t.measurement.memory_bytes for t in trials if t.measurement and t.measurement.memory_bytes]
+    enough = f" (the smallest measured peak is {_gib(min(peaks))})" if peaks else ""
+    return message, f"raise the memory limit{enough}, shorten max_length or allow more methods"
+
+
+def _verdict(request: StudyRequest, ranking: Sequence[ScoredTrial], best: Compared) -> str:
+    rung = "trained" if best.trial.plan.rung is Rung.TRAIN else "probed"
+    name = best.trial.candidate.describe()
+    if len(ranking) == 1:
+        return f"{name} is the only {rung} configuration that succeeded: there is none to compare it with."
+    score = f"{ranking[0].score:.1f}"
+    tied = sum(scored.tied_with_best for scored in ranking)
+    place = f"is the smallest of {tied} tied for" if tied else "has"
+    if request.scoring is Scoring.CLASSIC:
+        rule = "classic formula; its quality is a table by adapter, not a measurement"
+    else:
+        rule = _shares(request.effective_weights, ranking[0])
+        score += " of 100"
+    return f"{name} {place} the best score, {score} ({rule}), among {len(ranking)} {rung} configurations."
+
+
+def _shares(weights: Weights, scored: ScoredTrial) -> str:
+    """How much each part counted, of the parts that could be compared."""
+    weight_of = {name: getattr(weights, name) for name in scored.parts}
+    total = sum(weight_of.values())
+    if total == 0:
+        return "no weighted part could be compared; all others count alike"
+    return ", ".join(f"{name} {weight / total:.0%}" for name, weight in weight_of.items())
+
+
+def _figures(best: Compared, column: str | None) -> str:
+    measurement = best.measurement
+    parts = []
+    if measurement.tokens_per_s is not None:
+        width = measurement.tokens_per_s_rel_halfwidth
+        parts.append(
+            f"{measurement.tokens_per_s:,.0f} tokens/s" + (f" ± {width:.1%}" if width is not None else "")
+        )
+    if column:
+        parts.append(f"a peak of {_gib(getattr(measurement, column))} {MEMORY_NAMES[column]}")
+    if measurement.heldout_loss is not None:
+        parts.append(f"{_loss(measurement)} after {_count(best.trial.plan.train_steps, 'step')}")
+    if measurement.metric_name and measurement.metric_value is not None:
+        parts.append(f"{measurement.metric_name} {measurement.metric_value:.3f}")
+    return f"Measured here: {', '.join(parts)}."
+
+
+def _loss(measurement: Measurement) -> str:
+    error = f" ± {measurement.heldout_loss_se:.4f}" if measurement.heldout_loss_se is not None else ""
+    rows = f" over {_count(measurement.heldout_rows, 'row')}" if measurement.heldout_rows else ""
+    return f"held-out loss {measurement.heldout_loss:.4f}{error}{rows}"
+
+
+def _against(best: Measurement, runner_up: Compared, column: str | None) -> str:
+    other = runner_up.measurement
+    parts = []
+    if best.tokens_per_s and other.tokens_per_s:
+        ratio = best.tokens_per_s / other.tokens_per_s - 1
+        noise = math.hypot(best.tokens_per_s_rel_halfwidth or 0.0, other.tokens_per_s_rel_halfwidth or 0.0)
+        parts.append(
+            f"no difference in speed beyond the measurement's ± {noise:.1%}"
+            if abs(ratio) <= noise
+            else f"{abs(ratio):.1%} {'faster' if ratio > 0 else 'slower'}"
+        )
+    if column:
+        ratio = getattr(best, column) / getattr(other, column) - 1
+        amount = f"{abs(ratio):.1%} {'more' if ratio > 0 else 'less'}"
+        parts.append(f"{amount if abs(ratio) >= LEAST_SHARE_SHOWN else 'as much'} memory")
+    if best.heldout_loss is not None and other.heldout_loss is not None:
+        parts.append(_loss_difference(best, other))
+    return f"Against the runner-up, {runner_up.trial.candidate.describe()}: {', '.join(parts)}."
+
+
+def _loss_difference(best: Measurement, other: Measurement) -> str:
+    """Signed, with the standard error of two independent means: generous, since the rows are the same."""
+    difference = (best.heldout_loss or 0.0) - (other.heldout_loss or 0.0)
+    if best.heldout_loss_se is None or other.heldout_loss_se is None:
+        return f"held-out loss {difference:+.4f} (uncertainty unknown)"
+    error = math.hypot(best.heldout_loss_se, other.heldout_loss_se)
+    if abs(difference) < STANDARD_ERRORS * error:
+        return f"no difference in held-out loss found at this budget ({difference:+.4f} ± {error:.4f})"
+    return f"held-out loss {difference:+.4f} ± {error:.4f}"
+
+
+def _caveats(best: Compared, column: str | None, trials: Sequence[Trial]) -> Iterator[str]:
+    if column == "peak_tensor_bytes":
+        yield "Memory is compared by live tensors, because not all trials have a peak of device or process."
+    elif column is None:
+        yield "Memory was not compared: no figure of it is known for all trials."
+    probed = {t.candidate.shape_key for t in trials if t.outcome is Outcome.OK and t.plan.rung is Rung.PROBE}
+    trained = {t.candidate.shape_key for t in trials if t.outcome is Outcome.OK and t.plan.rung is Rung.TRAIN}
+    if best.trial.plan.rung is Rung.PROBE:
+        yield "Quality was not measured: no training finished, so the score rests on speed and memory alone."
+    elif untrained := len(probed - trained):
+        yield (
+            f"{_count(untrained, 'other configuration')} had speed and memory measured, but not quality: "
+            "those figures and published results, a prior and no measurement, decided which were trained."
+        )
+
+
+def _ruled_out(trials: Sequence[Trial], memory_limit_bytes: int | None) -> Iterator[str]:
+    """One sentence for each way to fail."""
+    for outcome in FAILURES:
+        if failed := [t for t in trials if t.outcome is outcome]:
+            yield f"Ruled out, {FAILURE_NAMES[outcome]}: {'; '.join(_name(trial) for trial in failed)}."
+    large = [
+        f"{_name(trial)} at {_gib(trial.measurement.memory_bytes)}"
+        for trial in trials
+        if trial.measurement
+        and trial.measurement.memory_bytes
+        and exceeds(trial.measurement, memory_limit_bytes)
+    ]
+    if large and memory_limit_bytes:
+        yield f"Ruled out, above the limit of {_gib(memory_limit_bytes)}: {'; '.join(large)}."
+
+
+def _name(trial: Trial) -> str:
+    return f"{trial.candidate.describe()} (trial {trial.number})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,116 @@
+"""The sentences give measured figures with their uncertainty, and say what was not measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankwise.errors import NothingFits
+from rankwise.optimizer.domain import Outcome, Rung, Scoring
+from rankwise.optimizer.scorer import recommend
+
+GIB = 2**30
+
+
+def test_the_reasons_in_full(build, candidates):
+    trials = [
+        build.trial(candidates[0], 1, tokens_per_s=1000.0, tokens_per_s_rel_halfwidth=0.02),
+        build.trial(candidates[1], 2, tokens_per_s=500.0, tokens_per_s_rel_halfwidth=0.02),
+        build.trial(candidates[2], 3),
+        build.trial(candidates[3], 4, outcome=Outcome.OOM),
+        build.trial(candidates[0], 5, rung=Rung.TRAIN, heldout_loss=0.50),
+        build.trial(candidates[1], 6, rung=Rung.TRAIN, heldout_loss=0.51),
+        build.trial(candidates[4], 7, rung=Rung.TRAIN, outcome=Outcome.DIVERGED),
+        build.trial(candidates[5], 8, peak_process_bytes=9 * GIB),
+    ]
+    chosen = recommend(build.study(memory_limit_bytes=8 * GIB), trials, wall_s=100.0, measured_s=60.0)
+    names = [candidate.describe() for candidate in candidates]
+    assert chosen.reasons == (
+        f"{names[0]} has the best score, 100.0 of 100 (speed 40%, memory 20%, quality 40%), "
+        "among 2 trained configurations.",
+        "Measured here: 1,000 tokens/s ± 2.0%, a peak of 1.00 GiB of process memory, "
+        "held-out loss 0.5000 ± 0.0100 over 500 rows after 100 steps.",
+        f"Against the runner-up, {names[1]}: 100.0% faster, as much memory, "
+        "no difference in held-out loss found at this budget (-0.0100 ± 0.0141).",
+        "2 other configurations had speed and memory measured, but not quality: those figures and published "
+        "results, a prior and no measurement, decided which were trained.",
+        f"Ruled out, ran out of memory: {names[3]} (trial 4).",
+        f"Ruled out, diverged: {names[4]} (trial 7).",
+        f"Ruled out, above the limit of 8.00 GiB: {names[5]} (trial 8) at 9.00 GiB.",
+    )
+
+
+def test_without_trainings_the_reasons_say_that_quality_was_not_measured(build, candidates):
+    trials = [build.trial(candidates[0], 1), build.trial(candidates[1], 2, tokens_per_s=2000.0)]
+    chosen = recommend(build.study(), trials, wall_s=10.0, measured_s=5.0)
+    assert chosen.trial_id == "trial-2"
+    assert not chosen.quality_measured
+    assert "speed 67%, memory 33%" in chosen.reasons[0]
+    assert any("Quality was not measured" in reason for reason in chosen.reasons)
+
+
+def test_the_reasons_say_when_memory_is_compared_by_tensors(build, candidates):
+    tensors = {"peak_tensor_bytes": GIB}
+    trials = [
+        build.trial(candidates[0], 1, **tensors),
+        build.trial(candidates[1], 2, peak_process_bytes=None, **tensors),
+    ]
+    reasons = recommend(build.study(), trials, wall_s=10.0, measured_s=5.0).reasons
+    assert any("live tensors" in reason and "because" in reason for reason in reasons)
+
+
+def test_a_clear_difference_in_loss_is_given_with_its_error(build, candidates):
+    trials = [
+        build.trial(candidates[0], 1, rung=Rung.TRAIN, heldout_loss=0.3),
+        build.trial(candidates[1], 2, rung=Rung.TRAIN, heldout_loss=0.6),
+    ]
+    reasons = recommend(build.study(), trials, wall_s=10.0, measured_s=5.0).reasons
+    assert any("held-out loss -0.3000 ± 0.0141" in reason for reason in reasons)
+
+
+def test_nothing_fits_says_what_was_tried_and_what_would_help(build, candidates):
+    trials = [
+        build.trial(candidates[0], 1, outcome=Outcome.OOM),
+        build.trial(candidates[1], 2, peak_process_bytes=3 * GIB),
+    ]
+    with pytest.raises(NothingFits) as caught:
+        recommend(build.study(memory_limit_bytes=2 * GIB), trials, wall_s=10.0, measured_s=0.0)
+    assert "none of 2 trials" in caught.value.message
+    assert candidates[0].describe() in caught.value.message
+    assert "above the limit of 2.00 GiB" in caught.value.message
+    assert "smallest measured peak is 3.00 GiB" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "next_step"),
+    [([], "allow a larger budget"), ([Outcome.CRASHED], "read the logs of the trials that failed")],
+)
+def test_nothing_fits_without_want_of_memory(build, candidates, outcomes, next_step):
+    trials = [build.trial(candidates[0], n, outcome=outcome) for n, outcome in enumerate(outcomes, start=1)]
+    with pytest.raises(NothingFits) as caught:
+        recommend(build.study(), trials, wall_s=1.0, measured_s=0.0)
+    assert caught.value.next_step == next_step
+
+
+def test_ties_and_the_classic_formula_are_named(build, candidates):
+    trials = [build.trial(candidate, number) for number, candidate in enumerate(candidates[:3], start=1)]
+    verdict = recommend(build.study(), trials, wall_s=1.0, measured_s=1.0).reasons[0]
+    assert "is the smallest of 3 tied for the best score, 100.0 of 100" in verdict
+    classic = recommend(build.study(scoring=Scoring.CLASSIC), trials, wall_s=1.0, measured_s=1.0).reasons[0]
+    assert "classic formula; its quality is a table by adapter, not a measurement" in classic
+
+
+def test_a_single_success_is_not_called_the_best(build, candidates):
+    trials = [build.trial(candidates[0], 1), build.trial(candidates[0], 2, rung=Rung.TRAIN)]
+    verdict = recommend(build.study(), trials, wall_s=1.0, measured_s=1.0).reasons[0]
+    assert verdict.endswith(
+        "is the only trained configuration that succeeded: there is none to compare it with."
+    )
+
+
+def test_a_difference_in_speed_within_its_error_is_none(build, candidates):
+    trials = [
+        build.trial(candidates[0], 1, tokens_per_s=1000.0, tokens_per_s_rel_halfwidth=0.03),
+        build.trial(candidates[1], 2, tokens_per_s=970.0, tokens_per_s_rel_halfwidth=0.04),
+    ]
+    reasons = recommend(build.study(), trials, wall_s=1.0, measured_s=1.0).reasons
+    assert "no difference in speed beyond the measurement's ± 5.0%" in reasons[2]
