@@ -23,6 +23,7 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
@@ -75,6 +76,12 @@ _ROLES = tuple(
 )
 """(role, how module names of that role end); the first that matches holds."""
 
+_AUTO_CLASSES = {
+    TaskKind.TEXT_CLASSIFICATION: "AutoModelForSequenceClassification",
+    TaskKind.CAUSAL_LM: "AutoModelForCausalLM",
+}
+"""The names under which ``auto_map`` in config.json lists classes of the model's own code."""
+
 _NO_STRUCTURE = re.compile(
     r"_.*|architectures|transformers_version|(torch_)?dtype|id2label|label2id|problem_type|initializer_\w+"
     r"|\w+_token_id|task_specific_params|finetuning_task"
@@ -82,13 +89,16 @@ _NO_STRUCTURE = re.compile(
 """Fields of a configuration that change neither memory nor speed."""
 
 
-def inspect_model(path: Path, *, source: str, revision: str | None, task: TaskProfile) -> ModelProfile:
+def inspect_model(
+    path: Path, *, source: str, revision: str | None, task: TaskProfile, allow_remote_code: bool = False
+) -> ModelProfile:
     """Return the structure of a model as it will be trained for a task.
 
     Args:
         path: a folder that :func:`~.model_source.resolve_model` returned.
         source, revision: from the same, copied into the profile.
         task: decides the model's class and, with its labels, the size of the head.
+        allow_remote_code: run the Python code that the model brings, if it brings any.
 
     Raises:
         ModelError: transformers does not know the model, cannot build it or has no such task for it, or
@@ -97,8 +107,9 @@ def inspect_model(path: Path, *, source: str, revision: str | None, task: TaskPr
     _check_sizes(read_json_object(path / "config.json"))
     headers = weight_headers(path)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        model, missing = _build(_model_class(config, task), config, task, headers)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=allow_remote_code, local_files_only=True)
+        remote_class = _remote_class(config, task, path) if allow_remote_code else None
+        model, missing = _build(remote_class or _model_class(config, task), config, task, headers)
     except _CANNOT_BUILD as error:
         cause = " ".join(str(error).split())
         raise ModelError(
@@ -119,6 +130,7 @@ def inspect_model(path: Path, *, source: str, revision: str | None, task: TaskPr
         layers=getattr(text_config, "num_hidden_layers", None),
         max_positions=_max_positions(model),
         supports_gradient_checkpointing=model.supports_gradient_checkpointing,
+        runs_remote_code=remote_class is not None,
         modules=tuple(_modules(model)),
         new_modules=_new_modules(model, missing, source),
     )
@@ -144,6 +156,12 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
                         next_step="correct config.json, or download the model again",
                     )
                 break
+
+
+def _remote_class(config: Any, task: TaskProfile, path: Path) -> Any:
+    """The class that the model's own code has for this task; None if it brings none."""
+    reference = getattr(config, "auto_map", {}).get(_AUTO_CLASSES[task.kind])
+    return reference and get_class_from_dynamic_module(reference, path)
 
 
 def _model_class(config: Any, task: TaskProfile) -> Any:

@@ -184,7 +184,7 @@ def _check_configuration(path: Path, *, allow_remote_code: bool) -> dict[str, An
         if not allow_remote_code and (path / name).is_file() and "auto_map" in read_json_object(path / name):
             raise ModelError(
                 f"model {path} brings Python code of its own (auto_map in {name}), which is refused",
-                next_step="choose a model that needs none, or have the operator allow it",
+                next_step="choose a model that needs none or, trusting its author, pass --allow-remote-code",
             )
     return config
 

@@ -103,6 +103,8 @@ class ModelProfile:
     layers: int | None
     max_positions: int | None
     supports_gradient_checkpointing: bool
+    runs_remote_code: bool
+    """The model is built by Python code from its own folder, which the operator allowed."""
     modules: tuple[ModuleProfile, ...]
     new_modules: tuple[str, ...]
     """Modules with parameters that are in no weight file: a new head. They must be trained."""

@@ -23,21 +23,27 @@ MODEL_CLASSES = {
 AUTOCAST_NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 
 
-def load_tokenizer(model_path: str) -> Any:
+def load_tokenizer(model_path: str, *, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer, with a padding token (the end-of-sequence token where it has none)."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
 def build_model(
-    model_path: str, *, task: Mapping[str, Any], candidate: Mapping[str, Any], pad_id: int, seed: int
+    model_path: str,
+    *,
+    task: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    pad_id: int,
+    seed: int,
+    trust_remote_code: bool = False,
 ) -> torch.nn.Module:
     """Load the base model, set the level's switches, and wrap it in the candidate's adapter.
 
-    Weights come from safetensors files only and no code of the model's folder is run. The seed fixes
-    what is initialised here: a new head and the adapter.
+    Weights come from safetensors files only; code of the model's folder runs only if it is trusted. The
+    seed fixes what is initialised here: a new head and the adapter.
     """
     torch.manual_seed(seed)
     level = candidate["level"]
@@ -51,7 +57,7 @@ def build_model(
         dtype=getattr(torch, level["weight_dtype"]),
         attn_implementation=level["attention"],
         use_safetensors=True,
-        trust_remote_code=False,
+        trust_remote_code=trust_remote_code,
         **arguments,
     )
     model.config.pad_token_id = pad_id
@@ -59,16 +65,20 @@ def build_model(
     model.train()
     if level["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return add_adapter(model, task=task, adapter=candidate["adapter"])
+    dtype = getattr(torch, level["adapter_dtype"])
+    return add_adapter(model, task=task, adapter=candidate["adapter"], dtype=dtype)
 
 
 def add_adapter(
-    model: torch.nn.Module, *, task: Mapping[str, Any], adapter: Mapping[str, Any]
+    model: torch.nn.Module, *, task: Mapping[str, Any], adapter: Mapping[str, Any], dtype: torch.dtype
 ) -> torch.nn.Module:
-    """Wrap the model as PEFT does; full fine-tuning leaves it as it is, all weights trainable."""
+    """Wrap the model as PEFT does, what is trained in ``dtype``; full fine-tuning leaves it as it is."""
     if adapter["method"] == "full":
         return model
     wrapped: torch.nn.Module = get_peft_model(model, peft_config(adapter, task_kind=task["kind"]))
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:  # PEFT leaves a trained head in the weights' dtype
+            parameter.data = parameter.data.to(dtype)
     return wrapped
 
 

@@ -73,8 +73,7 @@ def guard(job: Callable[[], None], connection: socket.socket, log_path: Path, li
     guard_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
-        become_job(job, guard_pid, log_path)
-    send(connection, {"type": "started", "pid": pid})
+        become_job(job, connection, guard_pid, log_path)
     cause = watch(pid, connection, limits, stop, started_s)
     status, usage = end_job(pid, grace_s=0.0 if cause == "finished" else limits.grace_s)
     kill_descendants()
@@ -109,8 +108,14 @@ class StopFlag:
         self.is_set = True
 
 
-def become_job(job: Callable[[], None], guard_pid: int, log_path: Path) -> NoReturn:
-    """Turn the forked child into the job: own log, default signals, killed with the guard."""
+def become_job(
+    job: Callable[[], None], connection: socket.socket, guard_pid: int, log_path: Path
+) -> NoReturn:
+    """Turn the forked child into the job: own log, default signals, killed with the guard.
+
+    It says itself that it has started: while it lives it is the only writer, so that no line of the
+    guard's can come before ``started`` or break into one of the job's.
+    """
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -119,6 +124,7 @@ def become_job(job: Callable[[], None], guard_pid: int, log_path: Path) -> NoRet
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
         die_with_parent(guard_pid, signal.SIGKILL)
+        send(connection, {"type": "started", "pid": os.getpid()})
         job()
         code = 0
     except BaseException:  # noqa: BLE001 - the process's edge: the log gets the traceback, the guard the code

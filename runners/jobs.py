@@ -20,19 +20,22 @@ from .warm_client import Job, WarmServer, read_tail
 PREPARE_LIMIT_S = 3600.0
 
 
-def start_prepare(server: WarmServer, home: Home, request: StudyRequest, folder: Path) -> Job:
+def start_prepare(
+    server: WarmServer, home: Home, request: StudyRequest, folder: Path, *, allow_remote_code: bool
+) -> Job:
     """Hand the job of reading model and data to a warm server.
 
     Raises:
         ModelError: the model cannot be had, or is not safe to load.
         RunnerError: the server is gone.
     """
-    model = resolve_model(request.model, allowed_roots=None)
+    model = resolve_model(request.model, allowed_roots=None, allow_remote_code=allow_remote_code)
     spec = {
         "request": to_json(request),
         "hardware": to_json(read_hardware(home.root)),
         "model_path": str(model.path),
         "revision": model.revision,
+        "allow_remote_code": allow_remote_code,
         "dataset_path": request.dataset,
         "tokens_root": str(home.tokens),
     }
@@ -58,7 +61,7 @@ def read_facts(job: Job) -> StudyFacts:
     )
 
 
-def prepare_once(home: Home, request: StudyRequest) -> StudyFacts:
+def prepare_once(home: Home, request: StudyRequest, *, allow_remote_code: bool = False) -> StudyFacts:
     """What a study would find out before its first trial; the token files stay for the study to use.
 
     Raises:
@@ -68,7 +71,8 @@ def prepare_once(home: Home, request: StudyRequest) -> StudyFacts:
     home.create()
     server = WarmServer(home.logs / "warm.log")
     try:
-        job = start_prepare(server, home, request, home.root / "cache" / "prepare")
+        folder = home.root / "cache" / "prepare"
+        job = start_prepare(server, home, request, folder, allow_remote_code=allow_remote_code)
         job.wait(PREPARE_LIMIT_S)
     finally:
         server.stop()

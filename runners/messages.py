@@ -2,7 +2,7 @@
 
 Every line carries ``schema_version`` and ``type``:
 
-    started    pid                        from the guard, first
+    started    pid                        from a job's process, first
     progress   phase, step, loss          from a job, at most about once a second
     result     the job's product          from a job, once
     failure    outcome, reason            from a trial that found itself oom, diverged or invalid
@@ -45,6 +45,7 @@ class TrialSpec:
     """``cpu`` or a CUDA device's UUID."""
     threads: int
     memory_limit_bytes: int | None = None
+    trust_remote_code: bool = False
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> TrialSpec:

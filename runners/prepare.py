@@ -44,9 +44,15 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     )
     report("progress", phase="inspect model")
     model_path = Path(spec["model_path"])
-    model = inspect_model(model_path, source=request.model, revision=spec["revision"], task=dataset.task)
+    model = inspect_model(
+        model_path,
+        source=request.model,
+        revision=spec["revision"],
+        task=dataset.task,
+        allow_remote_code=spec["allow_remote_code"],
+    )
     report("progress", phase="tokenise")
-    tokenizer = load_tokenizer_or_explain(model_path)
+    tokenizer = load_tokenizer_or_explain(model_path, trust_remote_code=spec["allow_remote_code"])
     dataset = with_lengths(dataset, tokenizer, seed=request.seed)
     recipe = choose_recipe(dataset, model, request)
     folder = Path(spec["tokens_root"]) / tokens_key(dataset, tokenizer, recipe, request.seed)
@@ -67,10 +73,10 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     report("result", facts=to_json(facts))
 
 
-def load_tokenizer_or_explain(model_path: Path) -> Any:
+def load_tokenizer_or_explain(model_path: Path, *, trust_remote_code: bool) -> Any:
     """The model's tokenizer, with a padding token."""
     try:
-        tokenizer = load_tokenizer(str(model_path))
+        tokenizer = load_tokenizer(str(model_path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         cause = str(error).splitlines()[0]
         raise ModelError(

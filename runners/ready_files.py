@@ -96,6 +96,7 @@ def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> 
         "seed": derive_seed(study.request.seed, "model", replicate),
         "order_seed": derive_seed(study.request.seed, "order", replicate),
         "split": {"seed": study.request.seed, "share": facts.heldout_share},
+        "trust_remote_code": facts.model.runs_remote_code,
         "on_cpu": not facts.hardware.gpus,
         "checkpoint_every": CHECKPOINT_EVERY_STEPS,
         "trial": {

@@ -88,9 +88,10 @@ def step_rows(rows: int, *, effective_batch: int, seed: int) -> Iterator[list[in
         epoch += 1
 
 
-def steps_per_epoch(rows: int, effective_batch: int) -> int:
-    """Optimizer steps in one pass over the rows."""
-    return max(1, rows // max(1, min(effective_batch, rows)))
+def training_steps(rows: int, recipe: Mapping[str, Any]) -> int:
+    """Optimizer steps of the whole training: whole batches of an epoch times epochs."""
+    steps_per_epoch = max(1, rows // recipe["effective_batch"])
+    return max(1, round(steps_per_epoch * recipe["epochs"]))
 
 
 def collate(examples: Sequence[Example], *, pad_id: int) -> dict[str, torch.Tensor]:

@@ -66,6 +66,7 @@ class StudyRun:
     """Gives a live warm server, starting one where the last has died."""
     should_stop: Callable[[], bool]
     worker: str
+    allow_remote_code: bool = False
     _banked_s: float = field(default_factory=time.monotonic)
     """Wall time up to here is in the store."""
 
@@ -89,7 +90,11 @@ class StudyRun:
     def prepare(self) -> StudyFacts:
         """Probe machine, model and data, and store what was found."""
         job = start_prepare(
-            self.warm_server(), self.home, self.study.request, self.home.trial_folder(self.study.id)
+            self.warm_server(),
+            self.home,
+            self.study.request,
+            self.home.trial_folder(self.study.id),
+            allow_remote_code=self.allow_remote_code,
         )
         self.follow(job)
         facts = read_facts(job)
@@ -184,6 +189,7 @@ class StudyRun:
             device=device.uuid if device else "cpu",
             threads=facts.hardware.host.physical_cores or facts.hardware.host.logical_cores,
             memory_limit_bytes=self.study.request.memory_limit_bytes if device else None,
+            trust_remote_code=facts.model.runs_remote_code,
         )
 
     def limits(self, device: GpuProfile | None) -> Limits:

@@ -38,10 +38,13 @@ log = logging.getLogger("rankwise.supervisor")
 class Supervisor:
     """Runs studies until it is told to stop."""
 
-    def __init__(self, home: Home, store: Store, study_id: str | None) -> None:
+    def __init__(
+        self, home: Home, store: Store, study_id: str | None, *, allow_remote_code: bool = False
+    ) -> None:
         self._home = home
         self._store = store
         self._study_id = study_id
+        self._allow_remote_code = allow_remote_code
         self._warm: WarmServer | None = None
         self._stopping = threading.Event()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -78,6 +81,7 @@ class Supervisor:
             warm_server=self._live_warm,
             should_stop=self._stopping.is_set,
             worker=self._worker,
+            allow_remote_code=self._allow_remote_code,
         )
         try:
             run.run()
@@ -114,6 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="rankwise.runners.supervisor")
     parser.add_argument("lifeline_fd", type=int)
     parser.add_argument("--study")
+    parser.add_argument("--allow-remote-code", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     home = Home.from_environment().create()
@@ -123,7 +128,7 @@ def main() -> int:
         return EXIT_LOCKED
     with lock:
         store = Store.open(home.database)
-        supervisor = Supervisor(home, store, arguments.study)
+        supervisor = Supervisor(home, store, arguments.study, allow_remote_code=arguments.allow_remote_code)
         signal.signal(signal.SIGTERM, supervisor.stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=watch_lifeline, args=(arguments.lifeline_fd,), daemon=True).start()

@@ -22,7 +22,7 @@ class SupervisorProcess:
         self._lifeline_fd = lifeline_fd
 
     @classmethod
-    def start(cls, home: Home, *, study_id: str | None) -> SupervisorProcess:
+    def start(cls, home: Home, *, study_id: str | None, allow_remote_code: bool = False) -> SupervisorProcess:
         """Start one for a single study, or (None) for every study that is queued or was interrupted.
 
         If another supervisor has the home's lock, the new one ends at once with exit code 75. It runs in
@@ -33,6 +33,8 @@ class SupervisorProcess:
         command = [sys.executable, "-m", "rankwise.runners.supervisor", str(lifeline)]
         if study_id is not None:
             command += ["--study", study_id]
+        if allow_remote_code:
+            command.append("--allow-remote-code")
         try:
             with (home.logs / "supervisor.log").open("ab") as log:
                 process = subprocess.Popen(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from ..probes.rows import read_rows
 from .build import load_tokenizer, trainable_sha256
-from .recipe import Example, encode, is_heldout, step_rows, steps_per_epoch, usable_row
+from .recipe import Example, encode, is_heldout, step_rows, training_steps, usable_row
 from .trial.loop import Session, Step, evaluate, open_session, run_steps
 
 VALUES: Mapping[str, Any] = {}
@@ -163,11 +163,12 @@ def main() -> int:
     """Train; returns the process's exit code."""
     arguments = parse_arguments()
     candidate = VALUES["candidate"]
-    tokenizer = load_tokenizer(arguments.model)
+    trust = VALUES["trust_remote_code"]
+    tokenizer = load_tokenizer(arguments.model, trust_remote_code=trust)
     rows, heldout = read_examples(arguments.data, tokenizer)
     batch = candidate["recipe"]["effective_batch"]
-    full_steps = round(steps_per_epoch(len(rows), batch) * candidate["recipe"]["epochs"])
-    total_steps = VALUES["trial"]["steps"] if arguments.verify else max(1, full_steps)
+    full_steps = training_steps(len(rows), candidate["recipe"])
+    total_steps = VALUES["trial"]["steps"] if arguments.verify else full_steps
     last = min(total_steps, arguments.max_steps or total_steps)
     session = open_session(
         arguments.model,
@@ -177,6 +178,7 @@ def main() -> int:
         seed=VALUES["seed"],
         total_steps=total_steps,
         on_cpu=arguments.cpu,
+        trust_remote_code=trust,
     )
     first = load_checkpoint(session, arguments.out) if arguments.resume else 0
     order = step_rows(len(rows), effective_batch=batch, seed=VALUES["order_seed"])

@@ -8,6 +8,7 @@ before and after three optimizer steps (after one, LoRA's A cannot have moved: B
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -26,22 +27,24 @@ class Diverged(Exception):
 class ParameterWatch:
     """Fingerprints of all parameters, taken right after the adapter was initialised.
 
-    Fingerprints are XOR sums of the bits (``torch.hash_tensor``), computed where the parameter lives:
-    eight bytes each, so that watching a large model costs a read of it and no memory.
+    Fingerprints are computed where the parameter lives and take a few bytes each, so that watching a large
+    model costs two reads of it and no memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._before = fingerprints(model)
 
-    def check(self, model: torch.nn.Module, *, full: bool) -> None:
+    def check(self, model: torch.nn.Module, *, full: bool, trained_modules: Sequence[str] = ()) -> None:
         """Compare with the present parameters.
 
         Args:
             full: every weight is trained; then only those that the forward pass uses can change, and
                 one that does not is no fault of the configuration.
+            trained_modules: names of modules that are to be trained beside an adapter.
 
         Raises:
-            InvalidTrial: naming trained parameters that did not change or frozen ones that did.
+            InvalidTrial: naming trained parameters that did not change, frozen ones that did, or a module
+                that should be trained and is not.
         """
         after = fingerprints(model)
         still, moved = [], []
@@ -51,9 +54,14 @@ class ParameterWatch:
                 still.append(name)
             elif changed and not parameter.requires_grad:
                 moved.append(name)
-        trained = sum(parameter.requires_grad for parameter in model.parameters())
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        trained = len(names)
         if trained == 0:
             raise InvalidTrial("nothing is trained: every parameter is frozen")
+        if frozen := [
+            part for part in trained_modules if not any(f".{part}." in f".{name}" for name in names)
+        ]:
+            raise InvalidTrial(f"{shorten(frozen)} should be trained beside the adapter, and is not")
         if moved:
             raise InvalidTrial(f"{len(moved)} frozen parameters changed: {shorten(moved)}")
         if still and (not full or len(still) == trained):
@@ -63,11 +71,17 @@ class ParameterWatch:
             )
 
 
-def fingerprints(model: torch.nn.Module) -> dict[str, int]:
-    """One 64-bit number a parameter; equal bits give equal numbers."""
-    with torch.no_grad():
-        hashes = {name: torch.hash_tensor(parameter) for name, parameter in model.named_parameters()}
-    return {name: int(value.view(torch.int64)) for name, value in hashes.items()}
+@torch.no_grad()
+def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str]]:
+    """Two numbers a parameter, equal where its bits are: their XOR, and the sum of the values.
+
+    Either alone is blind: XOR to equal values in even number (a norm's ones), the sum to small changes.
+    The sum is kept as text because NaN equals nothing.
+    """
+    return {
+        name: (int(torch.hash_tensor(parameter).view(torch.int64)), float(parameter.sum()).hex())
+        for name, parameter in model.named_parameters()
+    }
 
 
 def require_finite(loss: float, step: int) -> None:

@@ -88,6 +88,7 @@ def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
         seed=trial.seed,
         total_steps=trial.total_steps,
         on_cpu=trial.device == "cpu",
+        trust_remote_code=trial.trust_remote_code,
     )
     order = step_rows(
         len(rows), effective_batch=candidate["recipe"]["effective_batch"], seed=trial.order_seed
@@ -119,7 +120,10 @@ def checked_steps(session: Session, steps: Any) -> list[Step]:
         require_finite(step.loss, step.number)
         taken.append(step)
     if len(taken) == STEPS_BEFORE_CHECK:
-        watch.check(session.model, full=session.candidate["adapter"]["method"] == "full")
+        adapter = session.candidate["adapter"]
+        watch.check(
+            session.model, full=adapter["method"] == "full", trained_modules=adapter["trained_modules"]
+        )
     return taken
 
 
@@ -133,7 +137,8 @@ def probe(session: Session, rows: TokenFile, steps: Any) -> dict[str, Any]:
     speed = speed_of(timed)
     heaviest = [rows.longest()] * session.candidate["recipe"]["effective_batch"]
     run_step(session, heaviest, 0)  # untracked, so that the allocator's and the process's peaks are real
-    one_micro_batch = heaviest[: session.candidate["micro_batch"]]
+    # The second micro-batch meets the gradients of the first; a third adds nothing.
+    two_micro_batches = heaviest[: 2 * session.candidate["micro_batch"]]
     return {
         "tokens_per_s": speed.tokens_per_s,
         "tokens_per_s_rel_halfwidth": speed.rel_halfwidth,
@@ -143,7 +148,7 @@ def probe(session: Session, rows: TokenFile, steps: Any) -> dict[str, Any]:
         "step_s_std": speed.step_s_std,
         "steps_measured": speed.steps,
         "measured_s": speed.seconds,
-        "peak_tensor_bytes": peak_tensor_bytes(session, one_micro_batch),
+        "peak_tensor_bytes": peak_tensor_bytes(session, two_micro_batches),
     }
 
 

@@ -64,10 +64,18 @@ def open_session(
     seed: int,
     total_steps: int,
     on_cpu: bool,
+    trust_remote_code: bool = False,
 ) -> Session:
     """Build model, optimizer and schedule, and place them on the device that accelerate finds."""
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=autocast_name(candidate["level"]))
-    model = build_model(model_path, task=task, candidate=candidate, pad_id=pad_id, seed=seed)
+    model = build_model(
+        model_path,
+        task=task,
+        candidate=candidate,
+        pad_id=pad_id,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
     model = model.to(accelerator.device)
     optimizer = make_optimizer(model, candidate)
     schedule = make_schedule(optimizer, recipe=candidate["recipe"], total_steps=total_steps)
@@ -95,6 +103,8 @@ def run_step(session: Session, examples: Sequence[Example], number: int) -> Step
     started = time.perf_counter()
     loss_sum = torch.zeros((), device=device)
     for batch, items in zip(batches, scored, strict=True):
+        if items == 0:
+            continue  # a mean over nothing is NaN
         with session.accelerator.autocast():
             loss = session.model(**{name: value.to(device) for name, value in batch.items()}).loss
         weighted = loss * (items / total_scored)

@@ -93,6 +93,7 @@ def values(minilm_path: Path, reviews_csv: Path) -> dict[str, Any]:
         "seed": derive_seed(0, "model"),
         "order_seed": derive_seed(0, "order"),
         "split": SPLIT,
+        "trust_remote_code": False,
         "on_cpu": True,
         "checkpoint_every": 1000,
         "trial": measure(minilm_path, reviews_csv),

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rankwise.runners.recipe import Example
+from rankwise.runners.tokens import BATCH_ROWS, TokenFile, write_token_files
+
+
+def make_rows(lengths: list[int], label: int | None = None) -> Iterator[tuple[Example, bool]]:
+    """Rows of these lengths, each filled with its number; the last one is held out."""
+    for number, length in enumerate(lengths):
+        yield Example(array("i", [number] * length), label), number == len(lengths) - 1
+
+
+def read(folder: Path, name: str = "train") -> TokenFile:
+    return TokenFile(folder / f"{name}.arrow")
+
+
+@pytest.mark.parametrize("label", [None, 3])
+def test_round_trip(tmp_path: Path, label: int | None) -> None:
+    assert write_token_files(tmp_path / "t", make_rows([2, 5, 3, 1], label)) == (3, 1)
+    train, heldout = read(tmp_path / "t"), read(tmp_path / "t", "heldout")
+    assert [list(row.input_ids) for row in train] == [[0] * 2, [1] * 5, [2] * 3]
+    assert [list(row.input_ids) for row in heldout] == [[3]]
+    assert {row.label for row in train} == {label}
+
+
+def test_indexes_like_a_list(tmp_path: Path) -> None:
+    write_token_files(tmp_path / "t", make_rows([2, 5, 3, 1]))
+    rows = read(tmp_path / "t")
+    assert list(rows[-1].input_ids) == [2] * 3
+    assert [len(row.input_ids) for row in rows[1:]] == [5, 3]
+    assert rows[5:] == []
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            rows[index]
+
+
+def test_longest_is_the_first_of_several(tmp_path: Path) -> None:
+    write_token_files(tmp_path / "t", make_rows([2, 5, 5, 9]))
+    assert list(read(tmp_path / "t").longest().input_ids) == [1] * 5
+
+
+def test_a_side_may_be_empty(tmp_path: Path) -> None:
+    assert write_token_files(tmp_path / "t", make_rows([4])) == (0, 1)
+    assert list(read(tmp_path / "t")) == []
+
+
+def test_many_rows_are_mapped_not_copied(tmp_path: Path) -> None:
+    lengths = [64] * (2 * BATCH_ROWS + 100)
+    lengths[BATCH_ROWS + 7] = 100
+    write_token_files(tmp_path / "t", make_rows(lengths))
+    before = pa.total_allocated_bytes()
+    rows = read(tmp_path / "t")
+    assert rows[BATCH_ROWS].input_ids[0] == BATCH_ROWS
+    assert pa.total_allocated_bytes() - before < sum(lengths)  # a quarter of the tokens' int32 size
+    assert rows.longest().input_ids[0] == BATCH_ROWS + 7
+
+
+def test_rows_outlive_their_file(tmp_path: Path) -> None:
+    write_token_files(tmp_path / "t", make_rows([3, 1]))
+    row = read(tmp_path / "t")[0]
+    (tmp_path / "t" / "train.arrow").unlink()
+    assert np.array_equal(row.input_ids, [0, 0, 0])
+
+
+def test_nothing_appears_before_it_is_complete(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+
+    def rows() -> Iterator[tuple[Example, bool]]:
+        yield from make_rows([2, 2])
+        assert not folder.exists()
+        raise RuntimeError("the data ended in the middle")
+
+    with pytest.raises(RuntimeError):
+        write_token_files(folder, rows())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_writers_the_first_is_kept(tmp_path: Path) -> None:
+    """Both have opened their files before either is done."""
+    both_writing = threading.Barrier(2)
+    errors: list[BaseException] = []
+
+    def write(fill: int) -> None:
+        def rows() -> Iterator[tuple[Example, bool]]:
+            both_writing.wait(10)
+            yield from ((Example(array("i", [fill] * 3)), number == 0) for number in range(500))
+
+        try:
+            write_token_files(tmp_path / "t", rows())
+        except BaseException as error:  # noqa: BLE001 - a thread's edge
+            errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(fill,)) for fill in (1, 2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert errors == []
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    fills = {
+        int(token)
+        for name in ("train", "heldout")
+        for row in read(tmp_path / "t", name)
+        for token in row.input_ids
+    }
+    assert len(fills) == 1

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CUDA_INITIALISED = 66
+
+# The process leaves at once, because libraries swallow what initialising raises (bitsandbytes 0.50 does).
+FAKE_CUDA = f"""
+import os
+import torch
+
+torch.cuda._lazy_init = lambda *_: os._exit({CUDA_INITIALISED})
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.backends.cuda.is_built = lambda: True
+torch.version.cuda = "12.8"
+torch._C._cuda_getCurrentRawStream = lambda device: 0
+"""
+
+
+def run_with_fake_cuda(source: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", FAKE_CUDA + source]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+
+
+def test_preloading_never_touches_cuda() -> None:
+    done = run_with_fake_cuda("from rankwise.runners import warm; print(*warm.preload(cuda_driver=True))")
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split()
+    assert "transformers" in loaded
+    assert "peft" not in loaded
+
+
+def test_the_fake_catches_what_touches_cuda() -> None:
+    """peft is why less is preloaded on a machine with CUDA."""
+    assert run_with_fake_cuda("import peft").returncode == CUDA_INITIALISED
