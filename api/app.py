@@ -1,0 +1,85 @@
+"""The HTTP application: store, supervision, guards and routes put together. Knows nothing of what they do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from operator import attrgetter
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+from starlette.types import ASGIApp
+
+from .. import __version__
+from ..store import Store
+from .problems import MEDIA_TYPE, Problem, install_problem_handlers
+from .routes import host, studies
+from .security import BodyLimit, SameSite, SecurityHeaders
+from .settings import ServerSettings
+from .supervision import Supervision
+
+DESCRIPTION = """\
+Finds the fine-tuning configuration to run for a model, a dataset and the hardware at hand, from
+measurements. Post a study, follow it, read its recommendation. Times are UTC, sizes bytes, durations
+seconds; null is unknown. Every error is `application/problem+json` with the cause and the next step.
+"""
+
+
+class _Application(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        """The security headers go around everything, the framework's last-resort answer included."""
+        return SecurityHeaders(super().build_middleware_stack())
+
+    def openapi(self) -> dict[str, Any]:
+        """The schema, with problems under the media type that they are sent as."""
+        if self.openapi_schema is None:
+            for path in super().openapi()["paths"].values():
+                for operation in path.values():
+                    for status, response in operation["responses"].items():
+                        if status >= "400" and "application/json" in response.get("content", {}):
+                            response["content"][MEDIA_TYPE] = response["content"].pop("application/json")
+        return super().openapi()
+
+
+def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
+    """The application for one home.
+
+    Args:
+        settings: where it listens, and what studies may read.
+        supervise: run a supervisor for as long as the application lives, so that studies are worked on.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = await run_in_threadpool(Store.open, settings.home.create().database)
+        supervision = (
+            Supervision(settings.home, allow_remote_code=settings.allow_remote_code) if supervise else None
+        )
+        app.state.store, app.state.supervision = store, supervision
+        try:
+            if supervision:
+                supervision.start()
+            yield
+        finally:
+            if supervision:
+                await run_in_threadpool(supervision.stop)
+            store.close()
+
+    app = _Application(
+        title="rankwise",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from outside hosts; /openapi.json stays
+        redoc_url=None,
+        generate_unique_id_function=attrgetter("name"),
+        responses={"default": {"model": Problem, "description": "What went wrong, and the next step"}},
+    )
+    app.state.settings = settings
+    app.include_router(studies.router)
+    app.include_router(host.router)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(SameSite, allowed_hosts=settings.allowed_hosts)
+    install_problem_handlers(app)
+    return app

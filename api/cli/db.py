@@ -1,0 +1,34 @@
+"""``rankwise db``: care of the database. Knows nothing about its schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .console import print_json, results
+
+app = typer.Typer(no_args_is_help=True, help="Look after the database below $RANKWISE_HOME.")
+
+
+@app.callback()
+def root() -> None:
+    """Keeps ``upgrade`` a subcommand: typer makes an application's only command the application itself."""
+
+
+@app.command()
+def upgrade(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Bring the database to the schema of this version of rankwise."""
+    from ...home import Home
+    from ...store import upgrade as upgrade_database
+
+    home = Home.from_environment().create()
+    old, new = upgrade_database(home.database)
+    if as_json:
+        print_json({"schema_version": 1, "database": str(home.database), "old": old, "new": new})
+    elif old == new:
+        results.print(f"{home.database} is at version {new} already", soft_wrap=True)
+    else:
+        results.print(f"{home.database}: version {old or 'none'} → {new}", soft_wrap=True)

@@ -1,0 +1,107 @@
+"""``rankwise probe``: what there is to work with. Knows nothing of what the facts are used for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ...errors import InputError
+from ...home import Home
+from ...optimizer.domain import StudyFacts, StudyRequest, to_json
+from ..units import format_bytes
+from .console import print_json, results
+from .options import AsJson
+
+if TYPE_CHECKING:
+    from ...probes.profiles import HardwareProfile
+
+EXAMPLES = """\
+[bold]Examples[/bold]
+
+rankwise probe
+
+rankwise probe --model ./llama --data chats.jsonl --json
+"""
+
+
+def probe(
+    model: Annotated[str | None, typer.Option(help="Folder with a model, or its id on the hub.")] = None,
+    data: Annotated[str | None, typer.Option(help="CSV, JSON or JSONL file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the hardware, and with --model and --data what is found in those. Measures nothing."""
+    from ...probes.host import read_hardware
+
+    if (model is None) != (data is None):
+        raise InputError(
+            "--model and --data go together", next_step="give both, or none for the hardware alone"
+        )
+    home = Home.from_environment().create()
+    facts: StudyFacts | None = None
+    if model is not None and data is not None:
+        from ...runners.jobs import prepare_once
+        from ..submission import check_request
+
+        facts = prepare_once(home, check_request(StudyRequest(model=model, dataset=data), roots=None))
+    hardware = facts.hardware if facts else read_hardware(home.root)
+    if as_json:
+        print_json(
+            {
+                "schema_version": 1,
+                "hardware": to_json(hardware),
+                "model": to_json(facts.model) if facts else None,
+                "dataset": to_json(facts.dataset) if facts else None,
+            }
+        )
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in (*_hardware_rows(hardware), *(_facts_rows(facts) if facts else ())):
+        table.add_row(name, text)
+    results.print(table)
+
+
+def _hardware_rows(hardware: HardwareProfile) -> Iterator[tuple[str, str]]:
+    host = hardware.host
+    for gpu in hardware.gpus:
+        free = "" if gpu.free_bytes is None else f", {format_bytes(gpu.free_bytes)} free"
+        yield f"GPU {gpu.index}", f"{gpu.name}, {format_bytes(gpu.total_bytes)}{free}"
+    if not hardware.gpus:
+        yield "GPU", f"none: {hardware.gpu_note}"
+    cores = f"{host.logical_cores} threads"
+    if host.physical_cores is not None:
+        cores = f"{host.physical_cores} cores, {cores}"
+    yield "CPU", f"{host.cpu_model or 'unknown model'}, {cores}"
+    yield "RAM", f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(host.ram_total_bytes)}"
+    yield "disk", f"{format_bytes(host.disk_free_bytes)} free below $RANKWISE_HOME"
+    yield "system", f"{host.platform}, Python {host.python_version}"
+    yield "libraries", ", ".join(f"{name} {version}" for name, version in host.libraries.items()) or "none"
+
+
+def _facts_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:
+    model, dataset, recipe = facts.model, facts.dataset, facts.recipe
+    yield "", ""
+    yield "model", model.source
+    size = f"{model.parameters:,} parameters, {format_bytes(model.weight_bytes)} of weights"
+    yield "", f"{model.architecture}, {size}"
+    if model.new_modules:
+        yield "new", f"{', '.join(model.new_modules)}: in no weight file, will be trained"
+    yield "data", dataset.source
+    yield "", f"{dataset.usable_rows:,} of {dataset.rows:,} rows usable, {format_bytes(dataset.size_bytes)}"
+    yield "task", f"{dataset.task.kind}: {dataset.task.reason}"
+    if dataset.label_counts:
+        yield "labels", ", ".join(f"{label} {count:,}" for label, count in dataset.label_counts.items())
+    if (lengths := dataset.lengths) is not None:
+        how = "estimated" if lengths.estimated else "counted"
+        yield "tokens", f"{lengths.p50} median, {lengths.p99} at 99 %, {lengths.max} at most ({how})"
+    yield (
+        "recipe",
+        (
+            f"at most {recipe.max_length} tokens a row ({facts.truncated_rows:,} rows truncated), "
+            f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out"
+        ),
+    )

@@ -1,0 +1,182 @@
+"""What a study is doing, shown on standard error: a live display, or plain lines where that is no terminal.
+
+Everything shown is derived from the study and its trials. Knows nothing about stores and processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Protocol
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ...errors import NothingFits
+from ...optimizer.domain import Outcome, Study, StudyFacts, StudyRequest, Trial, TrialState
+from ...optimizer.scorer import recommend
+from .console import notes, print_note
+from .report import describe_evidence, describe_request
+
+
+class Display(Protocol):
+    """Is told whenever the study or its trials have changed."""
+
+    def update(self, study: Study, trials: Sequence[Trial]) -> None: ...
+    def note(self, sentence: str) -> None: ...
+
+
+@contextmanager
+def show_progress(*, quiet: bool) -> Iterator[Display]:
+    """The display that suits standard error, for as long as the block lasts."""
+    if quiet:
+        yield NoDisplay()
+    elif notes.is_terminal:
+        display = LiveDisplay()
+        with Live(console=notes, get_renderable=display.render, transient=True):
+            yield display
+    else:
+        yield LineDisplay()
+
+
+class NoDisplay:
+    """Shows nothing."""
+
+    def update(self, study: Study, trials: Sequence[Trial]) -> None: ...
+    def note(self, sentence: str) -> None: ...
+
+
+class LineDisplay:
+    """One line for each thing that happened, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._started = datetime.now(UTC)
+        self._shown: set[str] = set()
+
+    def update(self, study: Study, trials: Sequence[Trial]) -> None:
+        self._say_once(f"study {study.id}: {describe_request(study.request)}")
+        if study.facts is not None:
+            self._say_once(describe_facts(study.facts))
+        for trial in trials:
+            what = f"trial {trial.number} {trial.plan.rung}"
+            if trial.state is not TrialState.QUEUED:
+                attempt = f" (attempt {trial.attempts})" if trial.attempts > 1 else ""
+                self._say_once(f"{what}: {trial.candidate.describe()}{attempt}")
+            if trial.outcome is not None:
+                self._say_once(f"{what} {describe_outcome(trial)}")
+        if study.state.is_final:
+            self._say_once(f"study {study.state}")
+
+    def note(self, sentence: str) -> None:
+        self._say_once(sentence)
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._shown:
+            self._shown.add(sentence)
+            elapsed_s = (datetime.now(UTC) - self._started).total_seconds()
+            notes.print(f"[{clock(elapsed_s):>6}] {sentence}", soft_wrap=True)
+
+
+class LiveDisplay:
+    """A few lines that are drawn anew: how far the study is, what runs now, and the best trial so far."""
+
+    def __init__(self) -> None:
+        self._started = datetime.now(UTC)
+        self._seen: tuple[Study, Sequence[Trial], Trial | None] | None = None
+
+    def update(self, study: Study, trials: Sequence[Trial]) -> None:
+        self._seen = (study, trials, best_so_far(study, trials))
+
+    def note(self, sentence: str) -> None:
+        print_note(sentence)
+
+    def render(self) -> RenderableType:
+        """Called several times a second by another thread, so that the clocks go on between updates."""
+        if self._seen is None:
+            return Text("starting", "dim")
+        study, trials, best = self._seen
+        now = datetime.now(UTC)
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(no_wrap=True, style="dim")
+        lines.add_column(no_wrap=True, overflow="ellipsis")
+        running = [trial for trial in trials if trial.state is TrialState.RUNNING]
+        for trial in running:
+            what = f"#{trial.number} {trial.plan.rung} {clock(running_s(trial, now))}"
+            lines.add_row("now", f"{what}  {trial.candidate.describe()}")
+        if not running:
+            lines.add_row(
+                "now", "reading data and model" if study.facts is None else "choosing the next trial"
+            )
+        if best is not None and best.measurement is not None:
+            lines.add_row("best", f"#{best.number} {best.plan.rung}  {best.candidate.describe()}")
+            lines.add_row("", describe_evidence(best.measurement))
+        title = Text.assemble(("Study ", "bold"), (study.id, "bold"), f"  {describe_request(study.request)}")
+        return Group(title, self._bar(study, trials, now), lines)
+
+    def _bar(self, study: Study, trials: Sequence[Trial], now: datetime) -> RenderableType:
+        done = sum(trial.outcome is not None for trial in trials)
+        elapsed_s = (now - self._started).total_seconds()
+        left_s = remaining_s(study.request, trials, now)
+        bar = Table.grid(padding=(0, 2), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        bar.add_row(
+            f"{done} of at most {study.request.max_trials} trials",
+            ProgressBar(total=elapsed_s + left_s, completed=elapsed_s),
+            f"{clock(elapsed_s)}, at most {clock(left_s)} left",
+        )
+        return bar
+
+
+def remaining_s(request: StudyRequest, trials: Sequence[Trial], now: datetime) -> float:
+    """Seconds left at most: by the budget, or by the trials that are left at the pace so far."""
+    finished = [trial.wall_s for trial in trials if trial.wall_s is not None]
+    running = [running_s(trial, now) for trial in trials if trial.state is TrialState.RUNNING]
+    left_s = request.budget_s - sum(finished) - sum(running)
+    if finished:
+        pace_s = sum(finished) / len(finished)
+        left_s = min(left_s, pace_s * (request.max_trials - len(finished)) - sum(running))
+    return max(0.0, left_s)
+
+
+def running_s(trial: Trial, now: datetime) -> float:
+    """Seconds since the trial was launched."""
+    return 0.0 if trial.started_at is None else max(0.0, (now - trial.started_at).total_seconds())
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds as ``2:05``: unlike text with units it keeps its width while it runs."""
+    minutes, whole_s = divmod(int(seconds), 60)
+    return f"{minutes}:{whole_s:02}"
+
+
+def best_so_far(study: Study, trials: Sequence[Trial]) -> Trial | None:
+    """The trial that would be recommended if the study ended now."""
+    try:
+        chosen = recommend(study, trials, wall_s=0.0, measured_s=0.0)
+    except NothingFits:
+        return None
+    return next(trial for trial in trials if trial.id == chosen.trial_id)
+
+
+def describe_facts(facts: StudyFacts) -> str:
+    """What was found before the first trial, in a line."""
+    model, recipe = facts.model, facts.recipe
+    truncated = f", {facts.truncated_rows:,} truncated" if facts.truncated_rows else ""
+    return (
+        f"{model.architecture} with {model.parameters / 1e6:,.1f} M parameters; "
+        f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out, "
+        f"at most {recipe.max_length} tokens each{truncated}"
+    )
+
+
+def describe_outcome(trial: Trial) -> str:
+    """How a trial ended, in a line."""
+    if trial.outcome is Outcome.OK and trial.measurement is not None:
+        return f"ok: {describe_evidence(trial.measurement)}"
+    return f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)

@@ -1,0 +1,43 @@
+"""A study as one JSON document, in the words of the HTTP API: for the command line and Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..optimizer.domain import SCHEMA_VERSION, Method, Recommendation, Study, Trial
+from ..optimizer.exports.peft import adapter_config
+from .schemas import RecommendationDocument, StudyDocument, TrialDocument
+
+_ONLY_HTTP = {"links", "schema_version"}
+
+
+def report_document(
+    study: Study, trials: Sequence[Trial], recommendation: Recommendation | None
+) -> dict[str, Any]:
+    """A study with its trials and what it recommends; ``recommendation`` is null unless it succeeded."""
+    best = recommendation and RecommendationDocument.of(
+        recommendation, adapter_config=adapter_config_of(study, recommendation)
+    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "study": study_document(study, trials),
+        "trials": [TrialDocument.of(trial).model_dump(mode="json") for trial in trials],
+        "recommendation": best and best.model_dump(mode="json", exclude=_ONLY_HTTP),
+    }
+
+
+def study_document(study: Study, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Where a study stands, its trials only counted."""
+    return StudyDocument.of(study, trials).model_dump(mode="json", exclude=_ONLY_HTTP)
+
+
+def adapter_config_of(study: Study, recommendation: Recommendation) -> dict[str, Any] | None:
+    """PEFT's ``adapter_config.json``; None where every weight is trained."""
+    if recommendation.candidate.adapter.method is Method.FULL or study.facts is None:
+        return None
+    return adapter_config(
+        recommendation.candidate,
+        task_kind=study.facts.dataset.task.kind,
+        base_model=study.facts.model.source,
+    )

@@ -1,0 +1,170 @@
+"""Routes about studies: ask for one, follow it, read what came of it, cancel it.
+
+Routes without ``async`` run in a thread, since the store blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Body, Depends, Header, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from ...errors import Conflict, RankwiseError
+from ...optimizer.domain import Study, StudyState
+from ...store import Store
+from ..documents import adapter_config_of
+from ..following import failure_of
+from ..problems import problem_docs, problem_of, problem_response
+from ..schemas import (
+    STUDY_EXAMPLES,
+    EventList,
+    RecommendationDocument,
+    StudyBody,
+    StudyDocument,
+    StudyLinks,
+    StudyList,
+    TrialDocument,
+    TrialList,
+    study_path,
+)
+from ..settings import ServerSettings
+from ..submission import InvalidRequest, examine_request
+from .dependencies import SettingsDep, StoreDep
+from .waiting import preferred_wait, wait_until_final
+
+MAX_PAGE = 200
+MAX_EVENTS = 1000
+
+router = APIRouter(prefix="/v1/studies", tags=["studies"])
+
+
+def _require_json(request: Request) -> None:
+    """Tell a forgotten ``-H 'Content-Type: application/json'`` from a body that is wrong."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise HTTPException(415, f"the body is {media_type or 'of no stated type'}, not application/json")
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=StudyDocument,
+    summary="Ask which fine-tuning configuration to run",
+    dependencies=[Depends(_require_json)],
+    responses={
+        200: {"model": RecommendationDocument, "description": "The study succeeded while you waited"},
+        202: {"description": "The study is stored; Location says where"},
+        **problem_docs(403, 409, 413, 415, 422),
+    },
+)
+async def create_study(
+    request: Request,
+    response: Response,
+    store: StoreDep,
+    settings: SettingsDep,
+    body: Annotated[StudyBody, Body(openapi_examples=STUDY_EXAMPLES)],
+    prefer: Annotated[
+        list[str] | None, Header(description="`wait=N` waits up to N seconds (at most 600) for the result.")
+    ] = None,
+) -> StudyDocument | Response:
+    """Store a study; with ``Prefer: wait=N``, stay until it has ended or the time is over."""
+    study = await run_in_threadpool(_submit, store, settings, body)
+    headers = {"Location": study_path(study.id)}
+    wait_s = preferred_wait(prefer or [])
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s}"
+        study = await wait_until_final(store, study.id, wait_s=wait_s, request=request)
+    if not study.state.is_final:
+        response.headers.update(headers)
+        return await run_in_threadpool(_study_document, store, study)
+    if study.state is not StudyState.SUCCEEDED:
+        return problem_response(problem_of(_why_none(study), instance=study_path(study.id)), headers)
+    document = await run_in_threadpool(_recommendation_document, store, study)
+    return Response(document.model_dump_json(), 200, headers, "application/json")
+
+
+@router.get("", summary="List studies, newest first", responses=problem_docs(404))
+def list_studies(
+    store: StoreDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    before: Annotated[str | None, Query(description="Only studies older than this one.")] = None,
+    state: StudyState | None = None,
+) -> StudyList:
+    """``next`` leads to the older ones."""
+    studies = store.list_studies(limit=limit + 1, before=before, state=state)
+    page, older = studies[:limit], studies[limit:]
+    next_page = None
+    if older:
+        query = {"limit": limit, "before": page[-1].id} | ({"state": state.value} if state else {})
+        next_page = f"/v1/studies?{urlencode(query)}"
+    return StudyList(studies=tuple(_study_document(store, study) for study in page), next=next_page)
+
+
+@router.get("/{study_id}", summary="Where a study stands", responses=problem_docs(404))
+def read_study(store: StoreDep, study_id: str) -> StudyDocument:
+    """State, progress, and what the probes found."""
+    return _study_document(store, store.get_study(study_id))
+
+
+@router.delete("/{study_id}", status_code=202, summary="Cancel a study", responses=problem_docs(404, 409))
+def cancel_study(store: StoreDep, study_id: str) -> StudyDocument:
+    """A queued study is cancelled at once, a running one once its trial has been stopped."""
+    return _study_document(store, store.request_cancel(study_id))
+
+
+@router.get(
+    "/{study_id}/trials", summary="A study's trials with what they measured", responses=problem_docs(404)
+)
+def list_trials(store: StoreDep, study_id: str) -> TrialList:
+    """In the order of planning, failed ones included."""
+    trials = store.list_trials(study_id)
+    return TrialList(
+        study_id=study_id,
+        trials=tuple(TrialDocument.of(trial) for trial in trials),
+        links=StudyLinks.of(study_id),
+    )
+
+
+@router.get("/{study_id}/recommendation", summary="What a study recommends", responses=problem_docs(404))
+def read_recommendation(store: StoreDep, study_id: str) -> RecommendationDocument:
+    """404 until the study has succeeded."""
+    return _recommendation_document(store, store.get_study(study_id))
+
+
+@router.get("/{study_id}/events", summary="A study's history", responses=problem_docs(404))
+def list_events(
+    store: StoreDep,
+    study_id: str,
+    after: Annotated[int, Query(ge=0, lt=2**63, description="Only events after this number.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
+) -> EventList:
+    """Numbered 1, 2, 3 …; ask again with ``after`` set to ``last_seq`` to read on."""
+    return EventList.of(study_id, store.events_after(study_id, after, limit=limit), after=after)
+
+
+def _submit(store: Store, settings: ServerSettings, body: StudyBody) -> Study:
+    request, problems = examine_request(
+        body.to_request(), roots=settings.allowed_roots, allow_remote_code=settings.allow_remote_code
+    )
+    if problems:
+        raise InvalidRequest(problems)
+    return store.create_study(request)
+
+
+def _study_document(store: Store, study: Study) -> StudyDocument:
+    return StudyDocument.of(study, store.list_trials(study.id))
+
+
+def _recommendation_document(store: Store, study: Study) -> RecommendationDocument:
+    recommendation = store.get_recommendation(study.id)
+    return RecommendationDocument.of(recommendation, adapter_config=adapter_config_of(study, recommendation))
+
+
+def _why_none(study: Study) -> RankwiseError:
+    """Why a study ended without a recommendation. That it was cancelled is no fault of the server."""
+    failure = failure_of(study)
+    if failure is None or study.state is StudyState.CANCELLED:
+        return Conflict(f"study {study.id} was cancelled", next_step="post it again to run it")
+    return failure

@@ -1,0 +1,39 @@
+"""``Prefer: wait=N`` (RFC 7240): how long a client would wait, and the wait. Knows nothing of answers."""
+
+from __future__ import annotations
+
+import re
+
+import anyio
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+
+from ...optimizer.domain import Study
+from ...store import Store
+
+LONGEST_WAIT_S = 600
+POLL_S = 0.2
+
+_WAIT = re.compile(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:;.*)?', re.IGNORECASE | re.ASCII)
+
+
+def preferred_wait(prefer: list[str]) -> int | None:
+    """Seconds that the Prefer headers ask to wait, at most 600; None where they do not ask.
+
+    A preference that is malformed or unknown is passed over, as the RFC demands.
+    """
+    for preference in ",".join(prefer).split(","):
+        if match := _WAIT.fullmatch(preference):
+            return min(int(match[1]), LONGEST_WAIT_S)
+    return None
+
+
+async def wait_until_final(store: Store, study_id: str, *, wait_s: float, request: Request) -> Study:
+    """The study once it is final, ``wait_s`` are over or the client has gone, whichever is first."""
+    deadline = anyio.current_time() + wait_s
+    while True:
+        study = await run_in_threadpool(store.get_study, study_id)
+        left_s = deadline - anyio.current_time()
+        if study.state.is_final or left_s <= 0 or await request.is_disconnected():
+            return study
+        await anyio.sleep(min(POLL_S, left_s))

@@ -1,0 +1,130 @@
+"""Guards in front of the HTTP interface, as plain ASGI middleware: who may ask, and how much may be sent.
+
+Knows nothing of routes. A page on another site can make a browser send requests to this machine: the
+Host check stops names that were pointed here (DNS rebinding), the Origin check stops forged writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .problems import plain_problem, problem_response
+
+MAX_BODY_BYTES = 2**20
+
+SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class SecurityHeaders:
+    """Adds :data:`SECURITY_HEADERS` to every response that does not set them itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, send_guarded)
+
+
+class SameSite:
+    """Refuses requests whose Host is none of ``allowed_hosts``, or whose Origin is another site.
+
+    Args:
+        allowed_hosts: names without port. The port may differ, as it does behind an SSH tunnel; an
+            Origin must then name the same one, since pages on other local ports are other sites.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str]) -> None:
+        self.app = app
+        self.allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refusal := self._refusal(Headers(scope=scope))):
+            problem = plain_problem(
+                HTTPStatus.FORBIDDEN,
+                refusal,
+                next_step=f"address this server as one of {', '.join(sorted(self.allowed_hosts))}",
+                instance=scope["path"],
+            )
+            await problem_response(problem)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> str | None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _name_of(hosts[0]) not in self.allowed_hosts:
+            return f"Host {', '.join(hosts)!r:.80} is not this server"
+        for origin in headers.getlist("origin"):
+            if origin.lower() not in (f"http://{hosts[0]}".lower(), f"https://{hosts[0]}".lower()):
+                return f"Origin {origin!r:.80} is another site"
+        return None
+
+
+class BodyLimit:
+    """Reads a request's body up to ``max_bytes`` before the app sees it; answers 413 beyond.
+
+    The length that the client declares is checked first, what arrives is counted in any case.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int = MAX_BODY_BYTES) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        body = bytearray()
+        more = True
+        too_large = declared.isdecimal() and int(declared) > self.max_bytes
+        while more and not too_large:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            too_large = len(body) > self.max_bytes
+        if too_large:
+            problem = plain_problem(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the body is larger than {self.max_bytes} bytes",
+                next_step="send paths of models and datasets, not their content",
+                instance=scope["path"],
+            )
+            await problem_response(problem, {"Connection": "close"})(scope, receive, send)
+            return
+
+        replayed = False
+
+        async def receive_replayed() -> Message:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        await self.app(scope, receive_replayed, send)
+
+
+def _name_of(host: str) -> str:
+    """``LOCALHOST:8000`` → ``localhost``, ``[::1]:8000`` → ``::1``."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()

@@ -1,0 +1,77 @@
+"""The installed command, from model and data to a recommendation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rankwise.home import Home
+
+
+def rankwise(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs the console script that stands beside this interpreter."""
+    command = [Path(sys.executable).with_name("rankwise"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+
+
+def test_a_recommendation_is_made_of_trials_measured_in_this_run(
+    home: Home, minilm_path: Path, reviews_csv: Path, tmp_path: Path
+):
+    out = tmp_path / "tuned"
+    arguments = ["--budget", "40s", "--max-trials", "4", "--json", "--out", out]
+
+    done = rankwise("recommend", "--model", minilm_path, "--data", reviews_csv, *arguments)
+
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    best, trials = document["recommendation"], document["trials"]
+    assert document["study"]["state"] == "succeeded"
+    assert 1 <= len(trials) <= 4
+    measured = {trial["id"]: trial for trial in trials if trial["outcome"] == "ok"}
+    assert {scored["trial_id"] for scored in best["ranking"]} <= measured.keys()
+    for trial in measured.values():
+        assert trial["attempts"] == 1
+        assert trial["measurement"]["measured_s"] > 0
+    # Speed is measured by probes, loss by trainings.
+    chosen, evidence = measured[best["trial_id"]], best["evidence"]
+    assert best["candidate"] == chosen["candidate"]
+    assert evidence["tokens_per_s"] in {trial["measurement"]["tokens_per_s"] for trial in measured.values()}
+    assert evidence["tokens_per_s"] > 0
+    assert evidence["heldout_loss"] == chosen["measurement"]["heldout_loss"]
+    assert best["reasons"]
+    assert 0 < best["overhead_share"] < 1
+
+    # Progress was told on standard error, one line for each trial's start and one for its end.
+    for trial in trials:
+        assert f"trial {trial['number']} {trial['rung']}: {trial['description']}" in done.stderr
+    assert sorted(document["files"]) == sorted(str(path) for path in out.iterdir())
+
+    # The study is kept, and shown again without being run again.
+    study_id = document["study"]["id"]
+    again = rankwise("studies", "show", study_id)
+    assert again.returncode == 0
+    assert "Recommended: " in again.stdout
+    resumed = rankwise("recommend", "--resume", study_id, "--json")
+    assert json.loads(resumed.stdout) == {**document, "files": []}
+
+
+def test_a_plan_runs_nothing(home: Home, minilm_path: Path, reviews_csv: Path):
+    done = rankwise("recommend", "--model", minilm_path, "--data", reviews_csv, "--plan", "--json")
+
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert 1 < plan["max_trials"] <= plan["request"]["max_trials"]
+    assert plan["max_trials"] == plan["max_probes"] + plan["max_trainings"]
+    assert plan["candidates"]
+    assert plan["bytes_read"] > reviews_csv.stat().st_size
+    assert json.loads(rankwise("studies", "list", "--json").stdout)["studies"] == []
+
+
+def test_a_limit_that_nothing_can_meet_exits_with_3(home: Home, minilm_path: Path, reviews_csv: Path):
+    done = rankwise("recommend", "--model", minilm_path, "--data", reviews_csv, "--memory-limit", "8MiB")
+
+    assert done.returncode == 3
+    assert "error: no configuration of" in done.stderr
+    assert "raise the memory limit" in done.stderr

@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rankwise
+from rankwise.api.cli.console import exit_code
+from rankwise.api.cli.main import main
+from rankwise.errors import (
+    Conflict,
+    DatasetError,
+    InputError,
+    NotFound,
+    NothingFits,
+    RankwiseError,
+    RunnerError,
+    StoreError,
+)
+from rankwise.optimizer.domain import Rung, StudyState
+
+HEAVY = {"torch", "transformers", "fastapi", "sqlalchemy", "sqlmodel", "uvicorn", "pyarrow"}
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(home, monkeypatch, capsys) -> Run:
+    """Runs ``rankwise ARGUMENTS`` in this process."""
+
+    def command(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["rankwise", *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\n" + "".join(f"sentence {n},{n % 2}\n" for n in range(20)))
+    return str(path)
+
+
+# Help and version
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys, contextlib\n"
+        "from rankwise.api.cli.main import main\n"
+        "sys.argv = ['rankwise', 'recommend', '--help']\n"
+        "with contextlib.suppress(SystemExit): main()\n"
+        f"sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "recommend",
+        "probe",
+        "serve",
+        "studies",
+        "studies list",
+        "studies show",
+        "studies cancel",
+        "db upgrade",
+    ],
+)
+def test_every_command_explains_itself(run: Run, command: str):
+    result = run(*command.split(), "--help")
+
+    assert result.code == 0
+    assert f"Usage: rankwise {command}".strip() in result.out
+
+
+def test_version(run: Run):
+    assert run("--version").out == f"rankwise {rankwise.__version__}\n"
+
+
+# Exit codes and messages
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("x"), 2),
+        (DatasetError("x"), 2),
+        (NotFound("x"), 2),
+        (Conflict("x"), 2),
+        (StoreError("x"), 2),
+        (NothingFits("x"), 3),
+        (RunnerError("x"), 1),
+    ],
+)
+def test_exit_codes(error: RankwiseError, code: int):
+    assert exit_code(error) == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("recommend", "--model and --data missing"),
+        ("recommend --model m", "--data missing"),
+        ("recommend --model {tmp}/none --data {data}", "none"),
+        ("recommend --model {tmp} --data {tmp}/none.csv", "none.csv"),
+        ("recommend --model {tmp} --data {data} --memory-limit 10", "size '10' has no unit"),
+        ("recommend --model {tmp} --data {data} --budget soon", "'soon' is not a duration"),
+        ("recommend --model {tmp} --data {data} --weights pace=1", "weight 'pace' is unknown"),
+        ("recommend --model {tmp} --data {data} --method adaline", "adaline"),
+        ("recommend --model {tmp} --data {data} --objective cheap", "cheap"),
+        ("recommend --resume X --plan", "--resume goes on with a study as it was asked for"),
+        ("recommend --resume X", "there is no study X"),
+        ("recommend --resume X --out {data}", "cannot create"),
+        ("probe --model m", "--model and --data go together"),
+        ("studies show X", "there is no study X"),
+        ("studies cancel X", "there is no study X"),
+        ("studies list --state done", "done"),
+        ("serve --host 0.0.0.0", "cannot listen on '0.0.0.0'"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_bad_usage_is_one_message_and_exit_code_2(
+    run: Run, tmp_path: Path, data: str, arguments: str, message: str
+):
+    result = run(*arguments.format(tmp=tmp_path, data=data).split())
+
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
+def test_all_that_is_wrong_with_a_request_is_said_at_once(run: Run, tmp_path: Path):
+    result = run(*f"recommend --model {tmp_path}/no-model --data {tmp_path}/no.csv --max-trials 0".split())
+
+    assert result.code == 2
+    assert all(part in result.err for part in ("no-model", "no.csv", "max_trials"))
+
+
+def test_serve_says_that_a_port_is_taken(run: Run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", "--port", str(port))
+
+    assert result.code == 2
+    assert f"cannot listen on 127.0.0.1 port {port}" in result.err
+    assert "--port 0" in result.err
+
+
+# recommend --resume: what is shown once the study is final
+
+
+def test_a_recommendation_is_printed_with_its_trials_and_reasons(run: Run, script):
+    script.play()
+
+    result = run("recommend", "--resume", script.id)
+
+    assert result.code == 0
+    assert "→ 3" in result.out
+    assert "Recommended: LORA r=16 α=32 minimal" in result.out
+    assert "#2 oom: the limit of 500 MiB was exceeded" in result.out
+    assert "• It learnt as much as the others in less time." in result.out
+    assert "35% of the wall time (20 s) was spent outside measured steps." in result.out
+    assert f"rankwise recommend --resume {script.id} --out DIR" in result.err
+
+
+def test_json_is_the_only_thing_on_standard_output(run: Run, script):
+    script.play()
+
+    document = run("recommend", "--resume", script.id, "--json").document
+
+    assert document["schema_version"] == 1
+    assert document["study"]["state"] == "succeeded"
+    assert [trial["outcome"] for trial in document["trials"]] == ["ok", "oom", "ok"]
+    assert document["recommendation"]["evidence"]["heldout_loss"] == 0.4123
+    assert document["recommendation"]["adapter_config"]["r"] == 16
+    assert document["files"] == []
+
+
+def test_quiet_leaves_standard_error_empty(run: Run, script):
+    script.play()
+
+    result = run("recommend", "--resume", script.id, "--quiet")
+
+    assert (result.code, result.err) == (0, "")
+
+
+def test_the_ready_files_are_written_and_named(run: Run, script, tmp_path: Path):
+    script.play()
+
+    result = run("recommend", "--resume", script.id, "--out", str(tmp_path / "tuned"))
+
+    names = {path.name for path in (tmp_path / "tuned").iterdir()}
+    assert names == {"recommendation.json", "adapter_config.json", "train.py"}
+    assert all(name in result.out for name in names)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ("NothingFits: 22 GiB are needed — take a smaller model", 3),
+        ("DatasetError: no rows — add some", 2),
+        ("RunnerError: the disk is full — make room", 1),
+    ],
+)
+def test_a_failed_study_ends_with_its_error(run: Run, script, reason: str, code: int):
+    script.begin()
+    script.fail(reason)
+    message, next_step = reason.partition(": ")[2].split(" — ")
+
+    result = run("recommend", "--resume", script.id, "--json")
+
+    assert result.code == code
+    assert result.document["recommendation"] is None
+    assert f"error: {message}\n  → {next_step}\n" in result.err
+
+
+def test_an_interrupt_says_how_to_go_on(run: Run, script, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankwise.api.following.follow", interrupt)
+
+    result = run("recommend", "--resume", script.id)
+
+    assert result.code == 130
+    assert f"rankwise recommend --resume {script.id}" in result.err
+    assert result.out == ""
+
+
+# studies, db
+
+
+def test_studies_are_listed_newest_first(run: Run, script, store):
+    script.play()
+    newer = store.create_study(script.request)
+
+    assert run("studies", "list").out.index(newer.id) < run("studies", "list").out.index(script.id)
+    listed = run("studies", "list", "--json").document["studies"]
+    assert [study["id"] for study in listed] == [newer.id, script.id]
+    assert [
+        study["id"] for study in run("studies", "list", "--state", "queued", "--json").document["studies"]
+    ] == [newer.id]
+
+
+def test_no_studies_yet(run: Run):
+    result = run("studies", "list")
+
+    assert (result.code, result.out) == (0, "")
+    assert "rankwise recommend" in result.err
+
+
+def test_show_of_a_running_study_shows_what_there_is(run: Run, script):
+    script.begin()
+    script.start(script.candidate(learning_rate=1e-4), Rung.PROBE)
+
+    result = run("studies", "show", script.id)
+
+    assert result.code == 0
+    assert "running" in result.out
+    assert "Recommended" not in result.out
+    assert f"--resume {script.id}" in result.err
+
+
+def test_show_says_why_a_study_failed(run: Run, script):
+    script.begin()
+    script.fail("RunnerError: the disk is full")
+
+    result = run("studies", "show", script.id)
+
+    assert result.code == 0
+    assert "failed: RunnerError: the disk is full" in result.out
+
+
+def test_a_queued_study_is_cancelled_at_once(run: Run, script, store):
+    result = run("studies", "cancel", script.id, "--json")
+
+    assert result.document["study"]["state"] == "cancelled"
+    assert store.get_study(script.id).state is StudyState.CANCELLED
+
+
+def test_a_running_study_is_asked_to_stop(run: Run, script, store):
+    script.begin()
+
+    result = run("studies", "cancel", script.id)
+
+    assert "will be cancelled" in result.out
+    assert store.get_study(script.id).cancel_requested
+
+
+def test_db_upgrade_creates_the_database_and_then_finds_it_current(run: Run, home):
+    first = run("db", "upgrade", "--json").document
+    second = run("db", "upgrade").out
+
+    assert first == {"schema_version": 1, "database": str(home.database), "old": None, "new": first["new"]}
+    assert f"is at version {first['new']} already" in second
+
+
+def test_probe_shows_the_hardware(run: Run):
+    document = run("probe", "--json").document
+
+    assert document["hardware"]["host"]["ram_total_bytes"] > 0
+    assert document["model"] is None
+    assert "RAM" in run("probe").out

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from datetime import UTC, datetime
+
+from rankwise.api.schemas import StudyBody, StudyDocument, TrialDocument
+from rankwise.optimizer.domain import (
+    Candidate,
+    Measurement,
+    Method,
+    Objective,
+    Rung,
+    Scoring,
+    Study,
+    StudyRequest,
+    StudyState,
+    Trial,
+    TrialPlan,
+    TrialState,
+    Weights,
+)
+
+UNUSUAL = StudyRequest(
+    model="m",
+    dataset="d",
+    objective=Objective.MEMORY,
+    weights=Weights(speed=1.0, memory=2.0, quality=3.0),
+    scoring=Scoring.CLASSIC,
+    memory_limit_bytes=2**30,
+    budget_s=61.0,
+    max_trials=3,
+    seed=9,
+    text_column="t",
+    label_column="l",
+    task="text-classification",
+    max_length=64,
+    effective_batch=2,
+    epochs=0.5,
+    methods=(Method.IA3,),
+)
+
+
+def test_no_field_of_a_request_is_lost_on_the_wire() -> None:
+    for field in dataclasses.fields(StudyRequest):
+        assert getattr(UNUSUAL, field.name) != field.default, f"{field.name} is not tested"
+    body = StudyBody.from_request(UNUSUAL)
+    assert body.to_request() == UNUSUAL
+    assert StudyBody.model_validate_json(body.model_dump_json()).to_request() == UNUSUAL
+
+
+def test_times_are_utc_and_unknown_is_null() -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    study = Study(
+        id="s", request=UNUSUAL, state=StudyState.QUEUED, created_at=moment, updated_at=moment, facts=None
+    )
+    wire = json.loads(StudyDocument.of(study, []).model_dump_json())
+    assert wire["created_at"] == "2026-01-02T03:04:05Z"
+    assert wire["facts"] is None
+    assert wire["reason"] is None
+
+
+def test_what_is_no_number_is_null(candidates: tuple[Candidate, Candidate]) -> None:
+    trial = Trial(
+        id="t",
+        study_id="s",
+        number=1,
+        plan=TrialPlan(candidate=candidates[0], rung=Rung.PROBE),
+        state=TrialState.FINISHED,
+        measurement=Measurement(heldout_loss=math.nan, tokens_per_s=math.inf),
+    )
+    measurement = json.loads(TrialDocument.of(trial).model_dump_json())["measurement"]
+    assert measurement["heldout_loss"] is None
+    assert measurement["tokens_per_s"] is None

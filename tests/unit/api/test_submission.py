@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from rankwise.api.submission import InvalidRequest, check_request
+from rankwise.errors import DatasetError, InputError, ModelError, PathNotAllowed
+from rankwise.optimizer.domain import StudyRequest, Weights
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def request_in(root: Path) -> StudyRequest:
+    """A request that can be served; its files exist, as far as the check looks."""
+    model = root / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (model / "model.safetensors").write_bytes(b"")
+    dataset = root / "reviews.csv"
+    dataset.write_text("text,label\n" + "a fine film,good\na dull film,bad\n" * 8)
+    return StudyRequest(model=str(model), dataset=str(dataset))
+
+
+def test_paths_come_back_absolute(
+    request_in: StudyRequest, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    written = dataclasses.replace(request_in, model="./model", dataset="../root/reviews.csv")
+    assert check_request(written, roots=[root]) == request_in
+
+
+def test_a_hub_id_is_left_to_the_study(request_in: StudyRequest) -> None:
+    request = dataclasses.replace(request_in, model="some-org/some-model")
+    assert check_request(request, roots=None).model == "some-org/some-model"
+
+
+def test_code_of_a_model_needs_the_operators_consent(request_in: StudyRequest, root: Path) -> None:
+    (root / "model" / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "code.Model"}}))
+    with pytest.raises(ModelError, match="auto_map"):
+        check_request(request_in, roots=[root])
+    assert check_request(request_in, roots=[root], allow_remote_code=True) == request_in
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"model": "model-that-is-nowhere"}, ModelError),
+        ({"model": "nul\0byte"}, InputError),
+        ({"dataset": "missing.csv"}, DatasetError),
+        ({"dataset": "x" * 5000}, InputError),
+        ({"label_column": "lable"}, DatasetError),
+        ({"text_column": "txt"}, DatasetError),
+        ({"task": "poetry"}, InputError),
+        ({"budget_s": 0.0}, InputError),
+        ({"budget_s": math.nan}, InputError),
+        ({"max_trials": 0}, InputError),
+        ({"memory_limit_bytes": 0}, InputError),
+        ({"max_length": 7}, InputError),
+        ({"effective_batch": 0}, InputError),
+        ({"epochs": 0.0}, InputError),
+        ({"seed": -1}, InputError),
+        ({"weights": Weights(speed=0, memory=0, quality=0)}, InputError),
+        ({"weights": Weights(speed=-1, memory=1, quality=1)}, InputError),
+        ({"weights": Weights(speed=1, memory=math.nan, quality=1)}, InputError),
+        ({"weights": Weights(speed=math.inf, memory=1, quality=1)}, InputError),
+    ],
+)
+def test_one_problem_is_raised_as_what_it_is(
+    request_in: StudyRequest, change: dict[str, object], error: type[InputError]
+) -> None:
+    with pytest.raises(error) as caught:
+        check_request(dataclasses.replace(request_in, **change), roots=None)
+    assert not isinstance(caught.value, InvalidRequest)
+    assert caught.value.next_step
+
+
+def test_all_problems_are_reported_at_once(request_in: StudyRequest) -> None:
+    wrong = dataclasses.replace(request_in, model="nowhere", dataset="gone.csv", epochs=-1, max_trials=0)
+    with pytest.raises(InvalidRequest) as caught:
+        check_request(wrong, roots=None)
+    assert {problem.field for problem in caught.value.problems} == {
+        "model",
+        "dataset",
+        "epochs",
+        "max_trials",
+    }
+    for part in ("nowhere", "gone.csv", "epochs -1", "max_trials 0"):
+        assert part in caught.value.message
+
+
+def test_the_nearest_name_is_offered(request_in: StudyRequest, root: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        check_request(dataclasses.replace(request_in, dataset=str(root / "review.csv")), roots=[root])
+    assert "reviews.csv" in caught.value.next_step
+
+
+@pytest.mark.parametrize("way_out", ["../secret.csv", "link.csv", "/etc/hostname", "~/secret.csv"])
+def test_no_way_leads_out_of_the_roots(
+    request_in: StudyRequest, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way_out: str
+) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("text,label\na,b\n")
+    (root / "link.csv").symlink_to(secret)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(root)
+    with pytest.raises(PathNotAllowed):
+        check_request(dataclasses.replace(request_in, dataset=way_out), roots=[root])
