@@ -6,6 +6,7 @@ devices by PCI bus and ignores ``CUDA_VISIBLE_DEVICES``: address devices by UUID
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +36,42 @@ def read_gpus() -> tuple[tuple[GpuProfile, ...], str | None]:
     except pynvml.NVMLError as error:
         return (), _NOTES.get(error.value, f"NVML failed: {error}")
     gpus = tuple(profile for profile in found if profile is not None)
-    return gpus, None if gpus else f"none of the NVIDIA driver's {count} devices can be used"
+    if not gpus:
+        return (), f"none of the NVIDIA driver's {count} devices can be used"
+    return visible_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUDA_DEVICE_ORDER"))
+
+
+def visible_gpus(
+    gpus: tuple[GpuProfile, ...], visible: str | None, order: str | None
+) -> tuple[tuple[GpuProfile, ...], str | None]:
+    """Those of the GPUs that CUDA programs may use here, and why there are none.
+
+    Args:
+        gpus: in NVML's order, which is that of the PCI bus.
+        visible: ``CUDA_VISIBLE_DEVICES``: numbers, or UUIDs that may be cut short; None if unset. As in CUDA,
+            the first entry that names no device ends the list.
+        order: ``CUDA_DEVICE_ORDER``. CUDA's default numbers the fastest device first; NVML cannot tell which
+            that is, so numbers are trusted only where they follow the bus or all devices are alike.
+    """
+    if visible is None:
+        return gpus, None
+    chosen: list[GpuProfile] = []
+    for entry in (part.strip() for part in visible.split(",")):
+        if entry.isdecimal() and order != "PCI_BUS_ID" and len({gpu.name for gpu in gpus}) > 1:
+            return (), (
+                f"CUDA_VISIBLE_DEVICES={visible} numbers different GPUs in an order that is not known: "
+                "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name UUIDs"
+            )
+        named = [
+            gpu
+            for gpu in gpus
+            if (entry.isdecimal() and gpu.index == int(entry))
+            or (entry[:3] in ("GPU", "MIG") and gpu.uuid.startswith(entry))
+        ]
+        if not named:
+            break
+        chosen += [gpu for gpu in named if gpu not in chosen]
+    return tuple(chosen), None if chosen else f"CUDA_VISIBLE_DEVICES={visible!r} hides all GPUs"
 
 
 def device_used_bytes(uuid: str, pids: Collection[int]) -> int | None:

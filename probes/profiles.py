@@ -103,7 +103,7 @@ class ModelProfile:
     layers: int | None
     max_positions: int | None
     supports_gradient_checkpointing: bool
-    runs_remote_code: bool
+    runs_remote_code: bool = False
     """The model is built by Python code from its own folder, which the operator allowed."""
     modules: tuple[ModuleProfile, ...]
     new_modules: tuple[str, ...]

@@ -26,7 +26,6 @@ def classify(
     failure: Mapping[str, Any] | None,
     error: Mapping[str, Any] | None,
     end: Mapping[str, Any] | None,
-    cancel_asked: bool,
     kernel_oom_kills: int,
     log_tail: str,
 ) -> Ending:
@@ -34,12 +33,9 @@ def classify(
 
     Args:
         result, failure, error, end: the job's last message of each type; ``end`` is the guard's ``exit``.
-        cancel_asked: we asked for the end ourselves.
         kernel_oom_kills: processes that the kernel's OOM killer took while the attempt ran.
         log_tail: end of the job's log, for the reason of a crash.
     """
-    if cancel_asked:
-        return Ending(Outcome.CANCELLED, "cancelled on request")
     if end is None:
         return Ending(Outcome.LOST, "the processes running the trial were killed")
     cause = end["cause"]

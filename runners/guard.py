@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import psutil
 
 from ..optimizer.domain import SCHEMA_VERSION
+from ..probes.host import memory_bytes
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -143,7 +144,7 @@ def watch(pid: int, connection: socket.socket, limits: Limits, stop: StopFlag, s
     poller.register(pid_fd, select.POLLIN)
     poller.register(connection, select.POLLIN | select.POLLHUP | select.POLLRDHUP)
     inherited_bytes = resident_bytes(pid) or 0
-    min_available_bytes = int(psutil.virtual_memory().total * MIN_AVAILABLE_SHARE)
+    min_available_bytes = int(memory_bytes()[0] * MIN_AVAILABLE_SHARE)
     try:
         while True:
             ready = {fd for fd, _ in poller.poll(POLL_MS)}
@@ -156,7 +157,7 @@ def watch(pid: int, connection: socket.socket, limits: Limits, stop: StopFlag, s
             grown_bytes = (resident_bytes(pid) or 0) - inherited_bytes
             if limits.host_memory_bytes is not None and grown_bytes > limits.host_memory_bytes:
                 return "memory-limit"
-            if psutil.virtual_memory().available < min_available_bytes:
+            if memory_bytes()[1] < min_available_bytes:
                 return "host-memory"
     finally:
         os.close(pid_fd)

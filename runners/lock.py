@@ -10,9 +10,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import IO
 
+import psutil
+
+from ..errors import RunnerError
 from ..home import Home
 
 LOCK_PATIENCE_S = 0.5
+JOBS_PATIENCE_S = 30.0
+"""Longer than it takes a guard to end its job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,26 @@ def take_lock(home: Home, study_id: str | None) -> IO[str] | None:
     return file
 
 
+def take_jobs_lock(home: Home) -> IO[str]:
+    """Lock the right to run jobs in a home, for a warm server that is about to start.
+
+    The server and its jobs inherit the lock and hold it until the last of them is gone: a successor's
+    trials never run beside those of a supervisor that was killed a moment ago.
+
+    Raises:
+        RunnerError: they are still there after ``JOBS_PATIENCE_S``.
+    """
+    path = home.run / "jobs.lock"
+    file = path.open("a+", encoding="utf-8")
+    if not lock_within(file, JOBS_PATIENCE_S):
+        file.close()
+        raise RunnerError(
+            f"processes of an earlier warm server still hold {path}",
+            next_step=f"find them with: fuser {path}",
+        )
+    return file
+
+
 def lock_within(file: IO[str], patience_s: float) -> bool:
     """Try for a while: whoever asks for the holder has the lock for an instant."""
     deadline_s = time.monotonic() + patience_s
@@ -66,7 +91,8 @@ def lock_holder(home: Home) -> LockHolder | None:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return LockHolder(**json.loads(file.read()))
+                holder = LockHolder(**json.loads(file.read()))
+                return holder if psutil.pid_exists(holder.pid) else None
             return None
     except (FileNotFoundError, ValueError):  # never started, or about to write its name
         return None

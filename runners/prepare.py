@@ -23,7 +23,7 @@ from ..probes.rows import read_rows
 from .build import load_tokenizer
 from .messages import Report
 from .recipe import Example, encode, heldout_share, is_heldout, usable_row
-from .tokens import TokenFile, write_token_files
+from .tokens import COUNTS_NAME, TokenFile, write_token_files
 
 
 def run(spec: Mapping[str, Any], report: Report) -> None:
@@ -140,26 +140,25 @@ def write_tokens(
     Raises:
         DatasetError: too few rows to train on some and hold out others.
     """
-    note = folder / "truncation.json"
-    if not note.exists():
-        counts = {"truncated_rows": 0, "tokens": 0, "kept": 0}
+    if not folder.is_dir():
+        reading = {"truncated_rows": 0, "tokens": 0, "kept": 0}
         task, form = to_json(dataset.task), to_json(recipe)
         share = heldout_share(dataset.usable_rows)
 
         def examples() -> Iterator[tuple[Example, bool]]:
             for text, label in usable_rows(dataset):
                 example, full_length = encode(text, label, tokenizer=tokenizer, task=task, recipe=form)
-                counts["tokens"] += full_length
-                counts["kept"] += len(example.input_ids)
-                counts["truncated_rows"] += full_length > len(example.input_ids)
+                reading["tokens"] += full_length
+                reading["kept"] += len(example.input_ids)
+                reading["truncated_rows"] += full_length > len(example.input_ids)
                 yield example, is_heldout(text, seed=seed, share=share)
 
-        train_rows, heldout_rows = write_token_files(folder, examples())
-        if train_rows < 2 or heldout_rows < 1:
-            raise DatasetError(
-                f"{dataset.source} leaves {train_rows} rows to train on and {heldout_rows} to hold out",
-                next_step="bring at least a few dozen different rows",
-            )
-        note.write_text(json.dumps(counts), encoding="utf-8")
-    counts = json.loads(note.read_text(encoding="utf-8"))
+        write_token_files(folder, examples(), reading)
+    train_rows, heldout_rows = (len(TokenFile(folder / name)) for name in ("train.arrow", "heldout.arrow"))
+    if train_rows < 2 or heldout_rows < 1:
+        raise DatasetError(
+            f"{dataset.source} leaves {train_rows} rows to train on and {heldout_rows} to hold out",
+            next_step="bring at least a few dozen different rows",
+        )
+    counts = json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8"))
     return counts["truncated_rows"], 1 - counts["kept"] / max(1, counts["tokens"])

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import NothingFits, RankwiseError
+from ..errors import RankwiseError, RunnerError, StaleFence
 from ..home import Home
 from ..optimizer.domain import (
     Outcome,
+    Recommendation,
     Study,
     StudyFacts,
     StudyState,
@@ -80,17 +81,18 @@ class StudyRun:
         try:
             facts = self.study.facts or self.prepare()
             self.search(facts)
+            chosen = self.choose()
         except Cancelled:
             self.store.finish_study(study_id, StudyState.CANCELLED, "cancelled on request")
         except RankwiseError as error:
             self.store.finish_study(study_id, StudyState.FAILED, f"{type(error).__name__}: {error}")
         else:
-            self.conclude()
+            self.store.finish_study(study_id, StudyState.SUCCEEDED, None, chosen)
 
     def prepare(self) -> StudyFacts:
         """Probe machine, model and data, and store what was found."""
         job = start_prepare(
-            self.warm_server(),
+            self.ready_server(),
             self.home,
             self.study.request,
             self.home.trial_folder(self.study.id),
@@ -100,6 +102,12 @@ class StudyRun:
         facts = read_facts(job)
         self.store.save_facts(self.study.id, facts)
         return facts
+
+    def ready_server(self) -> WarmServer:
+        """The warm server, once it has imported its libraries."""
+        server = self.warm_server()
+        server.wait_ready(self.check_signals)
+        return server
 
     def search(self, facts: StudyFacts) -> None:
         """Run trials until the search has seen enough."""
@@ -126,6 +134,12 @@ class StudyRun:
     def run_trial(self, facts: StudyFacts, trial: Trial) -> None:
         """One attempt at one trial, recorded whatever happens."""
         device = choose_device(facts)
+        try:
+            server = self.ready_server()
+        except RunnerError as error:
+            raise RunnerError(
+                f"no trial can be started: {error.message}", next_step=error.next_step
+            ) from error
         claim = self.store.claim_trial(
             trial.id, devices=[device.uuid if device else "cpu"], worker=self.worker, lease_s=LEASE_S
         )
@@ -133,37 +147,17 @@ class StudyRun:
             time.sleep(POLL_S)  # the device is taken by somebody's trial: ask again
             return
         started_s = time.monotonic()
-        oom_kills_before = kernel_oom_kills()
-        folder = self.home.trial_folder(trial.id)
         try:
-            job = self.warm_server().start(
-                "trial", self.spec(facts, trial, device).to_mapping(), folder, self.limits(device)
-            )
-            peak_device_bytes = self.follow(job, claim=claim, device=device)
+            ending, log_tail = self.attempt(server, facts, claim, device)
         except Interrupted:
             self.store.release_attempt(claim, "the supervisor was stopped")
             raise
         except Cancelled:
-            self.store.finish_attempt(
-                claim,
-                outcome=Outcome.CANCELLED,
-                reason="its study was cancelled",
-                wall_s=time.monotonic() - started_s,
-            )
-            raise
+            ending, log_tail = Ending(Outcome.CANCELLED, "its study was cancelled"), None
+        except StaleFence:
+            return  # its lease was over, and somebody has ended the attempt already
         except RankwiseError as error:
-            ending, log_tail = Ending(Outcome.LOST, str(error)), ""
-        else:
-            log_tail = read_tail(job.log_path)
-            ending = classify(
-                result=with_device_peak(job.last("result"), peak_device_bytes),
-                failure=job.last("failure"),
-                error=job.last("error"),
-                end=job.last("exit"),
-                cancel_asked=False,
-                kernel_oom_kills=kernel_oom_kills() - oom_kills_before,
-                log_tail=log_tail,
-            )
+            ending, log_tail = Ending(Outcome.LOST, str(error)), None
         self.store.finish_attempt(
             claim,
             outcome=ending.outcome,
@@ -172,6 +166,27 @@ class StudyRun:
             log_tail=log_tail,
             wall_s=time.monotonic() - started_s,
         )
+        self.check_signals()
+
+    def attempt(
+        self, server: WarmServer, facts: StudyFacts, claim: Claim, device: GpuProfile | None
+    ) -> tuple[Ending, str]:
+        """Launch a claimed trial, watch it, and say how it ended; with the end of its log."""
+        oom_kills_before = kernel_oom_kills()
+        spec = self.spec(facts, claim.trial, device).to_mapping()
+        folder = self.home.trial_folder(claim.trial.id)
+        job = server.start("trial", spec, folder, self.limits(device))
+        peak_device_bytes = self.follow(job, claim=claim, device=device)
+        log_tail = read_tail(job.log_path)
+        ending = classify(
+            result=with_device_peak(job.last("result"), peak_device_bytes),
+            failure=job.last("failure"),
+            error=job.last("error"),
+            end=job.last("exit"),
+            kernel_oom_kills=kernel_oom_kills() - oom_kills_before,
+            log_tail=log_tail,
+        )
+        return ending, log_tail
 
     def spec(self, facts: StudyFacts, trial: Trial, device: GpuProfile | None) -> TrialSpec:
         """What the child process needs to know."""
@@ -203,28 +218,31 @@ class StudyRun:
     def follow(self, job: Job, *, claim: Claim | None = None, device: GpuProfile | None = None) -> int | None:
         """Wait for the job's end, keeping the claim alive; returns the device memory it used at its peak.
 
+        Whatever it raises, the job is gone by then.
+
         Raises:
-            Interrupted, Cancelled: after the job is gone.
+            Interrupted, Cancelled: on request.
+            StaleFence: the claim is no longer ours.
         """
         next_heartbeat_s = next_check_s = time.monotonic()
         peak_bytes: int | None = None
-        while not job.closed:
-            for _ in job.poll(POLL_S):
-                pass  # kept by the job
-            now_s = time.monotonic()
-            if claim and now_s >= next_heartbeat_s:
-                self.store.heartbeat(claim, lease_s=LEASE_S)
-                next_heartbeat_s = now_s + HEARTBEAT_S
-            if device:
-                peak_bytes = max_known(peak_bytes, used_by_trial(device, job))
-            if now_s >= next_check_s and not job.cancel_asked:
-                next_check_s = now_s + CANCEL_CHECK_S
-                try:
+        try:
+            while not job.closed:
+                for _ in job.poll(POLL_S):
+                    pass  # kept by the job
+                now_s = time.monotonic()
+                if claim and now_s >= next_heartbeat_s:
+                    self.store.heartbeat(claim, lease_s=LEASE_S)
+                    next_heartbeat_s = now_s + HEARTBEAT_S
+                if device:
+                    peak_bytes = max_known(peak_bytes, used_by_trial(device, job))
+                if now_s >= next_check_s:
+                    next_check_s = now_s + CANCEL_CHECK_S
                     self.check_signals()
-                except (Interrupted, Cancelled):
-                    job.cancel()
-                    job.wait(DRAIN_S)
-                    raise
+        finally:
+            if not job.closed:
+                job.cancel()
+                job.wait(DRAIN_S)
         return peak_bytes
 
     def check_signals(self) -> None:
@@ -243,18 +261,16 @@ class StudyRun:
         elapsed_s, self._banked_s = now_s - self._banked_s, now_s
         return self.store.add_wall(self.study.id, elapsed_s).wall_s
 
-    def conclude(self) -> None:
-        """Rank the evidence and end the study with a recommendation, or with why there is none."""
-        study_id = self.study.id
-        trials = self.store.list_trials(study_id)
+    def choose(self) -> Recommendation:
+        """Rank the evidence.
+
+        Raises:
+            NothingFits: no trial ran to its end within the limits.
+        """
+        trials = self.store.list_trials(self.study.id)
         measured_s = sum(trial.measurement.measured_s for trial in trials if trial.measurement)
-        study = self.store.get_study(study_id)
-        try:
-            chosen = recommend(study, trials, wall_s=self.bank_wall(), measured_s=measured_s)
-        except NothingFits as error:
-            self.store.finish_study(study_id, StudyState.FAILED, f"NothingFits: {error}")
-            return
-        self.store.finish_study(study_id, StudyState.SUCCEEDED, None, chosen)
+        study = self.store.get_study(self.study.id)
+        return recommend(study, trials, wall_s=self.bank_wall(), measured_s=measured_s)
 
 
 def choose_device(facts: StudyFacts) -> GpuProfile | None:

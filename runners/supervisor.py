@@ -20,9 +20,9 @@ from contextlib import suppress
 
 from ..errors import RankwiseError
 from ..home import Home
-from ..optimizer.domain import Study
+from ..optimizer.domain import Study, StudyState
 from ..store import Store
-from .lock import take_lock
+from .lock import take_jobs_lock, take_lock
 from .study import Interrupted, StudyRun
 from .warm_client import WarmServer
 
@@ -88,11 +88,18 @@ class Supervisor:
         except Interrupted:
             self._store.release_study(study.id)
             log.info("study %s: handed back", study.id)
+        except Exception as error:
+            log.exception("study %s: failed unexpectedly", study.id)
+            reason = (
+                f"RunnerError: {type(error).__name__}: {error} — read {self._home.logs / 'supervisor.log'}"
+            )
+            self._store.finish_study(study.id, StudyState.FAILED, reason)
         else:
             log.info("study %s: %s", study.id, self._store.get_study(study.id).state)
 
     def _start_warm(self) -> None:
-        self._warm = WarmServer(self._home.logs / "warm.log")
+        with take_jobs_lock(self._home) as jobs_lock:
+            self._warm = WarmServer(self._home.logs / "warm.log", jobs_lock)
 
     def _live_warm(self) -> WarmServer:
         if self._warm is None or not self._warm.is_alive():

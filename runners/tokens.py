@@ -5,9 +5,10 @@ One folder per (data, tokenizer, recipe, task, split) hash holds ``train.arrow``
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from .recipe import Example
 
 BATCH_ROWS = 4096
+COUNTS_NAME = "counts.json"
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("label", pa.int32())])
 
 
@@ -52,8 +54,15 @@ class TokenFile(Sequence[Example]):
         return (self[number] for number in range(len(self)))
 
 
-def write_token_files(folder: Path, rows: Iterable[tuple[Example, bool]]) -> tuple[int, int]:
+def write_token_files(
+    folder: Path, rows: Iterable[tuple[Example, bool]], counts_of_reading: Mapping[str, int] | None = None
+) -> tuple[int, int]:
     """Write (example, held out) pairs into a new folder, which appears only when it is complete.
+
+    Args:
+        folder: appears with everything in it; if somebody else makes it first, theirs stays.
+        rows: the pairs, read once.
+        counts_of_reading: written beside them, as they are once the rows have been read.
 
     Returns:
         Number of training rows and of held-out rows.
@@ -68,7 +77,8 @@ def write_token_files(folder: Path, rows: Iterable[tuple[Example, bool]]) -> tup
             pa.ipc.new_file(train, SCHEMA) as train_writer,
             pa.ipc.new_file(heldout, SCHEMA) as heldout_writer,
         ):
-            writers, pending = (train_writer, heldout_writer), ([], [])  # type: tuple[Any, Any], tuple[list[Example], list[Example]]
+            writers = (train_writer, heldout_writer)
+            pending: tuple[list[Example], list[Example]] = ([], [])
             for example, is_heldout in rows:
                 side = int(is_heldout)
                 counts[side] += 1
@@ -79,6 +89,7 @@ def write_token_files(folder: Path, rows: Iterable[tuple[Example, bool]]) -> tup
             for writer, examples in zip(writers, pending, strict=True):
                 if examples:
                     writer.write_batch(to_batch(examples))
+        (staging / COUNTS_NAME).write_text(json.dumps(dict(counts_of_reading or {})), encoding="utf-8")
         try:
             staging.replace(folder)
         except OSError:

@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,9 @@ PRELOADED_WITHOUT_CUDA = ("peft", *JOBS.values())
 """peft imports bitsandbytes, which asks a CUDA device for its capability and so initialises CUDA."""
 
 MAX_REQUEST_BYTES = 65536
+
+GUARDS_GRACE_S = 10.0
+"""Longer than a guard gives its job between SIGTERM and SIGKILL."""
 
 
 def preload(*, cuda_driver: bool) -> list[str]:
@@ -65,7 +69,7 @@ def serve(control: socket.socket) -> None:
     """Fork a guard for each request until the other side closes."""
     started_s = time.perf_counter()
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a killed guard come here, and are killed
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     modules = preload(cuda_driver=has_cuda_driver())
     gc.collect()
@@ -74,17 +78,31 @@ def serve(control: socket.socket) -> None:
     control.send(json.dumps(ready).encode())
     guards: set[int] = set()
     control.settimeout(0.5)
-    while True:
+    try:
+        while True:
+            reap(guards)
+            try:
+                message, fds, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 1)
+            except TimeoutError:
+                continue
+            if not message:
+                return
+            connection = socket.socket(fileno=fds[0])
+            guards.add(fork_guard(json.loads(message), connection, control))
+            connection.close()
+    finally:
+        end_guards(guards)
+
+
+def end_guards(guards: set[int]) -> None:
+    """Have every guard end its job, and return when they are gone: this process is their last witness."""
+    for pid in guards:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline_s = time.monotonic() + GUARDS_GRACE_S
+    while guards and time.monotonic() < deadline_s:
         reap(guards)
-        try:
-            message, fds, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 1)
-        except TimeoutError:
-            continue
-        if not message:
-            return
-        connection = socket.socket(fileno=fds[0])
-        guards.add(fork_guard(json.loads(message), connection, control))
-        connection.close()
+        time.sleep(0.02)
 
 
 def reap(guards: set[int]) -> None:
@@ -113,7 +131,8 @@ def fork_guard(request: dict[str, Any], connection: socket.socket, control: sock
             Path(request["log_path"]),
             Limits(**request["limits"]),
         )
-    finally:
+    except BaseException:  # noqa: BLE001 - the process's edge: nothing may return into the server's loop
+        traceback.print_exc()
         os._exit(1)
 
 

@@ -12,19 +12,32 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import RunnerError
 from .guard import Limits
 from .messages import last_line
 
 START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 15.0
+POLL_S = 0.2
 LOG_TAIL_BYTES = 4096
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "VIRTUAL_ENV", "TZ")
+PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+    "VIRTUAL_ENV",
+    "TZ",
+    "RANKWISE_HOME",
+)
 PASSED_ON_PREFIXES = (
     "HF_HOME",
     "HF_HUB_CACHE",
@@ -33,7 +46,6 @@ PASSED_ON_PREFIXES = (
     "MKL_",
     "NCCL_",
     "CUDA_DEVICE_",
-    "RANKWISE_",
 )
 
 
@@ -58,12 +70,19 @@ def trial_environment() -> dict[str, str]:
 class WarmServer:
     """A running warm server. Ends with :meth:`stop`, or with this process."""
 
-    def __init__(self, log_path: Path) -> None:
+    def __init__(self, log_path: Path, jobs_lock: IO[str] | None = None) -> None:
+        """Start the process; :meth:`wait_ready` waits for it.
+
+        Args:
+            log_path: where its output goes.
+            jobs_lock: a lock that the server and all its jobs are to hold; the caller closes its own copy.
+        """
+        shared = [jobs_lock.fileno()] if jobs_lock else []
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "rankwise.runners.warm", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *shared],
                 env=trial_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -82,15 +101,19 @@ class WarmServer:
         """The process has not ended."""
         return self._process.poll() is None
 
-    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until the libraries are imported.
+    def wait_ready(self, check: Callable[[], None] = lambda: None) -> None:
+        """Wait until the libraries are imported, calling ``check`` meanwhile; it may raise to give up.
 
         Raises:
             RunnerError: it ended or did not answer in time; with the end of its log.
         """
         if self.modules:
             return
-        readable, _, _ = select.select([self._control], [], [], timeout_s)
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        readable: list[Any] = []
+        while not readable and time.monotonic() < deadline_s:
+            check()
+            readable, _, _ = select.select([self._control], [], [], POLL_S)
         message = self._control.recv(65536) if readable else b""
         if not message:
             self.stop()
@@ -131,11 +154,7 @@ class WarmServer:
         """End the server and, through their guards, all its jobs."""
         self._control.close()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=2)
-            return
-        self._process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=STOP_TIMEOUT_S)
             return
         self._process.kill()
         self._process.wait()
@@ -150,7 +169,6 @@ class Job:
     started_s: float = field(default_factory=time.monotonic)
     messages: list[dict[str, Any]] = field(default_factory=list)
     closed: bool = False
-    cancel_asked: bool = False
     _partial: bytes = b""
 
     def poll(self, timeout_s: float) -> Iterator[dict[str, Any]]:
@@ -177,7 +195,6 @@ class Job:
 
     def cancel(self) -> None:
         """Ask the guard to end the job; its last lines can still be read."""
-        self.cancel_asked = True
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
 

@@ -6,7 +6,8 @@ Knows nothing about the database or the search: it reads a spec, trains, measure
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from .measure import (
 WARMUP_STEPS = 1
 """Untimed steps on ordinary batches, after the three checked ones (kernels are loaded, caches warm)."""
 
-OOM_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+HOST_OOM_MESSAGES = ("can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 def run(spec: Mapping[str, Any], report: Report) -> None:
@@ -44,11 +45,11 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     except (InvalidTrial, Diverged) as error:
         outcome = "invalid" if isinstance(error, InvalidTrial) else "diverged"
         report("failure", outcome=outcome, reason=str(error))
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        lacking = memory_outcome(error)
+        if lacking is None:
             raise
-        outcome = "oom" if trial.device != "cpu" else "host-oom"
-        report("failure", outcome=outcome, reason=str(error).splitlines()[0])
+        report("failure", outcome=lacking, reason=str(error).splitlines()[0])
     else:
         report("result", measurement=result)
 
@@ -65,11 +66,17 @@ def choose_device(trial: TrialSpec) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, trial.memory_limit_bytes / total_bytes))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Also true for the driver's ``CUDA error: out of memory`` and the CPU allocator's message."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(message in str(error).lower() for message in OOM_MESSAGES)
+def memory_outcome(error: MemoryError | RuntimeError) -> str | None:
+    """Whose memory did not suffice, by the error's type and text; None where it is about something else.
+
+    The driver's ``CUDA error: out of memory`` is a plain RuntimeError, as is the CPU allocator's complaint.
+    """
+    text = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError) or ("cuda" in text and "out of memory" in text):
+        return "oom"
+    if isinstance(error, MemoryError) or any(message in text for message in HOST_OOM_MESSAGES):
+        return "host-oom"
+    return None
 
 
 def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
@@ -94,8 +101,7 @@ def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
         len(rows), effective_batch=candidate["recipe"]["effective_batch"], seed=trial.order_seed
     )
     steps = run_steps(session, rows, order, last=None if probing else trial.total_steps)
-    checked = checked_steps(session, steps)
-    measured = probe(session, rows, steps) if probing else train(session, checked, steps, heldout, report)
+    measured = probe(session, rows, steps) if probing else train(session, steps, heldout, report)
     parameters = list(session.model.parameters())
     return {
         **measured,
@@ -112,23 +118,36 @@ def constant_rate(candidate: Mapping[str, Any]) -> dict[str, Any]:
     return {**candidate, "recipe": {**candidate["recipe"], "schedule": "constant", "warmup_ratio": 0.0}}
 
 
-def checked_steps(session: Session, steps: Any) -> list[Step]:
-    """The first steps, after which every trained tensor must have moved and every frozen one stood still."""
+def checked(session: Session, steps: Iterator[Step], least: int, most: int | None = None) -> Iterator[Step]:
+    """Pass the steps on; at the end every trained tensor must have moved and every frozen one stood still.
+
+    Args:
+        session: whose parameters are watched, from now on.
+        steps: what is passed on; a loss that is no number ends it.
+        least: with fewer updates than this nothing is concluded.
+        most: ends after this many updates; None passes on all steps.
+
+    Raises:
+        Diverged, InvalidTrial: see :mod:`.checks`.
+    """
     watch = ParameterWatch(session.model)
-    taken = []
-    for step in islice(steps, STEPS_BEFORE_CHECK):
+    updates = 0
+    for step in steps:
         require_finite(step.loss, step.number)
-        taken.append(step)
-    if len(taken) == STEPS_BEFORE_CHECK:
+        yield step
+        updates += not step.skipped
+        if updates == most:
+            break
+    if updates >= least:
         adapter = session.candidate["adapter"]
         watch.check(
             session.model, full=adapter["method"] == "full", trained_modules=adapter["trained_modules"]
         )
-    return taken
 
 
-def probe(session: Session, rows: TokenFile, steps: Any) -> dict[str, Any]:
-    """Speed on real batches; memory on the heaviest batch that the recipe can make."""
+def probe(session: Session, rows: TokenFile, steps: Iterator[Step]) -> dict[str, Any]:
+    """Speed on real batches; memory on the heaviest batch that the recipe can make, evaluation included."""
+    deque(checked(session, steps, STEPS_BEFORE_CHECK, most=STEPS_BEFORE_CHECK), maxlen=0)
     for step in islice(steps, WARMUP_STEPS):
         require_finite(step.loss, step.number)
     timed = time_steps(steps, StoppingRule())
@@ -137,6 +156,7 @@ def probe(session: Session, rows: TokenFile, steps: Any) -> dict[str, Any]:
     speed = speed_of(timed)
     heaviest = [rows.longest()] * session.candidate["recipe"]["effective_batch"]
     run_step(session, heaviest, 0)  # untracked, so that the allocator's and the process's peaks are real
+    evaluate(session, heaviest[: session.candidate["micro_batch"]])
     # The second micro-batch meets the gradients of the first; a third adds nothing.
     two_micro_batches = heaviest[: 2 * session.candidate["micro_batch"]]
     return {
@@ -152,13 +172,10 @@ def probe(session: Session, rows: TokenFile, steps: Any) -> dict[str, Any]:
     }
 
 
-def train(
-    session: Session, checked: list[Step], steps: Any, heldout: TokenFile, report: Report
-) -> dict[str, Any]:
+def train(session: Session, steps: Iterator[Step], heldout: TokenFile, report: Report) -> dict[str, Any]:
     """Train on the token budget, then evaluate on the held-out rows."""
-    taken = list(checked)
-    for step in steps:
-        require_finite(step.loss, step.number)
+    taken = []
+    for step in checked(session, steps, STEPS_BEFORE_CHECK):
         taken.append(step)
         report.every_second("progress", phase="train", step=len(taken), loss=step.loss)
     report("progress", phase="evaluate", step=len(taken))

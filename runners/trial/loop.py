@@ -42,6 +42,8 @@ class Step:
     rows: int
     seconds: float
     learning_rate: float
+    skipped: bool
+    """The gradient overflowed under float16 loss scaling, and nothing was updated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ def run_step(session: Session, examples: Sequence[Example], number: int) -> Step
         rows=len(examples),
         seconds=time.perf_counter() - started,
         learning_rate=learning_rate,
+        skipped=session.accelerator.optimizer_step_was_skipped,
     )
 
 

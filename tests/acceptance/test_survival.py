@@ -84,7 +84,7 @@ def descendants(pid: int, part: str) -> list[psutil.Process]:
 
 
 def victim(who: str, home: Home, server: subprocess.Popen[bytes]) -> int | None:
-    """The process to kill, if it lives already. Guards and trials are forks: they show the server's command."""
+    """The process to kill, if it lives already. Guards and trials are forks of the warm server."""
     holder = lock_holder(home)
     if who == "server":
         return server.pid

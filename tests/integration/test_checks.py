@@ -16,7 +16,7 @@ from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe,
 from rankwise.runners.build import make_optimizer, make_schedule
 from rankwise.runners.recipe import Example, step_rows
 from rankwise.runners.trial.checks import Diverged, InvalidTrial, ParameterWatch
-from rankwise.runners.trial.job import checked_steps
+from rankwise.runners.trial.job import checked
 from rankwise.runners.trial.loop import Session, run_steps
 
 ROWS = [Example(array("i", [1 + (7 * row + at) % 90 for at in range(6 + row)]), row % 2) for row in range(8)]
@@ -51,7 +51,8 @@ def take_checked_steps(
     optimizer = make_optimizer(model, form)
     schedule = make_schedule(optimizer, recipe=form["recipe"], total_steps=10)
     session = Session(Accelerator(cpu=True), model.train(), optimizer, schedule, form, pad_id=0)
-    checked_steps(session, run_steps(session, ROWS, step_rows(len(ROWS), effective_batch=4, seed=0)))
+    steps = run_steps(session, ROWS, step_rows(len(ROWS), effective_batch=4, seed=0))
+    list(checked(session, steps, 3, most=3))
 
 
 class TestSound:

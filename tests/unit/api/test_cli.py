@@ -246,7 +246,7 @@ def test_a_failed_study_ends_with_its_error(run: Run, script, reason: str, code:
 
 
 def test_an_interrupt_says_how_to_go_on(run: Run, script, monkeypatch):
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rankwise.api.following.follow", interrupt)

@@ -21,7 +21,7 @@ class FakeSupervisor:
         self.starts = 0
         self.stops = 0
 
-    def start(self, _home: Home, *, study_id: str | None) -> FakeSupervisor:
+    def start(self, _home: Home, *, study_id: str | None, allow_remote_code: bool) -> FakeSupervisor:
         part = self.parts[min(self.starts, len(self.parts) - 1)]
         self.starts += 1
         if callable(part):

@@ -18,12 +18,12 @@ def asked(script, store, monkeypatch) -> list[StudyRequest]:
     """Lets ``recommend`` get the scripted study instead of running one; collects what was asked for."""
     requests: list[StudyRequest] = []
 
-    def check(request: StudyRequest, *, roots: None) -> StudyRequest:
+    def check(request: StudyRequest, *, roots: None, allow_remote_code: bool) -> StudyRequest:
         requests.append(request)
         return request
 
     monkeypatch.setattr(python, "check_request", check)
-    monkeypatch.setattr(python, "follow", lambda _store, _id, _home: store.get_study(script.id))
+    monkeypatch.setattr(python, "follow", lambda *_, **__: store.get_study(script.id))
     return requests
 
 

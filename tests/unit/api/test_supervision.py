@@ -24,7 +24,7 @@ class FakeSupervisor:
         self.stopped = False
 
     @classmethod
-    def start(cls, home: Home, *, study_id: str | None) -> FakeSupervisor:  # noqa: ARG003
+    def start(cls, home: Home, *, study_id: str | None, allow_remote_code: bool) -> FakeSupervisor:  # noqa: ARG003
         process = cls()
         cls.started.append(process)
         if cls.fails_to_start:

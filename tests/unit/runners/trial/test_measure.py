@@ -7,13 +7,22 @@ import numpy as np
 import pytest
 
 from rankwise.runners.trial.loop import Step, ratio_with_error
-from rankwise.runners.trial.measure import ProcessMemory, StoppingRule, finite_or_none, speed_of, time_steps
+from rankwise.runners.trial.measure import (
+    ProcessMemory,
+    StoppingRule,
+    finite_or_none,
+    speed_of,
+    student_t_975,
+    time_steps,
+)
 
 MIB = 1024 * 1024
 
 
 def make_step(seconds: float, tokens: int = 1_000, number: int = 0) -> Step:
-    return Step(number=number, loss=1.0, tokens=tokens, rows=8, seconds=seconds, learning_rate=1e-4)
+    return Step(
+        number=number, loss=1.0, tokens=tokens, rows=8, seconds=seconds, learning_rate=1e-4, skipped=False
+    )
 
 
 def draw_steps(random_: random.Random, count: int) -> list[Step]:
@@ -37,7 +46,7 @@ class TestSpeed:
     def test_steady_steps_are_known_exactly(self) -> None:
         assert speed_of([make_step(0.5)] * 5).rel_halfwidth == 0.0
 
-    @pytest.mark.parametrize("count", [20, 40])
+    @pytest.mark.parametrize("count", [5, 10, 40])
     def test_the_interval_covers_the_true_rate(self, count: int) -> None:
         random_ = random.Random(count)
         covered = 0
@@ -46,6 +55,13 @@ class TestSpeed:
             assert speed.rel_halfwidth is not None
             covered += abs(speed.tokens_per_s - 1_000) <= speed.rel_halfwidth * speed.tokens_per_s
         assert 0.91 <= covered / 1_000 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("degrees", "table"), [(1, 12.706), (3, 3.182), (4, 2.776), (9, 2.262), (39, 2.023), (10_000, 1.960)]
+)
+def test_quantiles_are_those_of_the_tables(degrees: int, table: float) -> None:
+    assert student_t_975(degrees) == pytest.approx(table, rel=3e-3)
 
 
 class TestStopping:
