@@ -142,7 +142,7 @@ def _loss_difference(best: Measurement, other: Measurement) -> str:
     error = math.hypot(best.heldout_loss_se, other.heldout_loss_se)
     if abs(difference) < STANDARD_ERRORS * error:
         return f"no difference in held-out loss found at this budget ({difference:+.4f} ± {error:.4f})"
-    return f"held-out loss {difference:+.4f} ± {error:.4f}"
+    return f"held-out loss {'lower' if difference < 0 else 'higher'} by {abs(difference):.4f} ± {error:.4f}"
 
 
 def _caveats(best: Compared, column: str | None, trials: Sequence[Trial]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from ...optimizer.domain import (
     Measurement,
     Outcome,
     Recommendation,
+    Rung,
     Study,
     StudyRequest,
     StudyState,
@@ -150,17 +151,22 @@ def _trials_table(trials: Sequence[Trial], recommendation: Recommendation | None
     for name in ("tokens/s", "memory", "loss", "score"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
+    # A training takes its speed from the probe of its shape, as the ranking does.
+    probed = {
+        t.candidate.shape_key: t.measurement for t in trials if t.measurement and t.plan.rung is Rung.PROBE
+    }
     for trial in trials:
         is_best = recommendation is not None and trial.id == recommendation.trial_id
         measured = trial.measurement or Measurement()
         score = scores.get(trial.id)
+        speed = measured.tokens_per_s or probed.get(trial.candidate.shape_key, Measurement()).tokens_per_s
         table.add_row(
             f"→ {trial.number}" if is_best else str(trial.number),
             Text.assemble(
                 trial.candidate.adapter.describe(), "\n", (describe_settings(trial.candidate), "dim")
             ),
             trial.plan.rung.value,
-            UNKNOWN if measured.tokens_per_s is None else f"{measured.tokens_per_s:,.0f}",
+            UNKNOWN if speed is None else f"{speed:,.0f}",
             UNKNOWN if measured.memory_bytes is None else format_bytes(measured.memory_bytes),
             UNKNOWN if measured.heldout_loss is None else f"{measured.heldout_loss:.3f}",
             UNKNOWN if score is None else f"{score:.1f}",

@@ -23,10 +23,10 @@ from .loop import Session, Step, ratio_with_error, run_step
 class StoppingRule:
     """Measure until the 95 % interval of tokens/s is within ± ``rel_halfwidth``, or a cap is reached."""
 
-    rel_halfwidth: float = 0.03
+    rel_halfwidth: float = 0.05
     min_steps: int = 5
     max_steps: int = 40
-    max_seconds: float = 10.0
+    max_seconds: float = 6.0
 
     def is_met(self, steps: Sequence[Step]) -> bool:
         """Whether the steps so far suffice."""

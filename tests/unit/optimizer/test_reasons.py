@@ -64,7 +64,7 @@ def test_a_clear_difference_in_loss_is_given_with_its_error(build, candidates):
         build.trial(candidates[1], 2, rung=Rung.TRAIN, heldout_loss=0.6),
     ]
     reasons = recommend(build.study(), trials, wall_s=10.0, measured_s=5.0).reasons
-    assert any("held-out loss -0.3000 ± 0.0141" in reason for reason in reasons)
+    assert any("held-out loss lower by 0.3000 ± 0.0141" in reason for reason in reasons)
 
 
 def test_nothing_fits_says_what_was_tried_and_what_would_help(build, candidates):
