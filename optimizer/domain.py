@@ -1,24 +1,19 @@
-"""The vocabulary of rankwise as small frozen types, with the keys that identify them.
+"""The vocabulary of rankwise as small frozen types; each candidate knows its own id.
 
-Edges (API, command line, store, job reports) turn JSON into these types with :func:`from_json`, which
+Edges (API, command line, store, job reports) turn JSON into these types with :func:`~.codec.from_json`, which
 validates; code behind the edges trusts them. Knows nothing about processes, databases or torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from ..errors import InputError
 from ..probes.profiles import DatasetProfile, HardwareProfile, ModelProfile
+from .codec import digest, identity
 
 SCHEMA_VERSION = 1
 """Version of every file and message that carries ``schema_version``."""
@@ -447,90 +442,3 @@ class Recommendation:
     def overhead_share(self) -> float | None:
         """Share of the wall time outside measured steps."""
         return None if self.wall_s <= 0 else max(0.0, 1.0 - self.measured_s / self.wall_s)
-
-
-T = TypeVar("T")
-
-
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Building one costs milliseconds, so each is kept."""
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
-
-
-def from_json(kind: type[T], data: Any) -> T:
-    """Validate plain JSON data into one of the frozen types.
-
-    Raises:
-        InputError: naming every field that is wrong, not only the first.
-    """
-    try:
-        validated: T = _adapter(kind).validate_python(data)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or kind.__name__}: {item['msg']} (got {item['input']!r:.80})"
-            for item in error.errors()
-        )
-        raise InputError(f"not a valid {kind.__name__}: {problems}") from error
-    return validated
-
-
-def to_json(value: Any) -> Any:
-    """A frozen type as plain JSON data: lists for tuples, strings for enumerations, ISO times."""
-    return _adapter(type(value)).dump_python(value, mode="json")
-
-
-def identity(value: Any) -> dict[str, Any]:
-    """Like :func:`to_json` for a dataclass, without the fields that are only for people."""
-    form: dict[str, Any] = to_json(value)
-    for item in dataclasses.fields(value):
-        if not item.metadata.get("identity", True):
-            del form[item.name]
-        elif dataclasses.is_dataclass(part := getattr(value, item.name)):
-            form[item.name] = identity(part)
-    return form
-
-
-def canonical_json(data: Any) -> str:
-    """JSON with sorted keys, no spaces, no NaN: equal data give equal text."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def digest(data: Any) -> str:
-    """SHA-256 (hexadecimal) of the canonical JSON."""
-    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
-
-
-def derive_seed(study_seed: int, purpose: str, replicate: int = 0) -> int:
-    """A seed below 2**31 from SHA-256 of (study seed, purpose, replicate)."""
-    return int(digest([study_seed, purpose, replicate])[:8], 16) & 0x7FFFFFFF
-
-
-def environment_key(hardware: HardwareProfile) -> str:
-    """Equal where measurements may be shared: device models, driver, CPU and library versions."""
-    return digest(
-        {
-            "gpus": sorted(f"{gpu.name}|{gpu.total_bytes}|{gpu.driver_version}" for gpu in hardware.gpus),
-            "cpu": hardware.host.cpu_model,
-            "cores": hardware.host.logical_cores,
-            "platform": hardware.host.platform,
-            "python": hardware.host.python_version,
-            "libraries": dict(hardware.host.libraries),
-        }
-    )
-
-
-def measurement_key(facts: StudyFacts, candidate: Candidate) -> str:
-    """Identifies a measurement of speed and memory: structure + lengths + shape + environment."""
-    return digest(
-        {
-            "structure": facts.model.structure_sha256,
-            "lengths": to_json(facts.dataset.lengths) if facts.dataset.lengths else None,
-            "shape": candidate.shape_key,
-            "environment": environment_key(facts.hardware),
-        }
-    )

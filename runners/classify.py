@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..optimizer.domain import Measurement, Outcome, from_json
+from ..optimizer.codec import from_json
+from ..optimizer.domain import Measurement, Outcome
 from .messages import last_line
 
 

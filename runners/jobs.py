@@ -10,7 +10,8 @@ from pathlib import Path
 from .. import errors
 from ..errors import InputError, RunnerError
 from ..home import Home
-from ..optimizer.domain import StudyFacts, StudyRequest, from_json, to_json
+from ..optimizer.codec import from_json, to_json
+from ..optimizer.domain import StudyFacts, StudyRequest
 from ..probes.host import read_hardware
 from ..probes.model_source import resolve_model
 from .guard import Limits

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, ModelError
-from ..optimizer.domain import Recipe, StudyFacts, StudyRequest, digest, from_json, to_json
+from ..optimizer.codec import digest, from_json, to_json
+from ..optimizer.domain import Recipe, StudyFacts, StudyRequest
 from ..optimizer.recipe import choose_recipe
 from ..probes.dataset import LengthSample, length_profile, profile_dataset
 from ..probes.model import inspect_model

@@ -15,18 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..optimizer.domain import (
-    Candidate,
-    Method,
-    Recommendation,
-    Rung,
-    Study,
-    Trial,
-    derive_seed,
-    to_json,
-)
+from ..optimizer.codec import to_json
+from ..optimizer.domain import Candidate, Method, Recommendation, Rung, Study, Trial
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.exports.recommendation import recommendation_document
+from ..optimizer.keys import derive_seed
 from ..store import Store
 
 SCRIPT_SOURCES = (

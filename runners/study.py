@@ -14,16 +14,9 @@ from typing import Any
 
 from ..errors import RankwiseError, RunnerError, StaleFence
 from ..home import Home
-from ..optimizer.domain import (
-    Outcome,
-    Recommendation,
-    Study,
-    StudyFacts,
-    StudyState,
-    Trial,
-    derive_seed,
-    to_json,
-)
+from ..optimizer.codec import to_json
+from ..optimizer.domain import Outcome, Recommendation, Study, StudyFacts, StudyState, Trial
+from ..optimizer.keys import derive_seed
 from ..optimizer.levels import enumerate_candidates
 from ..optimizer.recipe import steps_for
 from ..optimizer.scorer import recommend

@@ -9,6 +9,7 @@ import math
 from typing import Any, TypeVar
 
 from ..errors import InputError, StoreError
+from ..optimizer.codec import from_json, to_json
 from ..optimizer.domain import (
     Event,
     Measurement,
@@ -18,8 +19,6 @@ from ..optimizer.domain import (
     StudyRequest,
     Trial,
     TrialPlan,
-    from_json,
-    to_json,
 )
 from .tables import EventRow, RecommendationRow, StudyRow, TrialRow
 

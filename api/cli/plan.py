@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from ...home import Home
-from ...optimizer.domain import StudyRequest, to_json
+from ...optimizer.codec import to_json
+from ...optimizer.domain import StudyRequest
 from ..units import format_bytes, format_seconds
 from .console import print_json, results
 

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from ...errors import InputError
 from ...home import Home
-from ...optimizer.domain import StudyFacts, StudyRequest, to_json
+from ...optimizer.codec import to_json
+from ...optimizer.domain import StudyFacts, StudyRequest
 from ..units import format_bytes
 from .console import print_json, results
 from .options import AsJson

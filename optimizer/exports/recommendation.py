@@ -9,19 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..codec import to_json
 from ..comparison import PROBED_COLUMNS
-from ..domain import (
-    SCHEMA_VERSION,
-    Candidate,
-    Outcome,
-    Recommendation,
-    Rung,
-    Study,
-    Trial,
-    environment_key,
-    measurement_key,
-    to_json,
-)
+from ..domain import SCHEMA_VERSION, Candidate, Outcome, Recommendation, Rung, Study, Trial
+from ..keys import environment_key, measurement_key
 from ..priors import PRIOR_SOURCE, prior_quality
 
 MEASURED, PUBLISHED = "measured here", "published prior"

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification
 
-from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe, to_json
+from rankwise.optimizer.codec import to_json
+from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe
 from rankwise.runners.build import make_optimizer, make_schedule
 from rankwise.runners.recipe import Example, step_rows
 from rankwise.runners.trial.checks import Diverged, InvalidTrial, ParameterWatch

@@ -16,15 +16,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from rankwise.optimizer.domain import (
-    Adapter,
-    Candidate,
-    Level,
-    Method,
-    Recipe,
-    derive_seed,
-    to_json,
-)
+from rankwise.optimizer.codec import to_json
+from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe
+from rankwise.optimizer.keys import derive_seed
 from rankwise.probes.rows import read_rows
 from rankwise.runners.build import load_tokenizer, trainable_sha256
 from rankwise.runners.ready_files import compose_script

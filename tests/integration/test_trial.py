@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from rankwise.home import Home
+from rankwise.optimizer.codec import from_json, to_json
 from rankwise.optimizer.domain import (
     Adapter,
     Candidate,
@@ -25,8 +26,6 @@ from rankwise.optimizer.domain import (
     Recipe,
     StudyFacts,
     StudyRequest,
-    from_json,
-    to_json,
 )
 from rankwise.runners.guard import Limits
 from rankwise.runners.jobs import read_facts, start_prepare

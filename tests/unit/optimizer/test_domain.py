@@ -10,20 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import InputError
-from rankwise.optimizer.domain import (
-    Adapter,
-    Candidate,
-    Level,
-    Measurement,
-    Method,
-    Recipe,
-    canonical_json,
-    derive_seed,
-    environment_key,
-    from_json,
-    measurement_key,
-    to_json,
-)
+from rankwise.optimizer.codec import canonical_json, from_json, to_json
+from rankwise.optimizer.domain import Adapter, Candidate, Level, Measurement, Method, Recipe
+from rankwise.optimizer.keys import derive_seed, environment_key, measurement_key
 
 CANDIDATE = Candidate(
     adapter=Adapter(method=Method.LORA, rank=16, alpha=32, dropout=0.1, targets=("q", "v")),

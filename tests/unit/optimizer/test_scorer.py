@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankwise.optimizer.codec import from_json, to_json
 from rankwise.optimizer.domain import (
     OBJECTIVE_WEIGHTS,
     Adapter,
@@ -17,8 +18,6 @@ from rankwise.optimizer.domain import (
     Recommendation,
     Rung,
     Scoring,
-    from_json,
-    to_json,
 )
 from rankwise.optimizer.scorer import TIE_POINTS, recommend, score_trials
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rankwise.optimizer.domain import Recipe, to_json
+from rankwise.optimizer.codec import to_json
+from rankwise.optimizer.domain import Recipe
 from rankwise.optimizer.recipe import steps_for
 from rankwise.runners.recipe import (
     IGNORED_LABEL,

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.errors import StoreError
-from rankwise.optimizer.domain import Measurement, StudyState, canonical_json, from_json
+from rankwise.optimizer.codec import canonical_json, from_json
+from rankwise.optimizer.domain import Measurement, StudyState
 from rankwise.store.mapping import document, study_of, without_nan
 from rankwise.store.tables import StudyRow
 

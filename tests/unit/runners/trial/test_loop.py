@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe, to_json
+from rankwise.optimizer.codec import to_json
+from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe
 from rankwise.runners.recipe import Example, collate
 from rankwise.runners.trial.loop import Session, evaluate, open_session, run_step, run_steps
 from rankwise.runners.trial.measure import peak_tensor_bytes

@@ -1,0 +1,70 @@
+"""Frozen types to plain JSON data and back, and the hashes that identify them.
+
+Edges (API, command line, store, job reports) validate with :func:`from_json`. Knows no type in particular.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import InputError
+
+T = TypeVar("T")
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Building one costs milliseconds, so each is kept."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """Validate plain JSON data into one of the frozen types.
+
+    Raises:
+        InputError: naming every field that is wrong, not only the first.
+    """
+    try:
+        validated: T = _adapter(kind).validate_python(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or kind.__name__}: {item['msg']} (got {item['input']!r:.80})"
+            for item in error.errors()
+        )
+        raise InputError(f"not a valid {kind.__name__}: {problems}") from error
+    return validated
+
+
+def to_json(value: Any) -> Any:
+    """A frozen type as plain JSON data: lists for tuples, strings for enumerations, ISO times."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def identity(value: Any) -> dict[str, Any]:
+    """Like :func:`to_json` for a dataclass, without the fields that are only for people."""
+    form: dict[str, Any] = to_json(value)
+    for item in dataclasses.fields(value):
+        if not item.metadata.get("identity", True):
+            del form[item.name]
+        elif dataclasses.is_dataclass(part := getattr(value, item.name)):
+            form[item.name] = identity(part)
+    return form
+
+
+def canonical_json(data: Any) -> str:
+    """JSON with sorted keys, no spaces, no NaN: equal data give equal text."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(data: Any) -> str:
+    """SHA-256 (hexadecimal) of the canonical JSON."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
