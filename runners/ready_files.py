@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import pprint
+import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -113,55 +114,62 @@ def find_trained(candidate: Candidate, trials: list[Trial]) -> Trial | None:
 
 
 def compose_script(values: Mapping[str, Any]) -> str:
-    """One self-contained program out of the sources, their imports gathered at the top."""
-    imports: set[str] = set()
+    """One self-contained program out of the sources: imports, the study's values, then a section a source."""
+    imports: dict[str, set[str]] = {}
     sections = []
     for name in SCRIPT_SOURCES:
         source = files("rankwise").joinpath(name).read_text(encoding="utf-8")
-        found, body = split_source(source)
-        imports |= found
-        sections.append(f"# --- {Path(name).stem} ---\n\n{body.strip()}\n")
+        title, body = split_source(source, imports)
+        sections.append(f"# {title}\n\n{body.strip()}\n")
     body = "\n\n".join(sections)
     if body.count(VALUES_LINE) != 1:
         raise AssertionError("the sources of train.py no longer have exactly one place for the values")
     written = pprint.pformat(dict(values), width=100, sort_dicts=False)
-    body = body.replace(VALUES_LINE, f"VALUES: Mapping[str, Any] = {written}\n")
-    header = (
-        f'"""{values["description"]}.\n\nNeeds torch, transformers, peft and accelerate; see --help.\n"""\n'
-    )
-    return "\n".join(
-        [
-            "#!/usr/bin/env python3",
-            header,
-            "from __future__ import annotations",
-            "",
-            *sorted(imports, key=lambda line: (line.startswith("from"), line)),
-            "",
-            "",
-            body,
-            "",
-            'if __name__ == "__main__":\n    sys.exit(main())\n',
-        ]
-    )
+    parts = [
+        "#!/usr/bin/env python3",
+        f'"""{values["description"]}.\n\nNeeds torch, transformers, peft and accelerate; see --help.\n"""\n',
+        "from __future__ import annotations\n",
+        *format_imports(imports),
+        f"\n# What was recommended. Everything below is how it is carried out.\n\nVALUES = {written}\n\n",
+        body.replace(VALUES_LINE, ""),
+        '\nif __name__ == "__main__":\n    sys.exit(main())\n',
+    ]
+    return "\n".join(parts)
 
 
-def split_source(source: str) -> tuple[set[str], str]:
-    """A module's absolute imports, and its text without docstring and imports."""
+def format_imports(imports: Mapping[str, set[str]]) -> list[str]:
+    """Import lines, the standard library's first; a module with no names is imported whole."""
+    ordered = sorted(imports, key=lambda module: (bool(imports[module]), module))
+    lines: tuple[list[str], list[str]] = ([], [])
+    for module in ordered:
+        names = ", ".join(sorted(imports[module]))
+        is_other = module.partition(".")[0] not in sys.stdlib_module_names
+        lines[is_other].append(f"from {module} import {names}" if names else f"import {module}")
+    return [*lines[0], "", *lines[1]]
+
+
+def split_source(source: str, imports: dict[str, set[str]]) -> tuple[str, str]:
+    """The first line of a module's docstring, and its text without docstring and imports.
+
+    Adds its absolute imports to ``imports``: module to names.
+    """
     tree = ast.parse(source)
     lines = source.splitlines(keepends=True)
-    imports: set[str] = set()
+    docstring = ast.get_docstring(tree) or ""
     for node in tree.body:
-        is_docstring = node is tree.body[0] and isinstance(node, ast.Expr)
-        is_import = isinstance(node, ast.Import | ast.ImportFrom)
-        if not (is_docstring or is_import):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                imports.setdefault(alias.name, set())
+        elif isinstance(node, ast.ImportFrom):
+            if not is_ours(node):
+                imports.setdefault(node.module or "", set()).update(alias.name for alias in node.names)
+        elif not (node is tree.body[0] and docstring):
             continue
-        if isinstance(node, ast.Import | ast.ImportFrom) and not is_ours(node):
-            imports.add(ast.unparse(node))
         for number in range(node.lineno - 1, node.end_lineno or node.lineno):
             lines[number] = ""
-    return imports, "".join(lines)
+    return docstring.partition("\n")[0], "".join(lines)
 
 
-def is_ours(node: ast.Import | ast.ImportFrom) -> bool:
+def is_ours(node: ast.ImportFrom) -> bool:
     """Left out of the script: relative imports (their names are in the same file) and ``__future__``."""
-    return isinstance(node, ast.ImportFrom) and (node.level > 0 or node.module == "__future__")
+    return node.level > 0 or node.module == "__future__"

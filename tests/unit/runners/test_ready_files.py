@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.runners.ready_files import SCRIPT_SOURCES, compose_script, split_source
+from rankwise.runners.ready_files import SCRIPT_SOURCES, compose_script, format_imports, split_source
 
 VALUES: dict[str, Any] = {
     "description": "a candidate; recommended by rankwise, study 01ABC",
@@ -93,7 +93,7 @@ def test_values_are_written_in(tree: ast.Module) -> None:
     written = next(
         node.value
         for node in tree.body
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "VALUES" and node.value
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VALUES"
     )
     assert ast.literal_eval(written) == VALUES
 
@@ -112,6 +112,9 @@ def test_split_takes_docstring_and_imports_away() -> None:
     source = (
         '"""Doc."""\nfrom __future__ import annotations\nimport os\nfrom .near import (\n    x,\n)\n\ny = x\n'
     )
-    imports, body = split_source(source)
-    assert imports == {"import os"}
+    imports: dict[str, set[str]] = {"collections": {"deque"}}
+    title, body = split_source(source, imports)
+    assert title == "Doc."
+    assert imports == {"collections": {"deque"}, "os": set()}
+    assert format_imports(imports) == ["import os", "from collections import deque", ""]
     assert body.strip() == "y = x"
