@@ -18,6 +18,8 @@ from rankwise.home import Home
 
 # Set before any test imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# As in trials: OpenMP's spinning threads make anything else on the machine slow them down twentyfold.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 REPOSITORY = Path(__file__).parents[1]
 
