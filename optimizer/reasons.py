@@ -15,6 +15,8 @@ from .domain import Measurement, Outcome, Rung, ScoredTrial, Scoring, StudyReque
 STANDARD_ERRORS = 2.0
 """Held-out losses closer than this many standard errors are no difference."""
 
+NAMES_SHOWN = 3
+
 LEAST_SHARE_SHOWN = 0.001
 """Below this a difference prints as none."""
 
@@ -165,7 +167,7 @@ def _ruled_out(trials: Sequence[Trial], memory_limit_bytes: int | None) -> Itera
     """One sentence for each way to fail."""
     for outcome in FAILURES:
         if failed := [t for t in trials if t.outcome is outcome]:
-            yield f"Ruled out, {FAILURE_NAMES[outcome]}: {'; '.join(_name(trial) for trial in failed)}."
+            yield f"Ruled out, {FAILURE_NAMES[outcome]}: {_some([_name(trial) for trial in failed])}."
     large = [
         f"{_name(trial)} at {_gib(trial.measurement.memory_bytes)}"
         for trial in trials
@@ -174,7 +176,13 @@ def _ruled_out(trials: Sequence[Trial], memory_limit_bytes: int | None) -> Itera
         and exceeds(trial.measurement, memory_limit_bytes)
     ]
     if large and memory_limit_bytes:
-        yield f"Ruled out, above the limit of {_gib(memory_limit_bytes)}: {'; '.join(large)}."
+        yield f"Ruled out, above the limit of {_gib(memory_limit_bytes)}: {_some(large)}."
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - NAMES_SHOWN
+    return "; ".join(names[:NAMES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _name(trial: Trial) -> str:

@@ -151,6 +151,10 @@ class _Evidence:
             return None
         return probe.measurement
 
+    def has_measured(self) -> bool:
+        """Some probe ran to its end and fits."""
+        return any(self.measured(trial.candidate) for trial in self.probes.values())
+
     def succeeded(self, trial: Trial) -> bool:
         """It ran to its end within the memory limit."""
         return trial.outcome is Outcome.OK and not self._did_not_fit(trial)
@@ -321,7 +325,9 @@ def _train_steps(finalists: Sequence[Candidate], evidence: _Evidence, limits: Se
 def _probes_left(candidates: Sequence[Candidate], evidence: _Evidence, limits: SearchLimits) -> int:
     """Probes that the limits on trials and time still allow; one may begin while probing has time left."""
     done = len(evidence.probes)
-    by_count = limits.max_trials - _reserve(candidates, limits) - done
+    # While nothing fits there is nothing to train: one trial is reserve enough.
+    reserve = _reserve(candidates, limits) if evidence.has_measured() else min(1, limits.max_trials - 1)
+    by_count = limits.max_trials - reserve - done
     durations = [trial.wall_s for trial in evidence.probes.values() if trial.wall_s]
     probe_s = fmean(durations) if durations else limits.probe_s_guess
     by_time = math.ceil((limits.budget_s * PROBE_BUDGET_SHARE - limits.spent_s) / probe_s)

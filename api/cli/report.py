@@ -77,11 +77,13 @@ class Report:
         results.print(_heading(self.study), end="\n\n")
         if self.trials:
             results.print(_trials_table(self.trials, self.recommendation))
+        failures: dict[str, list[str]] = {}
         for trial in self.trials:
             if trial.outcome not in (None, Outcome.OK):
-                results.print(
-                    Text(f"#{trial.number} {trial.outcome}: {trial.reason or 'no reason given'}", "yellow")
-                )
+                cause = f"{trial.outcome}: {trial.reason or 'no reason given'}"
+                failures.setdefault(cause, []).append(f"#{trial.number}")
+        for cause, numbers in failures.items():
+            results.print(Text(f"{', '.join(numbers)} {cause}", "yellow"))
         if self.recommendation is not None:
             _print_recommendation(self.recommendation)
         if self.files:
