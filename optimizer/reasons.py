@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from .comparison import FAILURES, OUT_OF_MEMORY, Compared, exceeds, memory_column
-from .domain import Measurement, Outcome, Rung, ScoredTrial, Scoring, StudyRequest, Trial, Weights
+from .domain import Measurement, Outcome, Rung, ScoredTrial, Scoring, Study, StudyRequest, Trial, Weights
 
 STANDARD_ERRORS = 2.0
 """Held-out losses closer than this many standard errors are no difference."""
@@ -177,6 +177,25 @@ def _ruled_out(trials: Sequence[Trial], memory_limit_bytes: int | None) -> Itera
     ]
     if large and memory_limit_bytes:
         yield f"Ruled out, above the limit of {_gib(memory_limit_bytes)}: {_some(large)}."
+
+
+def learnt_nothing(best: Measurement, study: Study) -> tuple[str, ...]:
+    """A warning where the best classifier is no better than answering by how often each label occurs.
+
+    That answer's loss is the entropy of the labels, in nats. Language models have no such baseline here.
+    """
+    counts = study.facts.dataset.label_counts.values() if study.facts else ()
+    if best.heldout_loss is None or len(counts) < 2:
+        return ()
+    total = sum(counts)
+    baseline = -sum(count / total * math.log(count / total) for count in counts if count)
+    if best.heldout_loss + STANDARD_ERRORS * (best.heldout_loss_se or 0.0) < baseline:
+        return ()
+    return (
+        f"Nothing was learnt within this budget: a held-out loss of {best.heldout_loss:.4f} is no better "
+        f"than answering by how often each label occurs ({baseline:.4f}). The comparison of quality says "
+        "little; allow more time.",
+    )
 
 
 def _some(names: Sequence[str]) -> str:

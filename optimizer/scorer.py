@@ -13,7 +13,7 @@ from ..errors import NothingFits
 from .comparison import Compared, comparable_parts, comparable_trials, memory_column, weighted_score
 from .domain import Adapter, Method, Recommendation, ScoredTrial, Scoring, Study, Trial, Weights
 from .levels import device_bytes
-from .reasons import explain, explain_nothing_fits
+from .reasons import explain, explain_nothing_fits, learnt_nothing
 
 TIE_POINTS = 0.5
 """Scores this close to the best are ties: 1.25 % of speed in the balanced score, less than probes resolve."""
@@ -50,7 +50,7 @@ def recommend(study: Study, trials: Sequence[Trial], *, wall_s: float, measured_
         scoring=request.scoring,
         weights=request.effective_weights,
         ranking=ranking,
-        reasons=explain(request, ranking, ranked, trials),
+        reasons=(*learnt_nothing(ranked[0].measurement, study), *explain(request, ranking, ranked, trials)),
         quality_measured=ranked[0].measurement.heldout_loss is not None,
         wall_s=wall_s,
         measured_s=measured_s,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .messages import TrialSpec
 from .warm_client import Job, WarmServer, read_tail
 
 HEARTBEAT_S = 10.0
+SERVER_STARTS = 3
 LEASE_S = 45.0
 POLL_S = 0.1
 CANCEL_CHECK_S = 0.5
@@ -97,7 +99,18 @@ class StudyRun:
         return facts
 
     def ready_server(self) -> WarmServer:
-        """The warm server, once it has imported its libraries."""
+        """The warm server, once it has imported its libraries.
+
+        Raises:
+            RunnerError: it died while it did so, every time.
+        """
+        for _ in range(SERVER_STARTS - 1):
+            with suppress(RunnerError):
+                return self.started_server()
+        return self.started_server()
+
+    def started_server(self) -> WarmServer:
+        """As :meth:`ready_server`, tried once; a server that died is replaced at the next call."""
         server = self.warm_server()
         server.wait_ready(self.check_signals)
         return server

@@ -31,6 +31,14 @@ EXIT_STOPPED = 143
 """By convention 128 + SIGTERM."""
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 up, as an argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
 def parse_arguments() -> argparse.Namespace:
     """The few things that may differ from what was measured: where files are, and how long to run."""
     parser = argparse.ArgumentParser(description=VALUES["description"])
@@ -41,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("trained"), help="results go here (default: %(default)s)"
     )
-    parser.add_argument("--max-steps", type=int, help="stop after this many optimizer steps")
+    parser.add_argument("--max-steps", type=positive, help="stop after this many optimizer steps")
     parser.add_argument("--log", type=Path, help="also write each step as a JSON line to this file")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--cpu", action="store_true", default=VALUES["on_cpu"], help="train on the CPU")
@@ -169,7 +177,7 @@ def main() -> int:
     batch = candidate["recipe"]["effective_batch"]
     full_steps = training_steps(len(rows), candidate["recipe"])
     total_steps = VALUES["trial"]["steps"] if arguments.verify else full_steps
-    last = min(total_steps, arguments.max_steps or total_steps)
+    last = total_steps if arguments.max_steps is None else min(total_steps, arguments.max_steps)
     session = open_session(
         arguments.model,
         task=VALUES["task"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rankwise.errors import NothingFits
@@ -114,3 +116,13 @@ def test_a_difference_in_speed_within_its_error_is_none(build, candidates):
     ]
     reasons = recommend(build.study(), trials, wall_s=1.0, measured_s=1.0).reasons
     assert "no difference in speed beyond the measurement's ± 5.0%" in reasons[2]
+
+
+@pytest.mark.parametrize(("loss", "warned"), [(0.69, True), (0.67, True), (0.60, False)])
+def test_a_classifier_that_learnt_nothing_is_called_that(build, candidates, loss, warned):
+    study = build.study()
+    dataset = replace(study.facts.dataset, label_counts={"no": 50, "yes": 50})
+    study = replace(study, facts=replace(study.facts, dataset=dataset))
+    trials = [build.trial(candidates[0], 1, rung=Rung.TRAIN, heldout_loss=loss, heldout_loss_se=0.02)]
+    reasons = recommend(study, trials, wall_s=10.0, measured_s=5.0).reasons
+    assert any("Nothing was learnt" in reason for reason in reasons) is warned
