@@ -19,12 +19,16 @@ from ..optimizer.domain import Recipe, StudyFacts, StudyRequest
 from ..optimizer.recipe import choose_recipe
 from ..probes.dataset import LengthSample, length_profile, profile_dataset
 from ..probes.model import inspect_model
+from ..probes.model_source import read_json_object
 from ..probes.profiles import DatasetProfile, HardwareProfile
 from ..probes.rows import read_rows
 from .build import load_tokenizer
 from .messages import Report
 from .recipe import Example, encode, heldout_share, is_heldout, usable_row
 from .tokens import COUNTS_NAME, TokenFile, write_token_files
+
+LEAST_VOCABULARY_SHARE = 10
+"""A tokenizer has at least the model's vocabulary divided by this: embeddings are padded, not tenfold."""
 
 
 def run(spec: Mapping[str, Any], report: Report) -> None:
@@ -88,6 +92,13 @@ def load_tokenizer_or_explain(model_path: Path, *, trust_remote_code: bool) -> A
         raise ModelError(
             f"the tokenizer of {model_path} has neither a padding, an end-of-sequence nor an unknown token",
             next_step="set tokenizer.pad_token and save the tokenizer again",
+        )
+    # Without its files transformers makes up a tokenizer of a handful of tokens, and every word is unknown.
+    expected = read_json_object(model_path / "config.json").get("vocab_size")
+    if isinstance(expected, int) and len(tokenizer) * LEAST_VOCABULARY_SHARE < expected:
+        raise ModelError(
+            f"the tokenizer of {model_path} knows {len(tokenizer)} tokens where the model has {expected}",
+            next_step="put the model's own tokenizer files beside the weights",
         )
     return tokenizer
 

@@ -75,3 +75,18 @@ def test_a_limit_that_nothing_can_meet_exits_with_3(home: Home, minilm_path: Pat
     assert done.returncode == 3
     assert "error: no configuration of" in done.stderr
     assert "raise the memory limit" in done.stderr
+
+
+def test_a_model_without_its_tokenizer_is_refused(
+    home: Home, minilm_path: Path, reviews_csv: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "bare"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).symlink_to(minilm_path / name)
+    command = [str(Path(sys.executable).with_name("rankwise")), "recommend", "--model", str(model)]
+    result = subprocess.run(
+        [*command, "--data", str(reviews_csv)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert "tokenizer" in result.stderr
