@@ -59,8 +59,8 @@ def trial_environment() -> dict[str, str]:
     }
     return {
         # OpenMP's threads spin while they wait for each other. With anything else on the cores that costs
-        # a trial up to 20 times its speed (measured); with a short spin it shares the cores fairly, and
-        # alone it is as fast as before.
+        # a trial thirtyfold; with a short spin it shares the cores fairly, and alone it is about as fast
+        # (figures in docs/decisions/0004-processes.md).
         "GOMP_SPINCOUNT": "1000",
         **kept,
         "HF_HUB_OFFLINE": "1",
