@@ -1,101 +1,69 @@
-"""A dataset file profiled: its rows, its columns, the task that they suggest, the lengths of its texts.
+"""A dataset profiled: its rows, its columns, the task that they suggest, the lengths of its texts.
 
-Streams the file; memory stays bounded whatever its size. Imports no tokenizer: who has one feeds
-:class:`LengthSample` and hands token counts to :func:`length_profile`. Knows nothing of models.
+Streams the rows; memory stays bounded whatever their number, and of large data only every nth row is looked
+at. Imports no tokenizer: who has one feeds :class:`LengthSample` and hands token counts to
+:func:`length_profile`. Knows nothing of models.
 """
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 import random
-from collections.abc import Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from ..errors import DatasetError, InputError
-from .columns import LabelTally, TextTally, choose_label_column, choose_text_column, require_column
-from .paths import nearest_names, resolve_path
+from ..errors import DatasetError
+from .columns import LabelTally, TextTally
+from .dataset_source import check_files, content_sha256, errors_about, hub_commit, resolve_dataset
 from .profiles import DatasetProfile, LengthProfile, TaskKind, TaskProfile
-from .rows import CSV_SUFFIXES, JSON_SUFFIXES, RowError, read_rows, row_text
+from .rows import BLOCK_BYTES, MAX_COLUMNS, cell, conversation, data_files, read_rows, row_text
+from .tasks import Asked, check_asked, choose_task, outline_task
+
+__all__ = ["LengthSample", "check_dataset", "length_profile", "profile_dataset", "resolve_dataset"]
 
 HEAD_ROWS = 1000
-"""Rows that decide which columns there are to choose from and which one holds the text."""
-MAX_COLUMNS = 1000
-MAX_DISTINCT_TEXTS = 2_000_000
-"""Beyond this many distinct texts duplicates are not counted: remembering them would take too much memory."""
+"""Rows that decide which columns there are to choose from and which ones hold texts …"""
+HEAD_CHARACTERS = 32_000_000
+"""… unless so much text comes earlier."""
+LOOKED_AT_BYTES = 256 * 1024 * 1024
+"""Of larger data, every nth row is looked at, so that about this much is parsed …"""
+LOOKED_AT_ROWS = 4_000_000
+"""… in about so many rows at most."""
+MAX_DISTINCT_ROWS = 2_000_000
+"""Beyond this many distinct rows duplicates are not counted: remembering them would take too much memory."""
 SAMPLED_ROWS = 20_000
 LONGEST_ROWS = 256
 
 
-def resolve_dataset(source: str, *, allowed_roots: Sequence[Path] | None) -> Path:
-    """Return the absolute path of a dataset file that exists and has a format that we read.
-
-    Raises:
-        PathNotAllowed: it lies outside ``allowed_roots`` (None allows every path).
-        InputError: no file system can have this path.
-        DatasetError: there is no such file, or it is of another kind.
-    """
-    path = resolve_path(source, allowed_roots)
-    check_file(path)
-    return path
-
-
-def check_file(path: Path) -> None:
-    """Check that the path is a file of a supported format that is not empty.
-
-    Raises:
-        DatasetError: it is not.
-    """
-    supported = ", ".join((*CSV_SUFFIXES, *JSON_SUFFIXES))
-    if path.is_dir():
-        raise DatasetError(f"dataset {path} is a folder", next_step=f"name one file in it ({supported})")
-    if not path.exists():
-        raise DatasetError(
-            f"dataset {path} does not exist", next_step=nearest_names(path) or "check the path"
-        )
-    if not path.is_file():
-        raise DatasetError(f"dataset {path} is not a regular file", next_step="copy its rows into a file")
-    if path.suffix.lower() not in CSV_SUFFIXES + JSON_SUFFIXES:
-        raise DatasetError(
-            f"dataset {path} has the unsupported extension {path.suffix!r}",
-            next_step=f"convert it to one of {supported} (CSV with a header, or one JSON object a line)",
-        )
-    if path.stat().st_size == 0:
-        raise DatasetError(f"dataset {path} is empty", next_step="name a file that has rows")
-
-
 def check_dataset(
-    path: Path, *, text_column: str | None = None, label_column: str | None = None, task: str | None = None
+    path: Path,
+    *,
+    text_column: str | None = None,
+    context_column: str | None = None,
+    target_column: str | None = None,
+    label_column: str | None = None,
+    task: str | None = None,
 ) -> str:
     """Check what the first rows can tell, in milliseconds, and return the name of the text column.
 
     Takes and raises what :func:`profile_dataset` does, which may find more in the rows that follow.
     """
-    _check_task(task, label_column)
-    check_file(path)
-    with _errors_about(path):
-        tallies: dict[str, TextTally] = {}
-        for row in islice(read_rows(path), HEAD_ROWS):
-            for column, value in row.items():
-                tallies.setdefault(column, TextTally()).add(value)
-            _check_width(tallies)
-        if not tallies:
-            raise DatasetError("it has no rows", next_step="add rows, for CSV below a header line")
-        if label_column is not None:
-            require_column(label_column, tallies, option="--label-column")
-        if text_column is None:
-            return choose_text_column(tallies, label_column=label_column)
-        require_column(text_column, tallies, option="--text-column")
-        if text_column == label_column:
-            raise DatasetError(
-                f"column {text_column!r} cannot be text and label at once",
-                next_step="pass another --text-column or --label-column",
-            )
-        return text_column
+    asked = Asked(
+        task=task,
+        text_column=text_column,
+        context_column=context_column,
+        target_column=target_column,
+        label_column=label_column,
+    )
+    check_asked(asked)
+    check_files(path)
+    with errors_about(path):
+        return _outline(path, asked).text_column
 
 
 def profile_dataset(
@@ -103,60 +71,90 @@ def profile_dataset(
     *,
     source: str,
     text_column: str | None = None,
+    context_column: str | None = None,
+    target_column: str | None = None,
     label_column: str | None = None,
     task: str | None = None,
 ) -> DatasetProfile:
-    """Read the whole file and return the facts about it; ``lengths`` stays None.
+    """Read all rows, or every nth of large data, and return the facts about them; ``lengths`` stays None.
 
-    A row is usable if its text and, for classification, its label are more than white space.
+    A row is usable if all that the task needs is there: text, target or class are more than white space, a
+    number is finite, a conversation has known roles and an answer of the assistant.
+
+    Where rows were skipped, ``rows`` is exact, ``usable_rows`` and ``label_counts`` are what was looked at
+    times n, and duplicates are unknown.
 
     Args:
-        path: a file, as :func:`resolve_dataset` returns it.
+        path: a file or folder, as :func:`resolve_dataset` returns it.
         source: what the user wrote for it.
-        text_column, label_column: the columns to use; where None, names and values decide.
-        task: a :class:`TaskKind`; None means text classification if there is a label column, else causal LM.
+        text_column, context_column, target_column, label_column: the columns to use, ``a.b`` for ``b`` in the
+            objects of ``a``; where None, names and values decide.
+        task: a :class:`TaskKind`; where None, the columns decide.
 
     Raises:
-        InputError: there is no such task.
+        InputError: there is no such task, or it has no use for a column that was named.
         DatasetError: a row cannot be read, a column that was asked for is missing, or nothing can be learnt
             from the columns.
     """
-    text_column = check_dataset(path, text_column=text_column, label_column=label_column, task=task)
-    with _errors_about(path):
-        counts = _count(path, text_column)
-        chosen = _choose_task(counts, text_column, label_column, task)
-        labels = counts.labels[chosen.label_column].counts if chosen.label_column else {}
+    asked = Asked(
+        task=task,
+        text_column=text_column,
+        context_column=context_column,
+        target_column=target_column,
+        label_column=label_column,
+    )
+    check_asked(asked)
+    files = check_files(path)
+    with errors_about(path):
+        outline = _outline(path, asked)
+        kind = data_files(path)[0]
+        every = _every_nth(kind, files)
+        # Hashing and counting take about as long, and the hash needs no interpreter.
+        with ThreadPoolExecutor(1) as pool:
+            hashed = pool.submit(content_sha256, path, files)
+            counts = _count(path, outline, every)
+        chosen = choose_task(outline, asked, counts.labels, rows=counts.inputs)
+        tally = counts.labels[chosen.label_column] if chosen.label_column else None
+        usable = counts.inputs if tally is None else tally.values
+        if not usable:
+            raise DatasetError(
+                f"label column {chosen.label_column!r} is empty", next_step="pass --label-column with another"
+            )
         return DatasetProfile(
             source=source,
             path=str(path),
-            sha256=_sha256(path),
-            format="csv" if path.suffix.lower() in CSV_SUFFIXES else "jsonl",
-            size_bytes=path.stat().st_size,
+            sha256=hashed.result(),
+            format=kind,
+            size_bytes=sum(file.stat().st_size for file in files),
             rows=counts.rows,
-            usable_rows=sum(labels.values()) if labels else counts.texts,
-            columns=tuple(counts.labels),
+            usable_rows=min(counts.rows, usable * every),
+            every_nth_row=every,
+            revision=hub_commit(path),
+            columns=tuple(counts.columns),
             task=chosen,
-            label_counts={label: labels[label] for label in chosen.labels},
-            duplicate_rows=counts.duplicates,
+            label_counts={label: tally.counts[label] * every for label in chosen.labels} if tally else {},
+            duplicate_rows=counts.duplicates if every == 1 else None,
         )
 
 
 class LengthSample:
     """Selects, from texts that stream by, those to tokenise for a :class:`LengthProfile`.
 
+    Anything whose length is its number of characters will do for a text.
+
     ``sampled`` is a uniform sample (all texts while there are at most ``capacity``), equal for equal seeds;
     ``longest`` holds the texts with the most characters, where the most tokens are to be expected.
     """
 
     def __init__(self, seed: int, *, capacity: int = SAMPLED_ROWS, longest: int = LONGEST_ROWS) -> None:
-        self.sampled: list[str] = []
+        self.sampled: list[Any] = []
         self.rows = 0
         self._random = random.Random(seed)  # noqa: S311 - a statistical sample, nothing secret
         self._capacity = capacity
         self._heap_size = longest
-        self._heap: list[tuple[int, int, str]] = []
+        self._heap: list[tuple[int, int, Any]] = []
 
-    def add(self, text: str) -> None:
+    def add(self, text: Sized) -> None:
         """Consider the next text."""
         self.rows += 1
         if len(self.sampled) < self._capacity:
@@ -170,7 +168,7 @@ class LengthSample:
             heapq.heapreplace(self._heap, entry)
 
     @property
-    def longest(self) -> list[str]:
+    def longest(self) -> list[Any]:
         """The longest texts, longest first."""
         return [text for _, _, text in sorted(self._heap, reverse=True)]
 
@@ -211,88 +209,115 @@ class _Counts:
     """What one pass over the rows has counted."""
 
     rows: int = 0
-    texts: int = 0
-    """Rows whose text is not empty; the counts below are over these."""
+    """All, those that were skipped included."""
+    inputs: int = 0
+    """Rows, of those looked at, that have all but a label; the counts below are over these."""
     duplicates: int | None = 0
+    columns: dict[str, None] = field(default_factory=dict)
+    """Of every row looked at, in the order of appearance."""
     labels: dict[str, LabelTally] = field(default_factory=dict)
-    """For every column, in the order of appearance."""
 
 
-def _count(path: Path, text_column: str) -> _Counts:
+def _outline(path: Path, asked: Asked) -> TaskProfile:
+    texts: dict[str, TextTally] = {}
+    labels: dict[str, LabelTally] = {}
+    rows = characters = 0
+    for row in islice(read_rows(path), HEAD_ROWS):
+        rows += 1
+        _check_width(texts.keys() | row.keys())
+        # A column that was asked for may lie inside of another: see rows.cell.
+        for column in (*row, *(name for name in asked.columns.values() if name not in row)):
+            value = cell(row, column)
+            if column in row or value is not None:
+                texts.setdefault(column, TextTally()).add(row, column)
+                labels.setdefault(column, LabelTally()).add(row, column)
+                characters += len(value) if isinstance(value, str) else 0
+        if characters > HEAD_CHARACTERS:
+            break
+    if not texts:
+        raise DatasetError("it has no rows", next_step="add rows, for CSV below a header line")
+    return outline_task(asked, texts, labels, rows)
+
+
+def _count(path: Path, outline: TaskProfile, every: int) -> _Counts:
     counts = _Counts()
     seen: set[int] = set()
-    for row in read_rows(path):
-        counts.rows += 1
-        for column in row:
-            counts.labels.setdefault(column, LabelTally())
-        _check_width(counts.labels)
-        if isinstance(row.get(text_column), (list, dict)):
-            raise DatasetError(
-                f"column {text_column!r} holds a list or an object in row {counts.rows}",
-                next_step="write each row's text as one string",
-            )
-        text = row_text(row, text_column)
-        if not text.strip():
+    stream = read_rows(path, every=every)
+    for number, row in enumerate(stream):
+        counts.columns.update(dict.fromkeys(row))
+        _check_width(counts.columns)
+        content = _input(row, outline, number * every + 1)
+        if content is None:
             continue
-        counts.texts += 1
+        counts.inputs += 1
         for column in row:
-            counts.labels[column].add(row, column)
-        if len(seen) <= MAX_DISTINCT_TEXTS:
-            seen.add(hash(text))
-            counts.duplicates = counts.texts - len(seen)
+            counts.labels.setdefault(column, LabelTally()).add(row, column)
+        if len(seen) <= MAX_DISTINCT_ROWS:
+            seen.add(hash(content))
+            counts.duplicates = counts.inputs - len(seen)
         else:
             counts.duplicates = None
-    if not counts.texts:
+    counts.rows = stream.passed
+    if not counts.inputs:
         raise DatasetError(
-            f"column {text_column!r} is empty in all {counts.rows} rows",
-            next_step="pass --text-column with the column to learn from",
+            _emptiness(outline, counts.rows), next_step="pass --text-column with the column to learn from"
         )
     return counts
 
 
-def _choose_task(
-    counts: _Counts, text_column: str, label_column: str | None, task: str | None
-) -> TaskProfile:
-    if task == TaskKind.CAUSAL_LM:
-        return TaskProfile(kind=TaskKind.CAUSAL_LM, text_column=text_column, reason="the task was given")
-    if label_column is not None:
-        reason = f"column {label_column!r} was given as the label"
-    elif found := choose_label_column(counts.labels, text_column=text_column, rows=counts.texts):
-        label_column, reason = found
-    elif task is None:
-        reason = "no column looks like a label, so the texts themselves are learnt"
-        return TaskProfile(kind=TaskKind.CAUSAL_LM, text_column=text_column, reason=reason)
-    else:
-        raise DatasetError(
-            f"no column looks like a label (it has: {', '.join(counts.labels)})",
-            next_step="pass --label-column with the one to predict",
-        )
-    tally = counts.labels[label_column]
-    if tally.objection:
-        raise DatasetError(
-            f"label column {label_column!r} {tally.objection}",
-            next_step="pass --label-column with another column, or --task causal-lm to learn the texts alone",
-        )
-    return TaskProfile(
-        kind=TaskKind.TEXT_CLASSIFICATION,
-        text_column=text_column,
-        label_column=label_column,
-        labels=tuple(sorted(tally.counts)),
-        reason=f"{reason} and has {len(tally.counts)} distinct values",
-    )
+def _input(row: Mapping[str, Any], outline: TaskProfile, number: int) -> tuple[str, ...] | None:
+    """The texts of a row, None if one of them is empty; only a context may be."""
+    if outline.kind is TaskKind.CHAT:
+        turns = conversation(row, outline.text_column)
+        return None if turns is None else tuple(text for turn in turns for text in turn.values())
+    needed = [outline.text_column, *([outline.target_column] if outline.target_column else [])]
+    columns = [*needed, *([outline.context_column] if outline.context_column else [])]
+    for column in columns:
+        if isinstance(cell(row, column), (list, dict)):
+            raise DatasetError(
+                f"column {column!r} holds a list or an object in row {number}",
+                next_step="write each row's text as one string",
+            )
+    texts = tuple(row_text(row, column) for column in columns)
+    return texts if all(text.strip() for text in texts[: len(needed)]) else None
 
 
-def _check_task(task: str | None, label_column: str | None) -> None:
-    kinds = [kind.value for kind in TaskKind]
-    if task is not None and task not in kinds:
-        raise InputError(
-            f"there is no task {task!r}", next_step=f"pass --task with one of {', '.join(kinds)}"
-        )
-    if task == TaskKind.CAUSAL_LM and label_column is not None:
-        raise InputError(
-            f"the task {task} learns no label, but --label-column {label_column} was given",
-            next_step="leave one of the two out",
-        )
+def _emptiness(outline: TaskProfile, rows: int) -> str:
+    if outline.kind is TaskKind.CHAT:
+        return f"column {outline.text_column!r} holds no conversation with an answer in {rows} rows"
+    if outline.target_column is not None:
+        pair = f"{outline.text_column!r} and {outline.target_column!r}"
+        return f"columns {pair} are never both filled in {rows} rows"
+    return f"column {outline.text_column!r} is empty in all {rows} rows"
+
+
+def _every_nth(kind: str, files: Sequence[Path]) -> int:
+    """Which share of the rows to look at, by what it takes to parse them: 1 for all, n for one in n."""
+    found = [_parquet_extent(file) if kind == "parquet" else _text_extent(file) for file in files]
+    size, rows = (sum(extents) for extents in zip(*found, strict=True))
+    return max(1, size // LOOKED_AT_BYTES, rows // LOOKED_AT_ROWS)
+
+
+def _parquet_extent(file: Path) -> tuple[int, int]:
+    """Bytes after decompression, and rows."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        found = read_metadata(file)
+    except (ArrowException, OSError):
+        return 0, 0  # reading the rows will say what is wrong with it
+    return sum(
+        found.row_group(group).total_byte_size for group in range(found.num_row_groups)
+    ), found.num_rows
+
+
+def _text_extent(file: Path) -> tuple[int, int]:
+    """Bytes and, as far as the lines at the beginning tell, rows."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        head = opened.read(BLOCK_BYTES)
+    return size, size * head.count(b"\n") // max(1, len(head))
 
 
 def _check_width(columns: Sized) -> None:
@@ -300,25 +325,3 @@ def _check_width(columns: Sized) -> None:
         raise DatasetError(
             f"it has more than {MAX_COLUMNS} columns", next_step="keep the text, the label and little else"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _errors_about(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with the file into a DatasetError that names it."""
-    try:
-        yield
-    except DatasetError as error:
-        raise DatasetError(f"dataset {path.name}: {error.message}", next_step=error.next_step) from None
-    except RowError as error:
-        raise DatasetError(
-            f"dataset {path.name}, line {error.line}: {error.cause}", next_step="correct or remove that line"
-        ) from None
-    except OSError as error:
-        raise DatasetError(
-            f"dataset {path.name} cannot be read ({error.strerror})", next_step="check its permissions"
-        ) from None

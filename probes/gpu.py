@@ -1,4 +1,4 @@
-"""CUDA devices as NVML reports them: what is there, how much memory is free, who uses it.
+"""CUDA devices as NVML reports them: what is there, how much memory is free, who uses it, how they are.
 
 Never touches CUDA itself, so a process that asks here can still fork one that uses it. NVML numbers
 devices by PCI bus and ignores ``CUDA_VISIBLE_DEVICES``: address devices by UUID. Knows nothing of trials.
@@ -7,13 +7,15 @@ devices by PCI bus and ignores ``CUDA_VISIBLE_DEVICES``: address devices by UUID
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pynvml
 
-from .profiles import GpuProfile
+from .gpu_health import ecc_uncorrected_errors, health_problems, throttle_reasons
+from .nvml import UNUSABLE, Questions, session
+from .profiles import GpuProcess, GpuProfile
 
 _NOTES = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver is installed (libnvidia-ml.so.1 was not found)",
@@ -22,23 +24,43 @@ _NOTES = {
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver was updated while in use; restart",
 }
 
+_MISSING = {
+    **UNUSABLE,
+    pynvml.NVML_ERROR_NOT_FOUND: "the driver no longer knows the device",
+}
+
+_PROCESS_LISTS = (
+    pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
+    pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
+    pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3,
+)
+
+_HZ_PER_MHZ = 1_000_000
+
 
 def read_gpus() -> tuple[tuple[GpuProfile, ...], str | None]:
     """Return the usable devices in NVML's order, and why there are none (None if there are some).
 
-    A device split by MIG is replaced by its instances, which carry its index.
+    A device split by MIG is replaced by its instances, which carry its index. A device that is lost is left
+    out; one that is lost while it is read says so in its health problems.
     """
+    found: list[GpuProfile] = []
+    problems: list[str] = []
     try:
-        with _nvml():
+        with session():
             count = pynvml.nvmlDeviceGetCount()
-            driver = _ask(pynvml.nvmlSystemGetDriverVersion)
-            found = [_profile(index, *unit, driver) for index in range(count) for unit in _units(index)]
+            driver = Questions().ask(pynvml.nvmlSystemGetDriverVersion)
+            for index in range(count):
+                questions = Questions()
+                found += _profiles(index, driver, questions)
+                problems += questions.problems
     except pynvml.NVMLError as error:
         return (), _NOTES.get(error.value, f"NVML failed: {error}")
-    gpus = tuple(profile for profile in found if profile is not None)
-    if not gpus:
-        return (), f"none of the NVIDIA driver's {count} devices can be used"
-    return visible_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUDA_DEVICE_ORDER"))
+    if not found:
+        causes = "".join(f"; {problem}" for problem in dict.fromkeys(problems))
+        return (), f"none of the NVIDIA driver's {count} devices can be used{causes}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible_gpus(tuple(found), visible, os.environ.get("CUDA_DEVICE_ORDER"))
 
 
 def visible_gpus(
@@ -74,69 +96,141 @@ def visible_gpus(
     return tuple(chosen), None if chosen else f"CUDA_VISIBLE_DEVICES={visible!r} hides all GPUs"
 
 
-def device_used_bytes(uuid: str, pids: Collection[int]) -> int | None:
-    """Return the device memory of these processes, in bytes.
+def read_again(gpu: GpuProfile) -> GpuProfile:
+    """The same device now. What cannot be read now is None, what never changes stays.
 
-    None when NVML does not say: no permission, or it lists none of them (they hold no device memory yet,
-    or it sees them under other process ids, as from inside some containers).
+    A device that is lost, or no longer known to the driver, says so in its health problems.
     """
+    questions = Questions()
+    now: GpuProfile | None = None
+    problems: tuple[str, ...] = ()
     try:
-        with _nvml():
-            device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            processes = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(device)
-    except pynvml.NVMLError:
-        return None
-    used = [process.usedGpuMemory for process in processes if process.pid in pids]
-    return sum(used) if used and None not in used else None
+        with session():
+            unit = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+            device = _board(unit, questions) if gpu.is_mig else unit
+            now = _profile(gpu.index, device, unit, gpu.driver_version, questions)
+            problems = questions.problems
+    except pynvml.NVMLError as error:
+        if error.value in _MISSING:
+            problems = (_MISSING[error.value],)
+    return now or replace(
+        gpu,
+        used_bytes=None,
+        free_bytes=None,
+        utilisation_percent=None,
+        processes=None,
+        temperature_c=None,
+        power_w=None,
+        energy_j=None,
+        sm_clock_hz=None,
+        throttle_reasons=None,
+        ecc_uncorrected_errors=None,
+        health_problems=problems,
+    )
 
 
-@contextmanager
-def _nvml() -> Iterator[None]:
-    pynvml.nvmlInit()
+def compute_shares(gpu: GpuProfile, since_s: float) -> Mapping[int, float] | None:
+    """The share of time in which each process ran kernels lately, by process id; idle ones are left out.
+
+    None where NVML cannot tell processes apart, as on MIG instances. It samples every device a few times a
+    second.
+
+    Args:
+        since_s: samples taken before this Unix time do not count.
+    """
+    since_us = int(since_s * 1e6)
     try:
-        yield
-    finally:
-        _ask(pynvml.nvmlShutdown)
+        with session():
+            device = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+            samples = pynvml.nvmlDeviceGetProcessUtilization(device, since_us)
+    except pynvml.NVMLError as error:
+        # pynvml raises NVML_SUCCESS where the driver has no samples, and the driver may say NOT_FOUND.
+        return {} if error.value in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_NOT_FOUND) else None
+    return {
+        sample.pid: sample.smUtil / 100
+        for sample in samples
+        if sample.timeStamp > since_us and sample.smUtil <= 100  # drivers leave some of the array unset
+    }
 
 
-def _ask(query: Callable[..., Any], *arguments: Any) -> Any:
-    """NVML's answer, or None where this device, driver or user gets none."""
-    try:
-        return query(*arguments)
-    except pynvml.NVMLError:
-        return None
-
-
-def _units(index: int) -> Iterator[tuple[Any, Any]]:
-    """Yield (device, what CUDA programs use of it): the device itself, or each of its MIG instances."""
-    device = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+def _profiles(index: int, driver: str | None, questions: Questions) -> Iterator[GpuProfile]:
+    """Yield what CUDA programs can use of a device: the device itself, or each of its MIG instances."""
+    device = questions.ask(pynvml.nvmlDeviceGetHandleByIndex, index)
     if device is None:
         return
-    mig_mode = _ask(pynvml.nvmlDeviceGetMigMode, device)
+    mig_mode = questions.ask(pynvml.nvmlDeviceGetMigMode, device)
     if mig_mode is None or mig_mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
-        yield device, device
-        return
-    for slot in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(device)):
-        instance = _ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, device, slot)
-        if instance is not None:
-            yield device, instance
+        units = [device]
+    else:
+        slots = range(questions.ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, device) or 0)
+        units = [questions.ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, device, slot) for slot in slots]
+    for unit in units:
+        profile = None if unit is None else _profile(index, device, unit, driver, questions)
+        if profile is not None:
+            yield profile
 
 
-def _profile(index: int, device: Any, unit: Any, driver: str | None) -> GpuProfile | None:
-    """The facts about a device or instance, None for one that does not tell its id or memory."""
-    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, unit)
-    uuid = _ask(pynvml.nvmlDeviceGetUUID, unit)
+def _board(instance: Any, questions: Questions) -> Any:
+    """The device that a MIG instance is part of; if that is unknown the instance, which answers less."""
+    return questions.ask(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, instance) or instance
+
+
+def _profile(
+    index: int, device: Any, unit: Any, driver: str | None, questions: Questions
+) -> GpuProfile | None:
+    """The facts about a device or instance, None for one that does not tell its id or memory.
+
+    Clocks, heat and health are the board's. Its power is not shared out to instances: theirs is unknown.
+    """
+    ask = questions.ask
+    memory = ask(pynvml.nvmlDeviceGetMemoryInfo, unit)
+    uuid = ask(pynvml.nvmlDeviceGetUUID, unit)
     if memory is None or uuid is None:
         return None
-    load = _ask(pynvml.nvmlDeviceGetUtilizationRates, unit)
+    is_mig = uuid.startswith("MIG")
+    load = ask(pynvml.nvmlDeviceGetUtilizationRates, unit)
+    bus = ask(pynvml.nvmlDeviceGetPciInfo, device)
+    ecc_errors = ecc_uncorrected_errors(device, questions)
     return GpuProfile(
         uuid=uuid,
         index=index,
-        name=_ask(pynvml.nvmlDeviceGetName, unit) or "unknown NVIDIA device",
+        name=ask(pynvml.nvmlDeviceGetName, unit) or "unknown NVIDIA device",
         total_bytes=memory.total,
         used_bytes=memory.used,
         free_bytes=memory.free,
-        compute_capability=_ask(pynvml.nvmlDeviceGetCudaComputeCapability, device),
+        compute_capability=ask(pynvml.nvmlDeviceGetCudaComputeCapability, device),
         driver_version=driver,
+        pci_bus_id=None if bus is None else bus.busId,
+        is_mig=is_mig,
         utilisation_percent=None if load is None else load.gpu,
+        processes=_processes(unit, questions),
+        temperature_c=ask(pynvml.nvmlDeviceGetTemperature, device, pynvml.NVML_TEMPERATURE_GPU),
+        power_w=None if is_mig else _from_milli(ask(pynvml.nvmlDeviceGetPowerUsage, device)),
+        power_limit_w=None if is_mig else _from_milli(ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, device)),
+        energy_j=None if is_mig else _from_milli(ask(pynvml.nvmlDeviceGetTotalEnergyConsumption, device)),
+        sm_clock_hz=_hertz(ask(pynvml.nvmlDeviceGetClockInfo, device, pynvml.NVML_CLOCK_SM)),
+        max_sm_clock_hz=_hertz(ask(pynvml.nvmlDeviceGetMaxClockInfo, device, pynvml.NVML_CLOCK_SM)),
+        throttle_reasons=throttle_reasons(device, questions),
+        ecc_uncorrected_errors=ecc_errors,
+        health_problems=tuple(health_problems(device, ecc_errors, questions)),
     )
+
+
+def _processes(unit: Any, questions: Questions) -> tuple[GpuProcess, ...] | None:
+    """Who holds memory on the device or instance, by process id; None where no list may be read."""
+    lists = [questions.ask(query, unit) for query in _PROCESS_LISTS]
+    if all(processes is None for processes in lists):
+        return None
+    used: dict[int, int | None] = {}
+    for process in (process for processes in lists if processes for process in processes):
+        # A process that computes and draws is in two lists, with the same memory in each.
+        used[process.pid] = used.get(process.pid) or process.usedGpuMemory
+    return tuple(GpuProcess(pid=pid, used_bytes=used[pid]) for pid in sorted(used))
+
+
+def _from_milli(value: int | None) -> float | None:
+    return None if value is None else value / 1000
+
+
+def _hertz(megahertz: int | None) -> int | None:
+    return None if megahertz is None else megahertz * _HZ_PER_MHZ

@@ -10,25 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
-from .model_source import TensorHeader, read_json_object, weight_headers
-from .profiles import ModelProfile, ModuleProfile, TaskKind, TaskProfile
+from .attention import CANNOT_BUILD, attention_kernels, supports_packing
+from .model_source import CONFIG_FILE, TensorHeader, has_weights, read_json_object, weight_headers
+from .profiles import ModelProfile, TaskKind, TaskProfile
+from .roles import in_body, layer_of, module_profiles
 
 _LIMITS = tuple(
     (re.compile(names), least, most)
@@ -44,43 +45,17 @@ _LIMITS = tuple(
 """(fields of config.json, least, most): far beyond all published models, and far below what would take
 minutes or gigabytes to build without weights."""
 
-_CANNOT_BUILD = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
-"""What transformers' configurations and models were seen to raise on fields that they did not expect."""
-
-_ROLES = tuple(
-    (role, re.compile(rf"(.*\.)?({names})"))
-    for role, names in (
-        ("qkv", r"c_attn|query_key_value|qkv_proj|qkv|Wqkv"),
-        ("query", r"q_proj|query|query_proj|q_lin|\w*[aA]tt\w*\.q"),
-        ("key", r"k_proj|key|key_proj|k_lin|\w*[aA]tt\w*\.k"),
-        ("value", r"v_proj|value|value_proj|v_lin|\w*[aA]tt\w*\.v"),
-        ("attention_output", r"o_proj|out_lin|\w*[aA]tt\w*\.(output\.dense|dense|c_proj|out_proj|Wo|o)"),
-        ("mlp_gate", r"gate_proj|wi_0"),
-        (
-            "mlp_in",
-            r"up_proj|gate_up_proj|intermediate\.dense|fc1|fc_in|lin1|c_fc|dense_h_to_4h|ffn|Wi|wi|wi_1",
-        ),
-        ("mlp_out", r"down_proj|output\.dense|fc2|fc_out|lin2|mlp\.c_proj|dense_4h_to_h|ffn_output|Wo|wo"),
-    )
-)
-"""(role, how module names of that role end); the first that matches holds."""
-
-_AUTO_CLASSES = {
-    TaskKind.TEXT_CLASSIFICATION: "AutoModelForSequenceClassification",
-    TaskKind.CAUSAL_LM: "AutoModelForCausalLM",
+_SCORES = ("AutoModelForSequenceClassification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+_CONTINUES = ("AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING)
+_CLASSES: Mapping[TaskKind, tuple[str, Any]] = {
+    TaskKind.TEXT_CLASSIFICATION: _SCORES,
+    TaskKind.REGRESSION: _SCORES,
+    TaskKind.CAUSAL_LM: _CONTINUES,
+    TaskKind.PROMPT_COMPLETION: _CONTINUES,
+    TaskKind.CHAT: _CONTINUES,
+    TaskKind.SEQ2SEQ: ("AutoModelForSeq2SeqLM", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
 }
-"""The names under which ``auto_map`` in config.json lists classes of the model's own code."""
+"""Task → (name under which ``auto_map`` lists a class of the model's own code, transformers' own classes)."""
 
 _NO_STRUCTURE = re.compile(
     r"_.*|architectures|transformers_version|(torch_)?dtype|id2label|label2id|problem_type|initializer_\w+"
@@ -95,7 +70,7 @@ def inspect_model(
     """Return the structure of a model as it will be trained for a task.
 
     Args:
-        path: a folder that :func:`~.model_source.resolve_model` returned.
+        path: a folder that :func:`~.model_source.resolve_model` returned, with weights or without.
         source, revision: from the same, copied into the profile.
         task: decides the model's class and, with its labels, the size of the head.
         allow_remote_code: run the Python code that the model brings, if it brings any.
@@ -104,35 +79,91 @@ def inspect_model(
         ModelError: transformers does not know the model, cannot build it or has no such task for it, or
             configuration and weights do not belong together.
     """
-    _check_sizes(read_json_object(path / "config.json"))
-    headers = weight_headers(path)
+    config = _configuration(path, allow_remote_code=allow_remote_code)
+    headers = weight_headers(path) if has_weights(path) else None
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=allow_remote_code, local_files_only=True)
         remote_class = _remote_class(config, task, path) if allow_remote_code else None
         model, missing = _build(remote_class or _model_class(config, task), config, task, headers)
-    except _CANNOT_BUILD as error:
-        cause = " ".join(str(error).split())
-        raise ModelError(
-            f"model {source} cannot be built ({type(error).__name__}: {cause:.300})",
-            next_step="check config.json, and that this version of transformers supports the model",
-        ) from error
+    except CANNOT_BUILD as error:
+        raise _cannot_be_built(source, error) from error
     text_config = config.get_text_config()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelProfile(
         source=source,
         path=str(path),
         revision=revision,
         architecture=type(model).__name__,
         model_type=config.model_type,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        weight_bytes=sum(header.stored_bytes for header in headers.values()),
+        parameters=parameters,
+        weight_bytes=parameters * _dtype(config).itemsize
+        if headers is None
+        else sum(header.stored_bytes for header in headers.values()),
         structure_sha256=_structure_sha256(model),
         hidden_size=getattr(text_config, "hidden_size", None),
         layers=getattr(text_config, "num_hidden_layers", None),
         max_positions=_max_positions(model),
         supports_gradient_checkpointing=model.supports_gradient_checkpointing,
+        has_weights=headers is not None,
+        is_encoder_decoder=config.is_encoder_decoder,
+        attention_kernels=attention_kernels(model),
+        supports_packing=task.kind.is_causal and supports_packing(model),
         runs_remote_code=remote_class is not None,
-        modules=tuple(_modules(model)),
+        modules=module_profiles(model),
         new_modules=_new_modules(model, missing, source),
+    )
+
+
+def is_encoder_decoder(path: Path, *, allow_remote_code: bool = False) -> bool:
+    """Whether the model writes one text from another; read from its configuration alone.
+
+    Raises:
+        ModelError: the configuration cannot be read.
+    """
+    return bool(_configuration(path, allow_remote_code=allow_remote_code).is_encoder_decoder)
+
+
+def natural_task(path: Path, *, allow_remote_code: bool = False) -> TaskProfile:
+    """The task that a model was made for, with the reason; where nothing tells, texts are classified.
+
+    It has no columns: there are no data. Classes are as many as the configuration has, by default two.
+
+    Raises:
+        ModelError: the configuration cannot be read.
+    """
+    config = _configuration(path, allow_remote_code=allow_remote_code)
+    name = next(iter(getattr(config, "architectures", None) or ()), type(config).__name__)
+    if name.endswith("ForSequenceClassification"):
+        kind, reason = TaskKind.TEXT_CLASSIFICATION, f"{name} with {config.num_labels} labels"
+    elif config.is_encoder_decoder:
+        kind, reason = TaskKind.SEQ2SEQ, f"{name} is an encoder-decoder"
+    elif _is_decoder(config):
+        kind, reason = TaskKind.CAUSAL_LM, f"{name} is a decoder"
+    else:
+        kind = TaskKind.TEXT_CLASSIFICATION
+        reason = f"{name} reads in both directions; {config.num_labels} labels are assumed"
+    return task_without_data(kind, labels=config.num_labels, reason=reason)
+
+
+def task_without_data(kind: TaskKind, *, labels: int = 2, reason: str = "as asked for") -> TaskProfile:
+    """A task of which nothing but the kind is known."""
+    names = tuple(map(str, range(labels))) if kind is TaskKind.TEXT_CLASSIFICATION else ()
+    return TaskProfile(kind=kind, text_column="", labels=names, reason=reason)
+
+
+def _configuration(path: Path, *, allow_remote_code: bool) -> Any:
+    """transformers' configuration of the model, its sizes checked."""
+    _check_sizes(read_json_object(path / CONFIG_FILE))
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=allow_remote_code, local_files_only=True)
+    except CANNOT_BUILD as error:
+        raise _cannot_be_built(str(path), error) from error
+
+
+def _cannot_be_built(source: str, error: BaseException) -> ModelError:
+    cause = " ".join(str(error).split())
+    return ModelError(
+        f"model {source} cannot be built ({type(error).__name__}: {cause:.300})",
+        next_step="check config.json, and that this version of transformers supports the model",
     )
 
 
@@ -160,23 +191,25 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
 
 def _remote_class(config: Any, task: TaskProfile, path: Path) -> Any:
     """The class that the model's own code has for this task; None if it brings none."""
-    reference = getattr(config, "auto_map", {}).get(_AUTO_CLASSES[task.kind])
+    reference = getattr(config, "auto_map", {}).get(_CLASSES[task.kind][0])
     return reference and get_class_from_dynamic_module(reference, path)
 
 
 def _model_class(config: Any, task: TaskProfile) -> Any:
     """The class that transformers has for this configuration and task."""
-    if task.kind is TaskKind.TEXT_CLASSIFICATION:
-        mapping = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    else:
-        mapping = MODEL_FOR_CAUSAL_LM_MAPPING
-        # transformers would build BERT and its kin as causal models that see the token to predict.
-        is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-        if is_encoder or config.is_encoder_decoder:
-            raise ModelError(
-                f"a {config.model_type} model reads texts in both directions: it cannot continue them",
-                next_step="name a decoder (Llama, Qwen, GPT-2, …), or a dataset with labels to classify",
-            )
+    if task.kind.is_causal and (_reads_both_ways(config) or config.is_encoder_decoder):
+        raise ModelError(
+            f"a {config.model_type} model reads texts in both directions: it cannot continue them",
+            next_step="give it pairs of texts and --task seq2seq, or name a decoder (Llama, Qwen, GPT-2, …)"
+            if config.is_encoder_decoder
+            else "name a decoder (Llama, Qwen, GPT-2, …), or a dataset with labels to classify",
+        )
+    if task.kind is TaskKind.SEQ2SEQ and not config.is_encoder_decoder:
+        raise ModelError(
+            f"a {config.model_type} model is no encoder-decoder: it cannot write one text from another",
+            next_step="pass --task prompt-completion for a decoder, or name an encoder-decoder (T5, BART, …)",
+        )
+    mapping = _CLASSES[task.kind][1]
     if type(config) not in mapping:
         raise ModelError(
             f"transformers has no {task.kind.value} model of type {config.model_type}",
@@ -185,15 +218,32 @@ def _model_class(config: Any, task: TaskProfile) -> Any:
     return mapping[type(config)]
 
 
+def _is_decoder(config: Any) -> bool:
+    return "AutoModelForCausalLM" in getattr(config, "auto_map", {}) or (
+        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not _reads_both_ways(config)
+    )
+
+
+def _reads_both_ways(config: Any) -> bool:
+    """BERT and its kin: transformers would build them as causal models that see the token to predict."""
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+
+
 def _build(
-    model_class: Any, config: Any, task: TaskProfile, headers: Mapping[str, TensorHeader]
+    model_class: Any, config: Any, task: TaskProfile, headers: Mapping[str, TensorHeader] | None
 ) -> tuple[Any, set[str]]:
     """The model on the meta device, and the names of its parameters that the weight files do not fill.
 
     transformers itself matches names, so renamed, prefixed, merged and tied weights count as it loads them.
+    Without headers, only the head of a new task is taken to be missing.
     """
-    if task.kind is TaskKind.TEXT_CLASSIFICATION:
-        config.num_labels = len(task.labels)
+    if task.kind.has_new_head:
+        config.num_labels = max(1, len(task.labels))
+    if headers is None:
+        with torch.device("meta"):
+            model = model_class._from_config(config, attn_implementation="eager")
+        heads = (name for name, _ in model.named_parameters() if not in_body(model, name))
+        return model, set(heads) if task.kind.has_new_head else set()
     stored = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
     model, report = model_class.from_pretrained(
         None,
@@ -207,6 +257,11 @@ def _build(
     return model, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
 
 
+def _dtype(config: Any) -> torch.dtype:
+    """What transformers loads the weights as, if no file says."""
+    return config.dtype or config.get_text_config().dtype or torch.float32
+
+
 def _new_modules(model: Any, missing: Iterable[str], source: str) -> tuple[str, ...]:
     """The modules that own the missing parameters, which may be heads and poolers only."""
     parameters = dict(model.named_parameters())
@@ -214,7 +269,7 @@ def _new_modules(model: Any, missing: Iterable[str], source: str) -> tuple[str, 
     broken = [
         name
         for name in modules
-        if _layer(model, name) is not None or isinstance(model.get_submodule(name), nn.Embedding)
+        if layer_of(model, name) is not None or isinstance(model.get_submodule(name), nn.Embedding)
     ]
     if broken:
         raise ModelError(
@@ -223,45 +278,6 @@ def _new_modules(model: Any, missing: Iterable[str], source: str) -> tuple[str, 
             next_step="check that config.json belongs to the weights and that no file is missing",
         )
     return tuple(modules)
-
-
-def _modules(model: Any) -> Iterator[ModuleProfile]:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            kind, sizes = "linear", (module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            kind, sizes = "conv1d", (module.nx, module.nf)
-        elif isinstance(module, nn.Embedding):
-            kind, sizes = "embedding", (module.num_embeddings, module.embedding_dim)
-        else:
-            continue
-        yield ModuleProfile(
-            name=name,
-            kind=kind,
-            role=_role(model, name) if kind != "embedding" else "other",
-            in_features=sizes[0],
-            out_features=sizes[1],
-            parameters=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
-            layer=_layer(model, name),
-        )
-
-
-def _in_body(model: Any, name: str) -> bool:
-    """The module is part of the base model rather than of what a task puts on top."""
-    return model.base_model is model or name.startswith(f"{model.base_model_prefix}.")
-
-
-def _role(model: Any, name: str) -> str:
-    if not _in_body(model, name):
-        return "head"
-    return next((role for role, pattern in _ROLES if pattern.fullmatch(name)), "other")
-
-
-def _layer(model: Any, name: str) -> int | None:
-    """The first number in the module's path: layers come before experts."""
-    if not _in_body(model, name):
-        return None
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _max_positions(model: Any) -> int | None:

@@ -1,7 +1,7 @@
 """A model's folder: found or downloaded, checked to be safe to load, the headers of its weights read.
 
-Safe means: no pickle, no code of its own, nothing outside the allowed roots. Imports no torch. Knows
-nothing of what the tensors are for.
+A configuration alone is a model, too: one without weights. Safe means: no pickle, no code of its own,
+nothing outside the allowed roots. Imports no torch. Knows nothing of what the tensors are for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from .paths import nearest_names, require_inside, resolve_path
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+OTHER_SUFFIXES = (".safetensors", ".gguf", ".h5", ".msgpack")
+"""Files of weights under a name, or in a format, that is not read."""
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What is fetched from the hub: weights, configuration, the tokenizer's files."""
 NOT_DOWNLOADED = ("consolidated*", "original/*", "onnx/*")
@@ -51,15 +54,21 @@ class TensorHeader(NamedTuple):
 
 
 def resolve_model(
-    source: str, *, allowed_roots: Sequence[Path] | None, allow_remote_code: bool = False
+    source: str,
+    *,
+    allowed_roots: Sequence[Path] | None,
+    allow_remote_code: bool = False,
+    fetch_weights: bool = True,
 ) -> ResolvedModel:
     """Find a model and check that it is safe to load.
 
     Args:
-        source: a folder, else a hub id ``org/name``. The latter is downloaded into the hub's cache, or only
-            looked up there under ``HF_HUB_OFFLINE=1``; the cache need not lie inside the roots.
+        source: a folder, its ``config.json``, else a hub id ``org/name``. The latter is downloaded into the
+            hub's cache, or only looked up there under ``HF_HUB_OFFLINE=1``; the cache need not lie inside
+            the roots. A folder may lack weights.
         allowed_roots: folders that a local model must lie in; None allows every path.
         allow_remote_code: accept a model that names Python code of its own.
+        fetch_weights: False leaves the weights of a hub model where they are; those in the cache are used.
 
     Raises:
         InputError: no file system can have this path.
@@ -67,21 +76,32 @@ def resolve_model(
         ModelError: there is no such model, or it is unsafe or incomplete.
     """
     if is_hub_id(source):
-        path = _download(source)
+        path = _download(source, fetch_weights=fetch_weights)
         revision = path.name
     else:
-        path = resolve_path(source, allowed_roots)
+        # Before links are followed: in the hub's cache config.json is one.
+        folder = Path(source).parent if Path(source).name == CONFIG_FILE else source
+        path = resolve_path(str(folder), allowed_roots)
         revision = None
         for file in _folder_files(path):
             if allowed_roots is not None:
                 require_inside(file, allowed_roots)
-    _check_weights(path, _check_configuration(path, allow_remote_code=allow_remote_code))
+    config = _check_configuration(path, allow_remote_code=allow_remote_code)
+    if not has_weights(path):
+        _check_weightless(path, config)
+        if revision is not None and fetch_weights:
+            _require_no_weights_on_hub(source, path)
     return ResolvedModel(source=source, path=path, revision=revision)
 
 
 def is_hub_id(source: str) -> bool:
     """``source`` has the form ``org/name``, and is no relative path: no folder here is called ``org``."""
     return _HUB_ID.fullmatch(source) is not None and not Path(source).parent.is_dir()
+
+
+def has_weights(folder: Path) -> bool:
+    """The folder of a model that passed the checks holds its weights, not a configuration alone."""
+    return (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
 
 
 def weight_headers(folder: Path) -> dict[str, TensorHeader]:
@@ -127,16 +147,16 @@ def read_json_object(file: Path) -> dict[str, Any]:
     raise ModelError(f"{file} cannot be read ({cause})", next_step="download or save the model again")
 
 
-def _download(source: str) -> Path:
+def _download(source: str, *, fetch_weights: bool) -> Path:
     """The folder of a hub model's newest commit, which is named after the commit."""
+    patterns = DOWNLOADED if fetch_weights else DOWNLOADED[1:]
+    ignored = NOT_DOWNLOADED if fetch_weights else (*NOT_DOWNLOADED, INDEX_FILE)
     # Imported here because it takes longer than all the rest, and most models are local folders.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(source, allow_patterns=[*DOWNLOADED], ignore_patterns=[*NOT_DOWNLOADED])
-        )
+        return Path(snapshot_download(source, allow_patterns=[*patterns], ignore_patterns=[*ignored]))
     except GatedRepoError:
         cause = "the hub gives it only to accounts that accepted its terms"
         next_step = "accept them on its page, then run `hf auth login`"
@@ -157,10 +177,13 @@ def _folder_files(path: Path) -> list[Path]:
         raise ModelError(
             f"model folder {path} does not exist",
             next_step=nearest_names(path)
-            or "name a folder with config.json and weights, or a hub id org/name",
+            or "name a folder with config.json and weights, a config.json alone, or a hub id org/name",
         )
     if not path.is_dir():
-        raise ModelError(f"model {path} is a file", next_step=f"name its folder: {path.parent}")
+        raise ModelError(
+            f"model {path} is a file, and not called {CONFIG_FILE}",
+            next_step=f"name its folder ({path.parent}), or a configuration called {CONFIG_FILE}",
+        )
     try:
         return list(path.iterdir())
     except OSError as error:
@@ -189,19 +212,45 @@ def _check_configuration(path: Path, *, allow_remote_code: bool) -> dict[str, An
     return config
 
 
-def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
-    if (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file():
-        return
-    pickles = [file.name for file in sorted(path.iterdir()) if file.suffix in PICKLE_SUFFIXES]
-    if not pickles:
+def _check_weightless(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder that does have weights, which are not in files that are read."""
+    files = sorted(file.name for file in path.iterdir())
+    pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
+    if pickles:
         raise ModelError(
-            f"model folder {path} has neither {SINGLE_FILE} nor {INDEX_FILE}",
-            next_step="name a folder with weights in the safetensors format, as save_pretrained writes them",
+            f"model {path} has its weights in pickle files only ({', '.join(pickles)}), "
+            "which can run any code",
+            next_step="convert it where you trust it, then copy the rest: "
+            f"{_conversion_command(path, config)}",
         )
-    raise ModelError(
-        f"model {path} has its weights in pickle files only ({', '.join(pickles)}), which can run any code",
-        next_step=f"convert it where you trust it, then copy the rest: {_conversion_command(path, config)}",
-    )
+    others = [name for name in files if name.endswith(OTHER_SUFFIXES)]
+    if others:
+        raise ModelError(
+            f"model {path} has weights ({', '.join(others)}), but neither {SINGLE_FILE} nor {INDEX_FILE}",
+            next_step="name a folder with weights as save_pretrained writes them, or put config.json alone "
+            "into a folder to go without",
+        )
+
+
+def _require_no_weights_on_hub(source: str, path: Path) -> None:
+    """Refuse a hub model whose weights were not fetched: it has some of another kind, or nobody can tell."""
+    from huggingface_hub import snapshot_download
+
+    without = f"name {path / CONFIG_FILE} to measure speed and memory on random weights"
+    patterns = [f"*{suffix}" for suffix in (*PICKLE_SUFFIXES, *OTHER_SUFFIXES)]
+    try:
+        found = snapshot_download(source, revision=path.name, allow_patterns=patterns, dry_run=True)
+    except OSError:
+        raise ModelError(
+            f"model {source}: only its configuration is in the hub's cache, and the hub cannot be reached",
+            next_step=f"run `hf download {source}` where there is a network, or {without}",
+        ) from None
+    if found:
+        names = ", ".join(file.filename for file in found[:3])
+        raise ModelError(
+            f"model {source} has its weights in {names}, and not in {SINGLE_FILE}",
+            next_step=f"choose a model with weights in the safetensors format, or {without}",
+        )
 
 
 def _conversion_command(path: Path, config: Mapping[str, Any]) -> str:

@@ -15,7 +15,34 @@ class TaskKind(StrEnum):
     """What the model is to learn from the rows."""
 
     TEXT_CLASSIFICATION = "text-classification"
+    REGRESSION = "regression"
+    """A number from a text."""
     CAUSAL_LM = "causal-lm"
+    """The texts themselves."""
+    PROMPT_COMPLETION = "prompt-completion"
+    """A decoder continues a prompt."""
+    CHAT = "chat"
+    """A decoder takes the assistant's part in conversations."""
+    SEQ2SEQ = "seq2seq"
+    """An encoder-decoder writes one text from another."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Learnt by a decoder that predicts the next token."""
+        return self in (TaskKind.CAUSAL_LM, TaskKind.PROMPT_COMPLETION, TaskKind.CHAT)
+
+    @property
+    def has_new_head(self) -> bool:
+        """A head that turns a text into scores is put on the model, and is trained from scratch."""
+        return self in (TaskKind.TEXT_CLASSIFICATION, TaskKind.REGRESSION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuProcess:
+    """A process that holds memory on a device."""
+
+    pid: int
+    used_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +57,26 @@ class GpuProfile:
     free_bytes: int | None = None
     compute_capability: tuple[int, int] | None = None
     driver_version: str | None = None
+    pci_bus_id: str | None = None
+    is_mig: bool = False
+    """An instance of a device that is split by MIG."""
     utilisation_percent: int | None = None
+    """Share of the last sample period (up to a second) in which some kernel ran."""
+    processes: tuple[GpuProcess, ...] | None = None
+    """None where this user may not list them."""
+    temperature_c: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    energy_j: float | None = None
+    """Since the driver was loaded."""
+    sm_clock_hz: int | None = None
+    max_sm_clock_hz: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    """Why clocks are held down now (``thermal``, ``power``, …); idling is none. None if unknown."""
+    ecc_uncorrected_errors: int | None = None
+    """Since the last reboot; None where the device has no ECC, or it is off."""
+    health_problems: tuple[str, ...] = ()
+    """Sentences on what makes the device unfit for measurements (retired pages pending, a lost device, …)."""
 
     @property
     def supports_bf16(self) -> bool | None:
@@ -72,14 +118,17 @@ class ModuleProfile:
 
     name: str
     kind: str
-    """``linear``, ``conv1d`` (GPT-2's transposed linear), ``embedding``, …"""
+    """``linear``, ``conv1d`` (GPT-2's transposed linear), ``embedding``, ``experts`` (a parameter that stacks
+    the matrices of all experts of a layer; ``name`` is the parameter's), …"""
     role: str
     """``query``, ``key``, ``value``, ``qkv`` (those three fused), ``attention_output``, ``mlp_in``,
-    ``mlp_gate``, ``mlp_out``, ``head`` or ``other``."""
+    ``mlp_gate``, ``mlp_out``, ``router``, ``head`` or ``other``."""
     in_features: int
     out_features: int
     parameters: int
     layer: int | None = None
+    matrices: int = 1
+    """How many matrices of in × out features it stacks: the experts of a layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +152,13 @@ class ModelProfile:
     layers: int | None
     max_positions: int | None
     supports_gradient_checkpointing: bool
+    has_weights: bool = True
+    """False where only a configuration is at hand: trials then run on random weights and learn nothing."""
+    is_encoder_decoder: bool = False
+    attention_kernels: tuple[str, ...] = ("sdpa", "eager")
+    """What transformers has for this model, preferred first: ``sdpa``, ``eager``, ``flash_attention_2``, …"""
+    supports_packing: bool = False
+    """Its attention keeps samples apart that share a row and are told apart by their position ids."""
     runs_remote_code: bool = False
     """The model is built by Python code from its own folder, which the operator allowed."""
     modules: tuple[ModuleProfile, ...]
@@ -116,7 +172,13 @@ class TaskProfile:
 
     kind: TaskKind
     text_column: str
+    """The column of the text, the prompt, the source text, or the conversation's messages."""
+    context_column: str | None = None
+    """A second column of the input, appended to the first: Alpaca's ``input``, a pair's second sentence."""
+    target_column: str | None = None
+    """Prompt-completion and seq2seq: the text to be written."""
     label_column: str | None = None
+    """Classification: the class; regression: the number."""
     labels: tuple[str, ...] = ()
     """Distinct labels in sorted order; a label's position is its class index."""
     reason: str = ""
@@ -139,16 +201,22 @@ class LengthProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetProfile:
-    """A dataset file as it was read."""
+    """A dataset as it was read."""
 
     source: str
     path: str
+    """A file, or a folder of files."""
     sha256: str
     format: str
+    """``csv``, ``jsonl``, ``parquet``, ``text`` or ``arrow`` (a folder that ``datasets`` saved)."""
     size_bytes: int
     rows: int
     usable_rows: int
-    """Rows left after empty texts and missing labels were set aside."""
+    """Rows left after empty texts and missing labels were set aside; an estimate where rows were skipped."""
+    every_nth_row: int = 1
+    """Above 1 the data are so large that only every nth row was looked at; trials take the same rows."""
+    revision: str | None = None
+    """Commit on the hub, None for local data."""
     columns: tuple[str, ...]
     task: TaskProfile
     label_counts: Mapping[str, int] = field(default_factory=dict)

@@ -19,8 +19,8 @@ def text_column(columns: dict[str, Sequence[Any]], label_column: str | None = No
     tallies = {name: TextTally() for name in columns}
     for name, values in columns.items():
         for value in values:
-            tallies[name].add(value)
-    return choose_text_column(tallies, label_column=label_column)
+            tallies[name].add({name: value}, name)
+    return choose_text_column(tallies, but=(label_column,))
 
 
 def label_tally(*values: Any) -> LabelTally:
@@ -32,7 +32,7 @@ def label_tally(*values: Any) -> LabelTally:
 
 def label_column(columns: dict[str, Sequence[Any]]) -> str | None:
     tallies = {name: label_tally(*values) for name, values in columns.items()}
-    found = choose_label_column(tallies, text_column="text", rows=max(map(len, columns.values())))
+    found = choose_label_column(tallies, but=("text",), rows=max(map(len, columns.values())))
     return found and found[0]
 
 
@@ -75,7 +75,7 @@ def test_few_repeated_values_make_a_label_column() -> None:
 
 def test_the_reason_names_columns_that_would_have_done_as_well() -> None:
     tallies = {"a": label_tally(*[1, 2] * 10), "b": label_tally(*[1, 2] * 10)}
-    found = choose_label_column(tallies, text_column="text", rows=20)
+    found = choose_label_column(tallies, but=("text",), rows=20)
     assert found is not None
     assert found[0] == "a"
     assert "'b'" in found[1]

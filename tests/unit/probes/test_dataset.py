@@ -89,11 +89,11 @@ def test_the_users_choices_win(tmp_path: Path) -> None:
         (REVIEWS, {"text_column": "label", "label_column": "label"}, "text and label at once", "another"),
         (
             REVIEWS,
-            {"label_column": "id"},
+            {"label_column": "id", "task": "text-classification"},
             "label column 'id' is a different number in most rows",
             "causal-lm",
         ),
-        (REVIEWS, {"task": "regression"}, "no task 'regression'", "text-classification, causal-lm"),
+        (REVIEWS, {"task": "tagging"}, "no task 'tagging'", "text-classification, regression, causal-lm"),
         (REVIEWS, {"task": "causal-lm", "label_column": "label"}, "learns no label", "leave one"),
         (
             "text,n\na film,1\n",
@@ -102,13 +102,13 @@ def test_the_users_choices_win(tmp_path: Path) -> None:
             "--label-column",
         ),
         ("text,label\na,1\nb,1\n", {}, "'label' has the same value '1' in every row", "causal-lm"),
-        ("text,label\na,0.5\nb,0.25\nc,0.75\n", {}, "different number in most rows", "causal-lm"),
+        ("text,label\na,x\nb,y\nc,z\n", {}, "different in most rows", "causal-lm"),
         ("text,label\n", {}, "no rows", "add rows"),
         ("a,b\n1,2\n", {}, "no column holds text (it has: a, b)", "--text-column"),
         ("text,x\n,1\n ,2\n", {"text_column": "text"}, "'text' is empty in all 2 rows", "--text-column"),
         ("text,label\na,1\nb\n", {}, "dataset a.csv, line 3: 1 cells", "correct or remove"),
-        (b"text\na\n\xff\n", {}, "dataset a.csv, line 3: byte 1", "correct or remove"),
-        (",".join(map(str, range(1001))) + "\n", {}, "no rows", "add rows"),
+        (b"text\n\xc3\xa9\n\xff\n", {}, "dataset a.csv, line 3: byte 1", "iconv -c"),
+        (",".join(map(str, range(1001))) + "\n", {}, "more than 1000 columns", "keep"),
         (",".join(map(str, range(1001))) + "\n" + "x," * 1000 + "\n", {}, "more than 1000 columns", "keep"),
         ("", {}, "is empty", "has rows"),
     ],
@@ -141,19 +141,20 @@ def test_the_quick_check_reads_only_the_first_rows(tmp_path: Path) -> None:
 def test_duplicates_are_unknown_where_they_would_take_too_much_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "MAX_DISTINCT_TEXTS", 3)
+    monkeypatch.setattr(dataset, "MAX_DISTINCT_ROWS", 3)
     assert profile(write(tmp_path, "text\na\nb\na\na\nb\n")).duplicate_rows == 3
     assert profile(write(tmp_path, "text\na\nb\nc\nd\na\n")).duplicate_rows is None
 
 
 def test_only_regular_files_of_known_formats_are_taken(tmp_path: Path) -> None:
     write(tmp_path, "text\na\n", "reviews.csv")
-    write(tmp_path, "x", "reviews.parquet")
+    write(tmp_path, "x", "reviews.doc")
+    (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
     for name, message, next_step in [
         ("revews.csv", "does not exist", "reviews.csv"),
-        ("reviews.parquet", "unsupported extension '.parquet'", ".csv, .tsv, .jsonl, .ndjson, .json"),
-        (".", "is a folder", "name one file"),
+        ("reviews.doc", "unsupported extension '.doc'", ".csv, .tsv, .jsonl, .ndjson, .json, .parquet"),
+        ("empty", "folder without data files", "put .csv"),
         ("pipe.csv", "not a regular file", "copy"),
     ]:
         with pytest.raises(DatasetError) as caught:

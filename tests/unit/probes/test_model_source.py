@@ -4,16 +4,25 @@ import contextlib
 import json
 import shlex
 import struct
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rankwise.errors import InputError, ModelError, PathNotAllowed
-from rankwise.probes.model_source import is_hub_id, read_json_object, resolve_model, weight_headers
+from rankwise.probes.model_source import (
+    has_weights,
+    is_hub_id,
+    read_json_object,
+    resolve_model,
+    weight_headers,
+)
 
 
 def package_folder(name: str) -> Path:
@@ -85,15 +94,40 @@ def test_a_model_with_code_of_its_own_needs_permission(model: Path, name: str) -
 
 def test_folders_that_hold_no_model_are_refused(model: Path) -> None:
     assert f"did you mean '{model}'?" in refusal(model.with_name("modle")).next_step
-    assert "is a file" in refusal(model / "config.json").message
+    assert "is a file" in refusal(model / "model.safetensors").message
     (model / "model.safetensors").rename(model / "other.safetensors")
-    assert "neither model.safetensors nor" in refusal(model).message
+    assert "(other.safetensors), but neither model.safetensors nor" in refusal(model).message
     (model / "config.json").write_text("{")
     assert "config.json cannot be read" in refusal(model).message
     (model / "config.json").unlink()
     assert "has no config.json" in refusal(model).message
     (model / "adapter_config.json").touch()
     assert "PEFT adapter" in refusal(model).message
+
+
+def test_a_configuration_alone_is_a_model_without_weights(model: Path) -> None:
+    assert has_weights(resolve_model(str(model / "config.json"), allowed_roots=None).path)
+    (model / "model.safetensors").unlink()
+    for source in (model, model / "config.json"):
+        found = resolve_model(str(source), allowed_roots=[model])
+        assert (found.source, found.path) == (str(source), model)
+        assert not has_weights(found.path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "tf_model.h5", "model.gguf", "flax_model.msgpack"])
+def test_weights_that_are_not_read_are_no_missing_weights(model: Path, name: str) -> None:
+    """Measuring on random weights where there are real ones would not be what was asked for."""
+    (model / "model.safetensors").rename(model / name)
+    for source in (model, model / "config.json"):
+        assert name in refusal(source).message
+
+
+def test_a_configuration_is_checked_like_a_folder(model: Path, tmp_path: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "config.json").write_text('{"auto_map": {"AutoModel": "modeling.Model"}}')
+    assert "auto_map in config.json" in refusal(model / "config.json").message
+    with pytest.raises(PathNotAllowed):
+        resolve_model(str(model / "config.json"), allowed_roots=[tmp_path / "other"])
 
 
 def test_nothing_outside_the_roots_is_read(model: Path, tmp_path: Path) -> None:
@@ -140,19 +174,118 @@ def test_a_hub_model_that_is_not_here_cannot_be_had_offline(
     assert "hf download some-org/some-model" in error.next_step
 
 
-def test_a_cached_hub_model_is_found_with_its_commit(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cached(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of some-org/some-model in the hub's cache, with the hub out of reach."""
     cache = tmp_path / "hub" / "models--some-org--some-model"
     (cache / "refs").mkdir(parents=True)
-    (cache / "refs" / "main").write_text(commit)
+    (cache / "refs" / "main").write_text(COMMIT)
     (cache / "snapshots").mkdir()
-    model.rename(cache / "snapshots" / commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return model.rename(cache / "snapshots" / COMMIT)
+
+
+def test_a_cached_hub_model_is_found_with_its_commit(cached: Path, tmp_path: Path) -> None:
     found = resolve_model("some-org/some-model", allowed_roots=[tmp_path / "elsewhere"])
-    assert (found.revision, found.path) == (commit, cache / "snapshots" / commit)
+    assert (found.revision, found.path) == (COMMIT, cached)
+
+
+def test_a_cached_configuration_is_not_taken_for_a_model_without_weights(cached: Path) -> None:
+    (cached / "model.safetensors").unlink()
+    error = refusal("some-org/some-model")
+    assert "only its configuration is in the hub's cache" in error.message
+    # Whoever wants no more than the configuration says so: by asking for less, or by its path.
+    found = resolve_model("some-org/some-model", allowed_roots=None, fetch_weights=False)
+    assert (found.revision, has_weights(found.path)) == (COMMIT, False)
+    assert str(cached / "config.json") in error.next_step
+    blob = cached.parents[1] / "blob"
+    (cached / "config.json").rename(blob)
+    (cached / "config.json").symlink_to(blob)
+    assert resolve_model(str(cached / "config.json"), allowed_roots=None).path == cached
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub with one model, whose files are named by ``files``; ``fetched`` is what was asked for."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    fetched: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        if self.path.startswith("/api/models/some-org/some-model"):
+            siblings = [{"rfilename": file} for file in self.files]
+            info = {"id": "some-org/some-model", "sha": COMMIT, "siblings": siblings}
+            tree = [
+                {"type": "file", "path": file, "size": len(body), "oid": file}
+                for file, body in self.files.items()
+            ]
+            body = json.dumps(tree if "/tree/" in self.path else info).encode()
+            self.reply(body, "application/json")
+        else:
+            self.fetched.append(name)
+            self.reply(self.files[name], "application/octet-stream")
+
+    def reply(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{self.path.rpartition("/")[2]}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """A hub on this machine that huggingface_hub asks."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            address + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", address)
+        Hub.fetched.clear()
+        Hub.files = {"config.json": b'{"model_type": "bert"}', "model.safetensors": ONE_TENSOR}
+        yield Hub
+        server.shutdown()
+        thread.join()
+
+
+def test_only_the_configuration_is_fetched_where_that_suffices(hub: type[Hub]) -> None:
+    found = resolve_model("some-org/some-model", allowed_roots=None, fetch_weights=False)
+    assert (found.revision, has_weights(found.path)) == (COMMIT, False)
+    assert set(hub.fetched) == {"config.json"}
+    assert has_weights(resolve_model("some-org/some-model", allowed_roots=None).path)
+    assert "model.safetensors" in hub.fetched
+
+
+def test_a_hub_model_with_pickles_only_is_refused_without_fetching_them(hub: type[Hub]) -> None:
+    hub.files = {"config.json": b'{"model_type": "bert"}', "pytorch_model.bin": b"pickle"}
+    assert "has its weights in pytorch_model.bin" in refusal("some-org/some-model").message
+    found = resolve_model("some-org/some-model", allowed_roots=None, fetch_weights=False)
+    assert [file.name for file in found.path.iterdir()] == ["config.json"]
+
+
+def test_a_hub_model_may_have_no_weights_at_all(hub: type[Hub]) -> None:
+    del hub.files["model.safetensors"]
+    assert not has_weights(resolve_model("some-org/some-model", allowed_roots=None).path)
 
 
 def test_headers_of_a_real_file_are_read() -> None:

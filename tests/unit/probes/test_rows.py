@@ -68,8 +68,11 @@ def test_json_values_keep_their_types_and_blank_lines_are_skipped(tmp_path: Path
         ("a.csv", "text\n".encode("utf-16"), 1, "not UTF-8"),
         ("a.jsonl", '{"a": 1}\n\n{"a": \n', 3, "not one JSON object"),
         ("a.jsonl", '{"a": 1} {"a": 2}\n', 1, "Extra data"),
-        ("a.jsonl", "[1]\n", 1, "a JSON list where one object"),
-        ("a.json", "[\n{}\n]\n", 1, "not one JSON object"),
+        ("a.jsonl", "{}\n[1]\n", 2, "a JSON list where an object"),
+        ("a.jsonl", "[1]\n[2]\n", 1, "a JSON int where an object"),
+        ("a.json", '[\n{"a":\n1},\n{"a"}\n]\n', 4, "not a JSON array"),
+        ("a.json", '[{"a": 1}\n', 1, "not a JSON array"),
+        ("a.json", '[{"a": 1}, "\\ud83d"]', 1, "surrogates"),
         ("a.jsonl", b'{"a": "\xe9"}\n', 1, "not UTF-8"),
         ("a.jsonl", '{"a": "\\ud83d"}\n', 1, "surrogates"),
         ("a.jsonl", '{"a":' + "[" * 100_000, 1, "recursion"),
@@ -99,6 +102,7 @@ def test_long_cells_are_read_up_to_the_limit(
     path = write(tmp_path, name, content.format("x" * 200_000))
     assert [len(row["text"]) for row in read_rows(path)] == [200_000]
     monkeypatch.setattr(rows, "MAX_LINE_BYTES", 100_000)
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 1000)
     assert "longer than 100000 bytes" in error_of(path).cause
 
 
