@@ -28,6 +28,7 @@ PROBED_COLUMNS = (
     "step_s_std",
     "peak_allocated_bytes",
     *MEMORY_COLUMNS,
+    "disturbances",
 )
 """What a training takes over from the probe of its shape: there it was measured under steady conditions."""
 

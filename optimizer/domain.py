@@ -26,8 +26,44 @@ class Method(StrEnum):
     """How weights are adapted. ``FULL`` trains every weight and has no adapter."""
 
     LORA = "lora"
+    ADALORA = "adalora"
     IA3 = "ia3"
+    OFT = "oft"
+    MISS = "miss"
     FULL = "full"
+
+
+class Quantization(StrEnum):
+    """How bitsandbytes stores frozen linear layers."""
+
+    NONE = "none"
+    INT8 = "int8"
+    NF4 = "nf4"
+    FP4 = "fp4"
+
+    @property
+    def is_4bit(self) -> bool:
+        """Blocks of 4-bit numbers with a scale each."""
+        return self in (Quantization.NF4, Quantization.FP4)
+
+
+class LossMask(StrEnum):
+    """Which tokens a language model learns."""
+
+    ALL = "all"
+    COMPLETION = "completion"
+    """What follows the prompt."""
+    ASSISTANT = "assistant"
+    """What the assistant says in a conversation."""
+
+
+class Complexity(StrEnum):
+    """How hard the user takes the task to be; asked by the tiers of the first design only."""
+
+    SIMPLE = "simple"
+    MEDIUM = "medium"
+    COMPLEX = "complex"
+    VERY_COMPLEX = "very complex"
 
 
 class Rung(StrEnum):
@@ -79,6 +115,8 @@ class Outcome(StrEnum):
     LOST = "lost"
     """The infrastructure failed: a process was killed or vanished. Tried again, up to a limit."""
     CANCELLED = "cancelled"
+    DISTURBED = "disturbed"
+    """Of attempts only: foreign work on the device spoilt the measurement. Tried again, up to a limit."""
 
 
 class Objective(StrEnum):
@@ -122,16 +160,23 @@ class Adapter:
 
     method: Method
     rank: int | None = None
+    """AdaLoRA: the mean rank that is left at the end (``target_r``)."""
+    initial_rank: int | None = None
+    """AdaLoRA only: the rank of every matrix at the start (``init_r``)."""
     alpha: float | None = None
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     """Module-name suffixes, sorted, as PEFT's ``target_modules`` takes them."""
+    target_parameters: tuple[str, ...] = ()
+    """Suffixes of parameters that stack the matrices of experts: PEFT's ``target_parameters``."""
     feedforward: tuple[str, ...] = ()
     """IA3 only: the targets whose input, not output, is scaled."""
     trained_modules: tuple[str, ...] = ()
     """Modules trained in full beside the adapter (a new head): PEFT's ``modules_to_save``."""
     use_rslora: bool = False
     use_dora: bool = False
+    init_weights: str | None = None
+    """A LoRA initialisation by PEFT's name (``pissa``, ``olora``, …); None is the default, B = 0."""
     target_set: str = field(default="custom", metadata={"identity": False})
     """Name of the set that ``targets`` came from; for people, not part of the identity."""
 
@@ -156,16 +201,24 @@ class Level:
     """
 
     weight_dtype: str = "float32"
+    """Of the weights as loaded, and of those that quantization leaves out."""
     compute_dtype: str = "float32"
     adapter_dtype: str = "float32"
-    quantization: str = "none"
+    """Of everything that is trained beside frozen weights."""
+    quantization: Quantization = Quantization.NONE
+    double_quantization: bool = False
+    """The scales of 4-bit blocks are quantized too."""
     gradient_checkpointing: bool = False
     attention: str = "sdpa"
+    """transformers' ``attn_implementation``."""
     loss: str = "plain"
+    """``plain`` as transformers has it, ``chunked`` (logits a piece at a time) or ``liger`` (its kernel)."""
     compile: bool = False
     optimizer: str = "adamw_torch"
+    """transformers' name: ``adamw_torch``, ``adamw_torch_fused``, ``adamw_8bit``, ``paged_adamw_8bit``."""
     zero_stage: int = 0
     offload: str = "none"
+    """``none``, ``optimizer`` (states on the host) or ``all`` (parameters too)."""
 
     @property
     def amp(self) -> bool:
@@ -179,7 +232,7 @@ class Level:
             parts.append(f"{self.weight_dtype} weights")
         else:
             parts.append(f"AMP {self.compute_dtype}" if self.amp else self.compute_dtype)
-        if self.quantization != "none":
+        if self.quantization is not Quantization.NONE:
             parts.append(self.quantization)
         return " + ".join(parts)
 
@@ -196,8 +249,10 @@ class Recipe:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     packing: bool = False
+    """Several short samples share one row of ``max_length`` tokens, each seeing only itself."""
     chat_template_sha256: str | None = None
-    loss_mask: str = "all"
+    """Of the Jinja template that turned messages into text."""
+    loss_mask: LossMask = LossMask.ALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,13 +274,14 @@ class Candidate:
     def shape_key(self) -> str:
         """Equal for candidates of equal memory and speed: rates, alpha, schedule and duration are left out.
 
-        Dropout counts only as on or off: it stores a mask or it does not.
+        Dropout counts only as on or off (it stores a mask or it does not), and so does weight decay.
         """
         form = identity(self)
         del form["learning_rate"]
         form["adapter"]["alpha"] = None
         form["adapter"]["dropout"] = self.adapter.dropout > 0
-        for name in ("epochs", "schedule", "warmup_ratio", "weight_decay"):
+        form["recipe"]["weight_decay"] = self.recipe.weight_decay > 0
+        for name in ("epochs", "schedule", "warmup_ratio"):
             del form["recipe"][name]
         return digest({"v": CANDIDATE_VERSION, **form})
 
@@ -280,6 +336,8 @@ class Measurement:
     trained_tokens: int | None = None
     train_losses: tuple[float | None, ...] = ()
     """Training loss of each optimizer step, None where it was NaN or infinite. Never scores."""
+    disturbances: tuple[str, ...] = ()
+    """What spoilt speed and memory every time that the trial was tried, in sentences."""
 
     @property
     def memory_bytes(self) -> int | None:
@@ -311,7 +369,21 @@ class StudyRequest:
     effective_batch: int = 16
     epochs: float = 3.0
     methods: tuple[Method, ...] = ()
-    """Restricts the search to these methods; empty means all."""
+    """Restricts the search to these methods; empty means those that are tried unasked."""
+    quantizations: tuple[Quantization, ...] = ()
+    """Restricts the search to these; empty means all."""
+    use_tiers: bool = False
+    """Only the candidates that the first design fixed for the free memory (``optimizer/tiers.py``)."""
+    complexity: Complexity | None = None
+    """Asked by the tiers only."""
+    context_column: str | None = None
+    target_column: str | None = None
+    packing: bool | None = None
+    """None: where it saves a good part of the padding and the model's attention can."""
+    loss_mask: LossMask | None = None
+    """None: what suits the task."""
+    chat_template: str | None = None
+    """Path of a Jinja template to use in place of the tokenizer's."""
 
     @property
     def effective_weights(self) -> Weights:
@@ -336,6 +408,10 @@ class StudyFacts:
     heldout_rows: int
     truncated_rows: int
     truncated_tokens_share: float
+    chat_template: str | None = None
+    """The template's text, where it is not the tokenizer's own."""
+    tokens_estimated: bool = False
+    """No tokenizer was at hand: rows hold random tokens, one for every four characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,6 +461,8 @@ class Trial:
     finished_at: datetime | None = None
     wall_s: float | None = None
     """From launch to the last report, everything included."""
+    reused_from: str | None = None
+    """The trial, of any study, that measured this shape in this environment; nothing was run for this one."""
 
     @property
     def candidate(self) -> Candidate:

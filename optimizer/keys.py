@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from ..probes.profiles import HardwareProfile
+from ..probes.profiles import GpuProfile, HardwareProfile
 from .codec import digest, to_json
-from .domain import Candidate, StudyFacts
+from .domain import Candidate, Method, StudyFacts
+from .recipe import steps_for
+
+MEASURING_VERSION = 1
+"""Of what a trial does when it measures. Raised with every change of it that moves figures: older ones are
+not used again."""
 
 
 def derive_seed(study_seed: int, purpose: str, replicate: int = 0) -> int:
@@ -12,27 +17,65 @@ def derive_seed(study_seed: int, purpose: str, replicate: int = 0) -> int:
     return int(digest([study_seed, purpose, replicate])[:8], 16) & 0x7FFFFFFF
 
 
+def trial_device(hardware: HardwareProfile) -> GpuProfile | None:
+    """The GPU that trials run on, the one with most free memory; None means the CPU."""
+    return max(hardware.gpus, key=lambda gpu: gpu.free_bytes or 0, default=None)
+
+
 def environment_key(hardware: HardwareProfile) -> str:
-    """Equal where measurements may be shared: device models, driver, CPU and library versions."""
+    """Equal where measurements may be shared: the model of the device that trials run on, host, libraries.
+
+    Which of several equal GPUs it is does not matter; what clocks and power it is allowed does. On a GPU
+    the processor counts too: it may not keep the device busy.
+    """
+    gpu = trial_device(hardware)
+    host = hardware.host
     return digest(
         {
-            "gpus": sorted(f"{gpu.name}|{gpu.total_bytes}|{gpu.driver_version}" for gpu in hardware.gpus),
-            "cpu": hardware.host.cpu_model,
-            "cores": hardware.host.logical_cores,
-            "platform": hardware.host.platform,
-            "python": hardware.host.python_version,
-            "libraries": dict(hardware.host.libraries),
+            "gpu": gpu
+            and {
+                "name": gpu.name,
+                "total_bytes": gpu.total_bytes,
+                "mig": gpu.is_mig,
+                "driver": gpu.driver_version,
+                "power_limit_w": gpu.power_limit_w,
+                "max_sm_clock_hz": gpu.max_sm_clock_hz,
+            },
+            "cpu": host.cpu_model,
+            "cores": [host.physical_cores, host.logical_cores],
+            "platform": host.platform,
+            "python": host.python_version,
+            "libraries": dict(host.libraries),
         }
     )
 
 
-def measurement_key(facts: StudyFacts, candidate: Candidate) -> str:
-    """Identifies a measurement of speed and memory: structure + lengths + shape + environment."""
+def measurement_key(
+    facts: StudyFacts, candidate: Candidate, *, seed: int = 0, memory_limit_bytes: int | None = None
+) -> str:
+    """Identifies a measurement of speed and memory: structure + rows + shape + environment.
+
+    Args:
+        facts: model, data and machine.
+        candidate: of which only the shape counts.
+        seed: the study's. It decides which rows are trained on, hence the longest, and which are timed.
+        memory_limit_bytes: the study's. On a GPU it is the allocator's, which is slower close to it and
+            reserves less; on a CPU it ends a trial but changes none.
+    """
+    lengths = facts.dataset.lengths
+    adalora = candidate.adapter.method is Method.ADALORA
     return digest(
         {
+            "v": MEASURING_VERSION,
             "structure": facts.model.structure_sha256,
-            "lengths": to_json(facts.dataset.lengths) if facts.dataset.lengths else None,
+            "random_weights": not facts.model.has_weights,
+            "task": facts.dataset.task.kind,
+            "lengths": to_json(lengths) if lengths else facts.dataset.sha256,
+            "rows": [facts.train_rows, facts.tokens_estimated, seed],
             "shape": candidate.shape_key,
+            # AdaLoRA masks ranks at steps that it counts from the training's length.
+            "steps": steps_for(facts.train_rows, candidate.recipe) if adalora else None,
+            "memory_limit_bytes": memory_limit_bytes if facts.hardware.gpus else None,
             "environment": environment_key(facts.hardware),
         }
     )

@@ -1,141 +1,144 @@
 """The level factory: facts in, candidates out, best prior first and never an invalid one.
 
-Rules out by arithmetic only what cannot fit whatever the batch. Knows nothing of trials and what they
-measured.
+Which levels there are; adapters come from ``adapters.py``, and ``rules.py`` says what is left out and why.
+Beyond the rules, only what cannot fit whatever the batch is ruled out, by arithmetic. Knows nothing of
+trials and what they measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import InputError, NothingFits
-from ..probes.profiles import HardwareProfile, ModelProfile, ModuleProfile, TaskKind
-from .domain import Adapter, Candidate, Level, Method, Recipe, StudyFacts, StudyRequest
-from .priors import prior_quality
+from ..probes.profiles import ModelProfile
+from .adapters import AdapterFactory, in_order
+from .domain import (
+    Adapter,
+    Candidate,
+    Level,
+    Method,
+    Quantization,
+    Recipe,
+    StudyFacts,
+    StudyRequest,
+)
+from .methods import METHODS, learning_rate
+from .rules import (
+    ADAPTER_RULES,
+    LEVEL_RULES,
+    PAIR_RULES,
+    Rule,
+    Setting,
+    first_refusal,
+    preferred_attention,
+    setting_of,
+)
+from .sizes import device_bytes, frozen_bytes, trainable_parameters, trained_bytes
+from .tiers import tier_pairs
 
-LORA_GRID = ((8, "minimal"), (16, "minimal"), (16, "balanced"), (32, "balanced"), (16, "full"))
-"""Ranks and target sets that are tried."""
+PRECISIONS = (
+    Level(compute_dtype="bfloat16"),
+    Level(weight_dtype="bfloat16", compute_dtype="bfloat16"),
+    Level(compute_dtype="float16"),
+    Level(),
+)
+"""Dtypes of weights and computing, preferred first; what is trained is float32 in all of them."""
 
-TARGET_ROLES = {
-    "minimal": frozenset({"query", "value"}),
-    "balanced": frozenset({"query", "key", "value", "attention_output"}),
-}
-"""Roles that make up a target set; a fused ``qkv`` stands for query, key and value."""
-
-IA3_ROLES = frozenset({"key", "value"})
-"""Outputs that IA3 scales, beside the input of ``mlp_out`` (Liu et al. 2022, and PEFT's own tables)."""
-
-PEFT_HEADS = ("classifier", "score")
-"""How the modules end that PEFT adds to ``modules_to_save`` of every sequence classifier."""
-
-DROPOUT_BY_ROWS = ((100_000, 0.0), (10_000, 0.05), (1_000, 0.1))
-"""LoRA dropout for more usable rows than this; fewer rows overfit sooner and get ``SMALL_DATA_DROPOUT``."""
-
-SMALL_DATA_DROPOUT = 0.2
-
-RATE_WIDTH = 2000
-RATE_EXPONENT = 0.781
-RATES_AT_WIDTH = {Method.LORA: 5e-4, Method.FULL: 5e-5, Method.IA3: 7e-3}
-"""Learning rates of a model that is ``RATE_WIDTH`` wide; a narrower one takes higher rates.
-
-Rule, exponent (Llama's) and the tenfold rate of LoRA over full fine-tuning: "LoRA Without Regret" (Schulman
-et al. 2025). IA3's rate is the best published one of PEFT's method_comparison (5e-3 at a width of 3072).
-"""
-
-UNKNOWN_WIDTH = 1024
+QUANTIZATIONS = (Quantization.NONE, Quantization.INT8, Quantization.NF4)
+"""Combined with every precision where the request names none; FP4, no better than NF4, is a variation."""
 
 MICRO_BATCH_SHARES = (1, 2, 4, 8)
 """Micro-batches are about the effective batch divided by these."""
 
-BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+WIDE_LOGITS = 4
+"""From this many hidden widths on, the vocabulary makes the logits the widest tensor of a step: an MLP is
+about as wide inside."""
 
-TRAINED_BYTES_PER_PARAMETER = 16
-"""Weight, gradient and Adam's two moments, all float32."""
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What one rule kept out of a study."""
+
+    rule: Rule
+    count: int
+    """Adapters at levels."""
+    adapter: Adapter
+    """The first of them …"""
+    level: Level
+    """… and its level."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Variation:
+    """One setting changed on the preferred precision."""
+
+    changes: Mapping[str, Any]
+    saves_memory: bool = False
+    """Tried with checkpointing too: where memory is short, both are wanted."""
 
 
 def enumerate_candidates(facts: StudyFacts, request: StudyRequest) -> tuple[Candidate, ...]:
-    """All candidates of a study, best prior first.
+    """All candidates of a study, best prior first; with ``request.use_tiers`` those of the tiers only.
 
-    Adapters come in the order of published quality, the smaller first among equals; the candidates of
-    one adapter with mixed precision before float32, checkpointing off before on, large micro-batches
-    before small ones.
+    The order, from the outside in, is a promise to the search:
+
+    * Adapters: the best of each family (plain LoRA, rsLoRA, DoRA, AdaLoRA, IA3, full fine-tuning, …) by
+      published quality, then the second of each, and so on; ranks above every matrix last.
+    * Levels: for each precision, preferred first, and each quantization, none first: without checkpointing,
+      then with. After all of these, the first that fits, unquantized if any such does, with one setting
+      changed (double quantization, FP4, attention, loss, optimizer, ``torch.compile``) without
+      checkpointing and, where that setting saves memory, with. An adapter has those levels of the list
+      that the rules allow and that fit.
+    * Micro-batches: descending.
 
     Raises:
-        InputError: no allowed method suits the model.
+        InputError: no allowed method suits the model at any allowed level.
         NothingFits: the weights, gradients and optimizer state alone exceed the memory of every candidate.
     """
-    candidates = [
+    memory = _Memory.of(facts, request)
+    pairs, refused = _pairs(facts, request, memory)
+    if not pairs:
+        raise _nothing_suits(facts, request, refused)
+    fitting = [pair for pair in pairs if memory.fits(*pair)]
+    if not fitting:
+        least_gib = min(memory.least_bytes(*pair) for pair in pairs) / 2**30
+        raise NothingFits(
+            f"no configuration of {facts.model.source} fits {memory.capacity_bytes / 2**30:.2f} GiB: the "
+            f"weights, gradients and optimizer state of the smallest alone need {least_gib:.2f} GiB",
+            next_step="raise the memory limit, allow more methods or take a smaller model",
+        )
+    rates = {method: learning_rate(method, facts.model.hidden_size) for method in METHODS}
+    sizes = micro_batches(facts.recipe)
+    return tuple(
         Candidate(
             adapter=adapter,
             level=level,
             recipe=facts.recipe,
             micro_batch=micro_batch,
-            learning_rate=learning_rate(adapter.method, facts.model.hidden_size),
+            learning_rate=rates[adapter.method],
         )
-        for adapter in _adapters(facts, request.methods)
-        for level in _levels(facts.hardware, facts.model, adapter.method)
-        for micro_batch in micro_batches(facts.recipe)
-    ]
-    capacity_bytes = min(filter(None, (request.memory_limit_bytes, device_bytes(facts.hardware))))
-    fitting = [c for c in candidates if least_bytes(c, facts.model) <= capacity_bytes]
-    if not fitting:
-        least = min(least_bytes(candidate, facts.model) for candidate in candidates)
-        raise NothingFits(
-            f"no configuration of {facts.model.source} fits {capacity_bytes / 2**30:.2f} GiB: the weights, "
-            f"gradients and optimizer state of the smallest alone need {least / 2**30:.2f} GiB",
-            next_step="raise the memory limit, allow more methods or take a smaller model",
-        )
-    return tuple(fitting)
-
-
-def learning_rate(method: Method, hidden_size: int | None) -> float:
-    """A rate to start from, to two significant digits."""
-    width = hidden_size or UNKNOWN_WIDTH
-    return float(f"{RATES_AT_WIDTH[method] * (RATE_WIDTH / width) ** RATE_EXPONENT:.1e}")
-
-
-def suffixes_for(wanted: Collection[str], all_names: Iterable[str]) -> tuple[str, ...] | None:
-    """The fewest and shortest suffixes that match all wanted module names and no other, sorted.
-
-    PEFT takes a target for a module's name or for its end after a dot. Each wanted name contributes its
-    shortest end that no unwanted name has; such ends never contain each other, so none can be left out.
-
-    Returns:
-        None where a wanted name is itself the end of an unwanted one: no suffix tells those apart.
-    """
-    taken = {end for name in all_names if name not in wanted for end in _ends(name)}
-    if not taken.isdisjoint(wanted):
-        return None
-    return tuple(sorted({next(end for end in _ends(name) if end not in taken) for name in wanted}))
-
-
-def adapted_modules(adapter: Adapter, model: ModelProfile) -> tuple[ModuleProfile, ...]:
-    """The modules that PEFT puts this adapter on."""
-    return tuple(
-        module
-        for module in model.modules
-        if any(f".{module.name}".endswith(f".{target}") for target in adapter.targets)
-        and not _is_trained(module.name, adapter.trained_modules)
+        for adapter, level in fitting
+        for micro_batch in sizes
     )
 
 
-def estimated_trainable(candidate: Candidate, model: ModelProfile) -> int:
-    """Trainable parameters, from the shapes of the modules that are adapted or trained in full."""
-    return _trainable(candidate.adapter, model)
+def explain_refusals(facts: StudyFacts, request: StudyRequest) -> tuple[LeftOut, ...]:
+    """What the rules kept out of a study, and why, the most frequent first."""
+    _, refused = _pairs(facts, request, _Memory.of(facts, request))
+    return _by_rule(refused)
 
 
-def least_bytes(candidate: Candidate, model: ModelProfile) -> int:
-    """A lower bound on memory: weights, gradients and optimizer state, without a single activation.
+def zero_levels(level: Level) -> tuple[Level, ...]:
+    """A level spread over several processes by DeepSpeed's ZeRO, the mildest first: described, not launched.
 
-    Frozen embeddings are left out: a host may map their file and touch only the rows in use.
+    Each stage shards more over the processes (optimizer states, gradients, parameters); offloading moves
+    what is sharded to the host.
     """
-    trained = estimated_trainable(candidate, model)
-    if candidate.adapter.method is Method.FULL:
-        return TRAINED_BYTES_PER_PARAMETER * trained
-    embeddings = sum(module.parameters for module in model.modules if module.kind == "embedding")
-    frozen = max(0, model.parameters - embeddings)
-    return BYTES_PER_ELEMENT[candidate.level.weight_dtype] * frozen + TRAINED_BYTES_PER_PARAMETER * trained
+    stages = ((1, "none"), (2, "none"), (2, "optimizer"), (3, "none"), (3, "optimizer"), (3, "all"))
+    return tuple(replace(level, zero_stage=stage, offload=offload) for stage, offload in stages)
 
 
 def micro_batches(recipe: Recipe) -> tuple[int, ...]:
@@ -146,164 +149,167 @@ def micro_batches(recipe: Recipe) -> tuple[int, ...]:
     return tuple(dict.fromkeys(next(d for d in divisors if d <= share) for share in shares))
 
 
-def device_bytes(hardware: HardwareProfile) -> int:
-    """Memory of the largest GPU, or the host's where there is none."""
-    return max((gpu.total_bytes for gpu in hardware.gpus), default=hardware.host.ram_total_bytes)
+_Pair = tuple[Adapter, Level]
+_Refused = tuple[Adapter, Level, Rule]
 
 
-def _adapters(facts: StudyFacts, methods: Collection[Method]) -> list[Adapter]:
-    allowed = frozenset(methods or Method)
-    found = dict.fromkeys(adapter for adapter in _all_adapters(facts) if adapter.method in allowed)
-    if not found:
-        raise InputError(
-            f"{facts.model.source} ({facts.model.architecture}) has no linear layer that "
-            f"{' or '.join(sorted(allowed))} could adapt",
+class _Memory:
+    """What pairs need whatever the batch, against what there is; sums over the modules are made once."""
+
+    def __init__(self, model: ModelProfile, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._model = model
+        self._trained: dict[Adapter, int] = {}
+        self._frozen: dict[tuple[Level, tuple[str, ...]], int] = {}
+
+    @classmethod
+    def of(cls, facts: StudyFacts, request: StudyRequest) -> _Memory:
+        """The device's memory, or the user's limit on it."""
+        limits = (request.memory_limit_bytes, device_bytes(facts.hardware))
+        return cls(facts.model, min(filter(None, limits)))
+
+    def fits(self, adapter: Adapter, level: Level) -> bool:
+        """It may fit: weights, gradients and optimizer state do."""
+        return self.least_bytes(adapter, level) <= self.capacity_bytes
+
+    def least_bytes(self, adapter: Adapter, level: Level) -> int:
+        """As :func:`~.sizes.least_bytes`."""
+        if adapter not in self._trained:
+            self._trained[adapter] = trainable_parameters(adapter, self._model)
+        trained = trained_bytes(level, self._trained[adapter])
+        if adapter.method is Method.FULL:
+            return trained
+        key = level, adapter.trained_modules
+        if key not in self._frozen:
+            self._frozen[key] = frozen_bytes(level, self._model, adapter.trained_modules)
+        return trained + self._frozen[key]
+
+
+def _pairs(facts: StudyFacts, request: StudyRequest, memory: _Memory) -> tuple[list[_Pair], list[_Refused]]:
+    """Adapters at levels in the promised order, and those that a rule forbids."""
+    factory = AdapterFactory.of(facts)
+    if request.use_tiers:
+        return _allowed(tier_pairs(facts, request, factory), facts)
+    base = tuple(_base_levels(request.quantizations or QUANTIZATIONS, preferred_attention(facts.model)))
+    adapters = factory.every(_methods(request))
+    allowed, refused = _allowed([(adapter, level) for adapter in adapters for level in base], facts)
+    levels: dict[Adapter, list[Level]] = {}
+    for adapter, level in allowed:
+        levels.setdefault(adapter, []).append(level)
+    varied = [
+        (adapter, level)
+        for adapter, own in levels.items()
+        for level in _varied_levels(_preferred(adapter, own, memory), own, request, facts.model)
+    ]
+    more, more_refused = _allowed(varied, facts)
+    for adapter, level in more:
+        levels[adapter].append(level)
+    ordered = in_order(tuple(levels), facts.model)
+    pairs = [(adapter, level) for adapter in ordered for level in levels[adapter]]
+    return pairs, [*refused, *more_refused]
+
+
+def _methods(request: StudyRequest) -> Collection[Method]:
+    return request.methods or [method for method, spec in METHODS.items() if spec.tried_unasked]
+
+
+def _preferred(adapter: Adapter, own: Sequence[Level], memory: _Memory) -> Level:
+    """The first level that fits, an unquantized one if any does; the first of all where none does."""
+    fitting = [level for level in own if memory.fits(adapter, level)]
+    plain = [level for level in fitting if level.quantization is Quantization.NONE]
+    return (plain or fitting or own)[0]
+
+
+def _base_levels(quantizations: Collection[Quantization], attention: str) -> Iterator[Level]:
+    for precision in PRECISIONS:
+        for quantization in sorted(quantizations, key=list(Quantization).index):
+            level = replace(precision, quantization=quantization, attention=attention)
+            yield level
+            yield replace(level, gradient_checkpointing=True)
+
+
+def _varied_levels(
+    preferred: Level, own: Sequence[Level], request: StudyRequest, model: ModelProfile
+) -> Iterator[Level]:
+    """The preferred of an adapter's levels with one setting changed."""
+    for variation in _variations(preferred, own, request, model):
+        changed = replace(preferred, **variation.changes)
+        yield changed
+        if variation.saves_memory and not preferred.gradient_checkpointing:
+            yield replace(changed, gradient_checkpointing=True)
+
+
+def _variations(
+    preferred: Level, own: Sequence[Level], request: StudyRequest, model: ModelProfile
+) -> Iterator[_Variation]:
+    for quantization in dict.fromkeys(level.quantization for level in own):
+        if quantization.is_4bit:
+            yield _Variation({"quantization": quantization, "double_quantization": True}, saves_memory=True)
+    if not request.quantizations:
+        yield _Variation({"quantization": Quantization.FP4}, saves_memory=True)
+    for kernel in model.attention_kernels:
+        if kernel in ("flash_attention_2", "eager") and kernel != preferred.attention:
+            yield _Variation({"attention": kernel})
+    if has_wide_logits(model):
+        yield _Variation({"loss": "chunked"}, saves_memory=True)
+        yield _Variation({"loss": "liger"}, saves_memory=True)
+    yield _Variation({"optimizer": "adamw_torch_fused"})
+    yield _Variation({"optimizer": "adamw_8bit"}, saves_memory=True)
+    yield _Variation({"optimizer": "paged_adamw_8bit"}, saves_memory=True)
+    yield _Variation({"compile": True})
+
+
+def has_wide_logits(model: ModelProfile) -> bool:
+    """The vocabulary is so large that the logits weigh on a step's memory."""
+    embeddings = [module for module in model.modules if module.kind == "embedding"]
+    width = model.hidden_size or max((module.out_features for module in embeddings), default=0)
+    return any(module.in_features >= WIDE_LOGITS * width for module in embeddings)
+
+
+def _allowed(pairs: Sequence[_Pair], facts: StudyFacts) -> tuple[list[_Pair], list[_Refused]]:
+    """Those that no rule forbids, and the others; each rule is asked as rarely as what it looks at allows."""
+    settings: dict[Adapter, Setting] = {}
+    by_adapter: dict[Adapter, Rule | None] = {}
+    by_level: dict[tuple[Level, tuple[str, ...]], Rule | None] = {}
+    allowed: list[_Pair] = []
+    refused: list[_Refused] = []
+    for adapter, level in pairs:
+        if adapter not in settings:
+            settings[adapter] = setting_of(
+                adapter, level, facts.model, facts.dataset.task.kind, facts.hardware
+            )
+            by_adapter[adapter] = first_refusal(settings[adapter], ADAPTER_RULES)
+        setting = replace(settings[adapter], level=level)
+        key = level, adapter.trained_modules
+        if key not in by_level:
+            by_level[key] = first_refusal(setting, LEVEL_RULES)
+        rule = by_adapter[adapter] or first_refusal(setting, PAIR_RULES) or by_level[key]
+        if rule is None:
+            allowed.append((adapter, level))
+        else:
+            refused.append((adapter, level, rule))
+    return allowed, refused
+
+
+def _by_rule(refused: Sequence[_Refused]) -> tuple[LeftOut, ...]:
+    counts = Counter(rule.name for _, _, rule in refused)
+    first = {
+        rule.name: LeftOut(rule, counts[rule.name], adapter, level)
+        for adapter, level, rule in reversed(refused)
+    }
+    return tuple(sorted(first.values(), key=lambda left_out: (-left_out.count, left_out.rule.name)))
+
+
+def _nothing_suits(facts: StudyFacts, request: StudyRequest, refused: Sequence[_Refused]) -> InputError:
+    model = f"{facts.model.source} ({facts.model.architecture})"
+    names = " or ".join(sorted(_methods(request)))
+    if not refused:
+        return InputError(
+            f"{model} has no linear layer that {names} could adapt",
             next_step=f"allow method {Method.FULL}",
         )
-    return sorted(found, key=lambda adapter: (-prior_quality(adapter), _trainable(adapter, facts.model)))
-
-
-def _all_adapters(facts: StudyFacts) -> Iterator[Adapter]:
-    """Every adapter that suits the model; a target set that it lacks is replaced by all linear layers."""
-    model = replace(facts.model, new_modules=_trained_modules(facts.model, facts.dataset.task.kind))
-    dropout = next(
-        (rate for rows, rate in DROPOUT_BY_ROWS if facts.dataset.usable_rows > rows), SMALL_DATA_DROPOUT
+    reasons = " ".join(left_out.rule.reason for left_out in _by_rule(refused))
+    return InputError(
+        f"{model} can take none of the allowed methods ({names}) as asked. {reasons}",
+        next_step="allow other methods or quantizations",
     )
-    for rank, target_set in LORA_GRID:
-        name, targets = _lora_targets(model, target_set)
-        adapter = Adapter(
-            method=Method.LORA,
-            rank=rank,
-            alpha=2.0 * rank,
-            dropout=dropout,
-            targets=targets,
-            trained_modules=model.new_modules,
-            target_set=name,
-        )
-        sides = [min(m.in_features, m.out_features) for m in adapted_modules(adapter, model)]
-        # Above the smaller side of every matrix a higher rank adds parameters but nothing to learn with them.
-        if rank <= max(sides, default=0):
-            yield adapter
-    if ia3 := _ia3(model):
-        yield ia3
-    yield Adapter(method=Method.FULL)
-
-
-def _trained_modules(model: ModelProfile, task: TaskKind) -> tuple[str, ...]:
-    """New modules and, for classification, the heads that PEFT trains whether it is asked to or not.
-
-    A new module within such a head is named by the head: PEFT would wrap both, and the inner copy, though
-    trainable, would take no part in the forward pass (RoBERTa's ``classifier.dense``).
-    """
-    heads = PEFT_HEADS if task is TaskKind.TEXT_CLASSIFICATION else ()
-    trained = set(model.new_modules)
-    for name in {*model.new_modules, *(module.name for module in model.modules)}:
-        head = next((block for block in _blocks(name) if block.endswith(heads)), None)
-        if head is not None:
-            trained = trained - {name} | {head}
-    return tuple(sorted(trained))
-
-
-def _lora_targets(model: ModelProfile, target_set: str) -> tuple[str, tuple[str, ...]]:
-    """Name and suffixes of a target set, or of all linear layers in its place."""
-    if target_set in TARGET_ROLES:
-        targets = _suffixes(model, _with_roles(model, TARGET_ROLES[target_set]))
-        if targets:
-            return target_set, targets
-    return "full", _suffixes(model, _adaptable(model))
-
-
-def _ia3(model: ModelProfile) -> Adapter | None:
-    """IA3 where PEFT puts it: key, value and the MLP's second matrix; else on all linear layers."""
-    scaled = _suffixes(model, _with_roles(model, IA3_ROLES))
-    feedforward = _suffixes(model, [m for m in _adaptable(model) if m.role == "mlp_out"])
-    name = "key,value,mlp_out" if feedforward else "key,value"
-    if not scaled:
-        name, scaled, feedforward = "full", _suffixes(model, _adaptable(model)), ()
-    if not scaled:
-        return None
-    return Adapter(
-        method=Method.IA3,
-        targets=tuple(sorted({*scaled, *feedforward})),
-        feedforward=feedforward,
-        trained_modules=model.new_modules,
-        target_set=name,
-    )
-
-
-def _adaptable(model: ModelProfile) -> list[ModuleProfile]:
-    """Linear layers, the head and whatever is trained in full anyway left out."""
-    return [
-        module
-        for module in model.modules
-        if module.kind in ("linear", "conv1d")
-        and module.role != "head"
-        and not _is_trained(module.name, model.new_modules)
-    ]
-
-
-def _with_roles(model: ModelProfile, roles: frozenset[str]) -> list[ModuleProfile]:
-    """The adaptable modules of these roles; none if the model lacks one of them."""
-    adaptable = _adaptable(model)
-    missing = roles - {module.role for module in adaptable}
-    fused = any(module.role == "qkv" for module in adaptable)
-    if missing - ({"query", "key", "value"} if fused else set()):
-        return []
-    return [module for module in adaptable if module.role in roles or module.role == "qkv"]
-
-
-def _suffixes(model: ModelProfile, wanted: Collection[ModuleProfile]) -> tuple[str, ...]:
-    """Suffixes for these modules, checked against all modules and the blocks that contain them."""
-    blocks = {block for module in model.modules for block in _blocks(module.name)}
-    return suffixes_for({module.name for module in wanted}, blocks) or ()
-
-
-def _ends(name: str) -> Iterator[str]:
-    """The ends of a dotted name, shortest first: ``c``, ``b.c``, ``a.b.c``."""
-    parts = name.split(".")
-    return (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
-
-
-def _blocks(name: str) -> Iterator[str]:
-    """The blocks that hold a module, outermost first, and itself: ``a``, ``a.b``, ``a.b.c``."""
-    parts = name.split(".")
-    return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-
-
-def _is_trained(name: str, trained_modules: Collection[str]) -> bool:
-    """Whether PEFT's ``modules_to_save`` covers this module: its name, or a block's around it, ends so."""
-    return any(f"{trained}." in f"{name}." for trained in trained_modules)
-
-
-def _trainable(adapter: Adapter, model: ModelProfile) -> int:
-    if adapter.method is Method.FULL:
-        return model.parameters
-    trained = sum(m.parameters for m in model.modules if _is_trained(m.name, adapter.trained_modules))
-    return trained + sum(_adapter_parameters(adapter, module) for module in adapted_modules(adapter, model))
-
-
-def _adapter_parameters(adapter: Adapter, module: ModuleProfile) -> int:
-    if adapter.method is Method.IA3:
-        on_input = any(module.name.endswith(end) for end in adapter.feedforward)
-        return module.in_features if on_input else module.out_features
-    magnitudes = module.out_features if adapter.use_dora else 0
-    return (adapter.rank or 0) * (module.in_features + module.out_features) + magnitudes
-
-
-def _levels(hardware: HardwareProfile, model: ModelProfile, method: Method) -> Iterator[Level]:
-    for precision in _precisions(hardware):
-        if method is Method.FULL and precision.weight_dtype != "float32":
-            continue  # AdamW's updates are mostly smaller than half a bfloat16 step of the weight
-        yield precision
-        if model.supports_gradient_checkpointing:
-            yield replace(precision, gradient_checkpointing=True)
-
-
-def _precisions(hardware: HardwareProfile) -> tuple[Level, ...]:
-    """What the device computes in hardware, preferred first; float16 never on a host."""
-    plain, mixed = Level(), Level(compute_dtype="bfloat16")
-    if not hardware.gpus:
-        return (mixed, plain) if hardware.host.native_bf16 else (plain,)
-    if not all(gpu.supports_bf16 for gpu in hardware.gpus):
-        return (Level(compute_dtype="float16"), plain)
-    return (mixed, Level(weight_dtype="bfloat16", compute_dtype="bfloat16"), plain)

@@ -25,7 +25,8 @@ class PublishedQuality:
     accuracy: float
     """Share of test questions answered correctly."""
     rank: int | None = None
-    adapts_mlp: bool = False
+    target_set: str = "minimal"
+    """The nearest of rankwise's target sets."""
     use_rslora: bool = False
     use_dora: bool = False
 
@@ -35,22 +36,43 @@ PUBLISHED = (
     PublishedQuality(method=Method.LORA, rank=64, accuracy=0.4738),
     PublishedQuality(method=Method.LORA, rank=64, accuracy=0.5133, use_rslora=True),
     PublishedQuality(method=Method.LORA, rank=32, accuracy=0.4693, use_dora=True),
-    PublishedQuality(method=Method.LORA, rank=10, accuracy=0.4943, adapts_mlp=True),
+    # On the MLP's three matrices, without attention.
+    PublishedQuality(method=Method.LORA, rank=10, accuracy=0.4943, target_set="full"),
+    PublishedQuality(method=Method.ADALORA, rank=32, accuracy=0.3730),
     # Of the IA3 runs on key, value and down projection, the one at the better rate (1e-3, not 1e-4).
-    PublishedQuality(method=Method.IA3, accuracy=0.3980, adapts_mlp=True),
+    PublishedQuality(method=Method.IA3, accuracy=0.3980, target_set="key,value,mlp_out"),
+    PublishedQuality(method=Method.IA3, accuracy=0.4549, target_set="full"),
+    # 32 blocks of 96; rankwise counts the block's size.
+    PublishedQuality(method=Method.OFT, rank=96, accuracy=0.4913),
+    PublishedQuality(method=Method.MISS, rank=64, accuracy=0.4867),
     PublishedQuality(method=Method.FULL, accuracy=0.4716),
 )
 
 
 def prior_quality(adapter: Adapter) -> float:
     """Accuracy of the published run nearest to this adapter: same method, then variant, targets, rank."""
+    return _nearest(adapter).accuracy
 
-    def distance(row: PublishedQuality) -> tuple[bool, bool, bool, float]:
-        return (
-            row.use_rslora != adapter.use_rslora,
-            row.use_dora != adapter.use_dora,
-            row.adapts_mlp != (adapter.target_set == "full"),
-            abs(math.log2((row.rank or 1) / (adapter.rank or 1))),
-        )
 
-    return min((row for row in PUBLISHED if row.method is adapter.method), key=distance).accuracy
+def prior_distance(adapter: Adapter) -> tuple[bool, bool, bool, bool, float]:
+    """How far that run is from the adapter: which, among equal priors, deserves its prior more."""
+    return _distance(_nearest(adapter), adapter)
+
+
+def _nearest(adapter: Adapter) -> PublishedQuality:
+    rows = (row for row in PUBLISHED if row.method is adapter.method)
+    return min(rows, key=lambda row: _distance(row, adapter))
+
+
+def _distance(row: PublishedQuality, adapter: Adapter) -> tuple[bool, bool, bool, bool, float]:
+    return (
+        row.use_rslora != adapter.use_rslora,
+        row.use_dora != adapter.use_dora,
+        _adapts_mlp(row.target_set) != _adapts_mlp(adapter.target_set),
+        row.target_set != adapter.target_set,
+        abs(math.log2((row.rank or 1) / (adapter.rank or 1))),
+    )
+
+
+def _adapts_mlp(target_set: str) -> bool:
+    return target_set == "full" or target_set.endswith("mlp_out")

@@ -10,7 +10,18 @@ import math
 from collections.abc import Iterator, Sequence
 
 from .comparison import FAILURES, OUT_OF_MEMORY, Compared, exceeds, memory_column
-from .domain import Measurement, Outcome, Rung, ScoredTrial, Scoring, Study, StudyRequest, Trial, Weights
+from .domain import (
+    Measurement,
+    Outcome,
+    Rung,
+    ScoredTrial,
+    Scoring,
+    Study,
+    StudyFacts,
+    StudyRequest,
+    Trial,
+    Weights,
+)
 
 STANDARD_ERRORS = 2.0
 """Held-out losses closer than this many standard errors are no difference."""
@@ -38,19 +49,23 @@ FAILURE_NAMES = {
 
 
 def explain(
-    request: StudyRequest,
+    study: Study,
     ranking: Sequence[ScoredTrial],
     ranked: Sequence[Compared],
     trials: Sequence[Trial],
 ) -> tuple[str, ...]:
     """Why the first of ``ranked`` (the compared trials in the order of ``ranking``) is recommended."""
+    request = study.request
     column = memory_column([each.measurement for each in ranked])
     best, *others = ranked
     return (
+        *_learnt_nothing(best.measurement, study),
         _verdict(request, ranking, best),
         _figures(best, column),
         *([_against(best.measurement, others[0], column)] if others else []),
-        *_caveats(best, column, trials),
+        *_better_learners(best, others[1:]),
+        *_caveats(best, column, trials, study),
+        *_disturbed(ranked),
         *_ruled_out(trials, request.memory_limit_bytes),
     )
 
@@ -147,20 +162,66 @@ def _loss_difference(best: Measurement, other: Measurement) -> str:
     return f"held-out loss {'lower' if difference < 0 else 'higher'} by {abs(difference):.4f} ± {error:.4f}"
 
 
-def _caveats(best: Compared, column: str | None, trials: Sequence[Trial]) -> Iterator[str]:
+def _better_learners(best: Compared, others: Sequence[Compared]) -> Iterator[str]:
+    """Those below the runner-up that learnt more, beyond doubt, than what is recommended."""
+    for other in others:
+        if _learnt_more(other.measurement, best.measurement):
+            yield (
+                f"{_name(other.trial)} learnt more ({_loss_difference(best.measurement, other.measurement)} "
+                "for the recommended one), but is behind by the weights of speed and memory."
+            )
+
+
+def _learnt_more(measurement: Measurement, than: Measurement) -> bool:
+    own, theirs = measurement.heldout_loss, than.heldout_loss
+    errors = (measurement.heldout_loss_se, than.heldout_loss_se)
+    if own is None or theirs is None or errors[0] is None or errors[1] is None:
+        return False
+    return theirs - own >= STANDARD_ERRORS * math.hypot(errors[0], errors[1])
+
+
+def _disturbed(ranked: Sequence[Compared]) -> Iterator[str]:
+    disturbed = [each for each in ranked if each.measurement.disturbances]
+    if disturbed:
+        causes = dict.fromkeys(cause for each in disturbed for cause in each.measurement.disturbances)
+        yield (
+            f"Speed and memory of {_count(len(disturbed), 'compared trial')} were measured while something "
+            f"else disturbed them, each time that it was tried: {_some(list(causes))}."
+        )
+
+
+def _caveats(best: Compared, column: str | None, trials: Sequence[Trial], study: Study) -> Iterator[str]:
     if column == "peak_tensor_bytes":
         yield "Memory is compared by live tensors, because not all trials have a peak of device or process."
     elif column is None:
         yield "Memory was not compared: no figure of it is known for all trials."
     probed = {t.candidate.shape_key for t in trials if t.outcome is Outcome.OK and t.plan.rung is Rung.PROBE}
     trained = {t.candidate.shape_key for t in trials if t.outcome is Outcome.OK and t.plan.rung is Rung.TRAIN}
-    if best.trial.plan.rung is Rung.PROBE:
+    if number := sum(trial.reused_from is not None for trial in trials):
+        yield (
+            f"{_count(number, 'trial')} had been measured in this environment before and "
+            f"{'was' if number == 1 else 'were'} not run again."
+        )
+    if study.facts and not study.facts.model.has_weights:
+        yield from _without_weights(study.facts)
+    elif best.trial.plan.rung is Rung.PROBE:
         yield "Quality was not measured: no training finished, so the score rests on speed and memory alone."
     elif untrained := len(probed - trained):
         yield (
             f"{_count(untrained, 'other configuration')} had speed and memory measured, but not quality: "
             "those figures and published results, a prior and no measurement, decided which were trained."
         )
+
+
+def _without_weights(facts: StudyFacts) -> Iterator[str]:
+    yield (
+        "Quality was not measured: only the model's configuration is at hand, so trials ran on random "
+        "weights, and the score rests on speed and memory alone."
+    )
+    if any(module.kind == "experts" for module in facts.model.modules):
+        yield "Which experts a token is sent to depends on real weights; speed may differ with them."
+    if facts.tokens_estimated:
+        yield "No tokenizer was at hand either: lengths are estimated at four characters a token."
 
 
 def _ruled_out(trials: Sequence[Trial], memory_limit_bytes: int | None) -> Iterator[str]:
@@ -179,7 +240,7 @@ def _ruled_out(trials: Sequence[Trial], memory_limit_bytes: int | None) -> Itera
         yield f"Ruled out, above the limit of {_gib(memory_limit_bytes)}: {_some(large)}."
 
 
-def learnt_nothing(best: Measurement, study: Study) -> tuple[str, ...]:
+def _learnt_nothing(best: Measurement, study: Study) -> tuple[str, ...]:
     """A warning where the best classifier is no better than answering by how often each label occurs.
 
     That answer's loss is the entropy of the labels, in nats. Language models have no such baseline here.

@@ -8,30 +8,63 @@ from __future__ import annotations
 import math
 
 from ..errors import DatasetError, InputError
-from ..probes.profiles import DatasetProfile, ModelProfile
-from .domain import Recipe, StudyRequest
+from ..probes.profiles import DatasetProfile, ModelProfile, TaskKind
+from .domain import LossMask, Recipe, StudyRequest
 
 LENGTH_MULTIPLE = 64
 """Lengths are rounded up to this many tokens: matrix units work on such tiles anyway."""
 
+PACKING_SHARE = 0.5
+"""Rows whose mean length is at most this share of ``max_length`` are packed unasked."""
 
-def choose_recipe(dataset: DatasetProfile, model: ModelProfile, request: StudyRequest) -> Recipe:
-    """The user's recipe, with a ``max_length`` that leaves 99 % of the rows whole where they named none.
+LOSS_MASKS = {
+    TaskKind.CAUSAL_LM: (LossMask.ALL,),
+    TaskKind.PROMPT_COMPLETION: (LossMask.COMPLETION, LossMask.ALL),
+    TaskKind.CHAT: (LossMask.ASSISTANT, LossMask.ALL),
+}
+"""What can be learnt of a task's rows, first what is learnt unasked; other tasks learn their targets."""
+
+
+def choose_recipe(
+    dataset: DatasetProfile,
+    model: ModelProfile,
+    request: StudyRequest,
+    *,
+    chat_template_sha256: str | None = None,
+) -> Recipe:
+    """The user's recipe; where they named none, a ``max_length`` that leaves 99 % of the rows whole.
+
+    Causal tasks are packed where the model can and rows are short (:data:`PACKING_SHARE`).
+    ``effective_batch`` then counts rows that are full of samples, so many that an optimizer step learns about
+    as many tokens as the requested number of samples has: the power of two that comes nearest.
 
     Raises:
-        InputError: the user's ``max_length`` exceeds what the model can read, or no length is known.
+        InputError: the user's ``max_length`` exceeds what the model can read, no length is known, or packing
+            or a loss mask was asked for that model or task do not allow.
     """
+    max_length = _max_length(dataset, model, request.max_length)
+    loss_mask = _loss_mask(dataset.task.kind, request.loss_mask)
+    rows, batch = dataset.usable_rows, request.effective_batch
+    packing = _packing(dataset, model, request.packing, max_length)
+    if packing:
+        samples_per_row = max_length / _mean_length(dataset, max_length)
+        batch = _nearest_power_of_two(batch / samples_per_row)
+        rows = max(1, int(rows / samples_per_row))
     return Recipe(
-        max_length=_max_length(dataset, model, request.max_length),
-        effective_batch=_effective_batch(dataset.usable_rows, request.effective_batch),
+        max_length=max_length,
+        effective_batch=_effective_batch(rows, batch),
         epochs=request.epochs,
+        packing=packing,
+        chat_template_sha256=chat_template_sha256,
+        loss_mask=loss_mask,
     )
 
 
 def steps_for(rows: int, recipe: Recipe) -> int:
     """Optimizer steps of a whole training on ``rows`` training rows; an epoch's partial batch is left out.
 
-    The training loop counts by itself, in ``runners/recipe.py``: a test holds the two together.
+    Under packing a row is what several samples share. The training loop counts by itself, in
+    ``runners/recipe.py``: a test holds the two together.
     """
     steps_per_epoch = max(1, rows // recipe.effective_batch)
     return max(1, round(steps_per_epoch * recipe.epochs))
@@ -53,6 +86,46 @@ def _max_length(dataset: DatasetProfile, model: ModelProfile, requested: int | N
         )
     rounded = math.ceil(dataset.lengths.p99 / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return rounded if limit is None else min(rounded, limit)
+
+
+def _loss_mask(kind: TaskKind, requested: LossMask | None) -> LossMask:
+    allowed = LOSS_MASKS.get(kind, (LossMask.ALL,))
+    if requested is None:
+        return allowed[0]
+    if requested not in allowed:
+        raise InputError(
+            f"the loss mask {requested} does not suit the task {kind}",
+            next_step=f"pass --loss-mask {' or '.join(allowed)}, or leave it out",
+        )
+    return requested
+
+
+def _packing(dataset: DatasetProfile, model: ModelProfile, requested: bool | None, max_length: int) -> bool:
+    if requested is False:
+        return False
+    kind = dataset.task.kind
+    if not (kind.is_causal and model.supports_packing):
+        if requested:
+            cause = (
+                f"attention of {model.source} ({model.model_type}) cannot keep samples apart that share a row"
+                if kind.is_causal
+                else f"packing is for causal language models, and the task is {kind}"
+            )
+            raise InputError(cause, next_step="leave packing out")
+        return False
+    if requested:
+        return True
+    return dataset.lengths is not None and _mean_length(dataset, max_length) <= PACKING_SHARE * max_length
+
+
+def _mean_length(dataset: DatasetProfile, max_length: int) -> float:
+    """Of a row once truncated, at most; where lengths are unknown, rows are taken to be full."""
+    return max_length if dataset.lengths is None else min(dataset.lengths.mean, max_length)
+
+
+def _nearest_power_of_two(number: float) -> int:
+    """At least 1. Micro-batches divide the effective batch: a power of two has many divisors."""
+    return 1 << max(0, round(math.log2(number)))
 
 
 def _effective_batch(rows: int, requested: int) -> int:

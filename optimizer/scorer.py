@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from ..errors import NothingFits
 from .comparison import Compared, comparable_parts, comparable_trials, memory_column, weighted_score
 from .domain import Adapter, Method, Recommendation, ScoredTrial, Scoring, Study, Trial, Weights
-from .levels import device_bytes
-from .reasons import explain, explain_nothing_fits, learnt_nothing
+from .reasons import explain, explain_nothing_fits
+from .sizes import device_bytes
 
 TIE_POINTS = 0.5
 """Scores this close to the best are ties: 1.25 % of speed in the balanced score, less than probes resolve."""
@@ -50,7 +50,7 @@ def recommend(study: Study, trials: Sequence[Trial], *, wall_s: float, measured_
         scoring=request.scoring,
         weights=request.effective_weights,
         ranking=ranking,
-        reasons=(*learnt_nothing(ranked[0].measurement, study), *explain(request, ranking, ranked, trials)),
+        reasons=explain(study, ranking, ranked, trials),
         quality_measured=ranked[0].measurement.heldout_loss is not None,
         wall_s=wall_s,
         measured_s=measured_s,
@@ -139,6 +139,8 @@ def _classic_quality(adapter: Adapter) -> float:
         return 100.0
     if adapter.method is Method.IA3:
         return 87.5
+    if adapter.method is Method.ADALORA:
+        return 98.75
     rank = adapter.rank or 0
     if rank >= 64:
         return 99.25

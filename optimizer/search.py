@@ -2,35 +2,24 @@
 
 Asked with the same trials it gives the same answer, so an interrupted study goes on where it stood.
 
-First the speed: probes of the adapter with the best prior find a level that fits, then vary precision,
-checkpointing and micro-batch one at a time; the other adapters are probed at the level found. Then the
-quality: the front-runners, each a different adapter, train on equal budgets. Knows nothing of devices,
-processes or clocks.
+First the speed: probes of the adapter with the best prior find a level that fits, then vary its settings
+one at a time; the other adapters are probed at the level found. Then the quality: the front-runners, each
+a different adapter, train on equal budgets. Knows nothing of devices, processes or clocks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
 from typing import TypeVar
 
 from .comparison import OUT_OF_MEMORY, comparable_parts, exceeds, weighted_score
-from .domain import (
-    Adapter,
-    Candidate,
-    Level,
-    Measurement,
-    Outcome,
-    Rung,
-    Trial,
-    TrialPlan,
-    TrialState,
-    Weights,
-)
+from .domain import Adapter, Candidate, Measurement, Outcome, Rung, Trial, TrialPlan, TrialState, Weights
 from .priors import prior_quality
+from .settings import needs_at_least, settings_of, uncheckpointed, varied
 
 R = TypeVar("R")
 
@@ -46,6 +35,20 @@ TRAIN_BUDGET_SHARE = 0.8
 MIN_TRAIN_STEPS = 20
 """Below this a held-out loss tells of the warm-up, not of the adapter."""
 
+MAX_RIVALS = 2
+"""Values of one setting that are compared with the best so far."""
+
+_COMPARED = {
+    "precision": "precision compared",
+    "checkpointing": "checkpointing compared",
+    "quantization": "quantization compared",
+    "loss": "loss implementations compared",
+    "compile": "compilation compared",
+    "optimizer": "optimizers compared",
+    "attention": "attention kernels compared",
+}
+"""Settings beside the micro-batch, by how much they were seen to change, with the reason to vary each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchLimits:
@@ -57,6 +60,8 @@ class SearchLimits:
     spent_s: float
     full_steps: int
     """Optimizer steps of the user's whole training."""
+    can_learn: bool = True
+    """False where weights are random: then speed and memory are all that can be measured."""
     probe_s_guess: float = 30.0
     """Wall time of a probe, until one has been measured."""
 
@@ -100,17 +105,20 @@ def next_step(
     unfinished = [trial for trial in trials if trial.state is not TrialState.FINISHED]
     if unfinished:
         return RunTrial(min(unfinished, key=lambda trial: trial.number).plan)
-    if len(trials) >= limits.max_trials:
+    if sum(trial.reused_from is None for trial in trials) >= limits.max_trials:
         return Stop(f"the limit of {limits.max_trials} trials was reached")
     if limits.spent_s >= limits.budget_s:
         return Stop(f"the budget of {limits.budget_s / 60:.3g} minutes was spent")
     evidence = _Evidence(trials, limits.memory_limit_bytes)
     plan = None if evidence.trainings else _next_probe(candidates, evidence, limits, weights)
-    plan = plan or _next_training(candidates, evidence, limits, weights)
+    if plan is None and limits.can_learn:
+        plan = _next_training(candidates, evidence, limits, weights)
     if plan is not None:
         return RunTrial(plan)
     if not any(evidence.measured(candidate) for candidate in candidates):
         return Stop("nothing fits: no probe ran to its end within the memory that there is")
+    if not limits.can_learn:
+        return Stop("the search is complete; quality cannot be measured without the model's weights")
     return Stop("the search is complete")
 
 
@@ -132,13 +140,14 @@ class _Evidence:
 
     def __init__(self, trials: Sequence[Trial], memory_limit_bytes: int | None) -> None:
         self.probes = {t.candidate.shape_key: t for t in trials if t.plan.rung is Rung.PROBE}
+        self.launched_probes = [trial for trial in self.probes.values() if trial.reused_from is None]
         self.trainings = [trial for trial in trials if trial.plan.rung is Rung.TRAIN]
         self._memory_limit_bytes = memory_limit_bytes
         self._too_big = [trial.candidate for trial in trials if self._did_not_fit(trial)]
 
     def too_big(self, candidate: Candidate) -> bool:
         """This shape, or one that needs no more memory, did not fit."""
-        return any(_needs_at_least(candidate, failed) for failed in self._too_big)
+        return any(needs_at_least(candidate, failed) for failed in self._too_big)
 
     def settled(self, candidate: Candidate) -> bool:
         """A probe of this shape would tell nothing new."""
@@ -177,10 +186,10 @@ def _next_probe(
     left = _probes_left(candidates, evidence, limits)
     if left <= 0:
         return None
-    total = len(evidence.probes) + left
+    done = len(evidence.launched_probes)
     others = len(_adapters(candidates)) - 1
     # Refining one adapter's level may take half of the probes, and those that the others leave over.
-    may_refine = len(evidence.probes) < max(total // 2, total - others)
+    may_refine = done < max((done + left) // 2, done + left - others)
     for candidate, reason in _probing(candidates, evidence, weights, may_refine=may_refine):
         if not evidence.settled(candidate):
             return TrialPlan(candidate=candidate, rung=Rung.PROBE, reason=reason)
@@ -191,10 +200,10 @@ def _probing(
     candidates: Sequence[Candidate], evidence: _Evidence, weights: Weights, *, may_refine: bool
 ) -> _Asking[None]:
     best: Candidate | None = None
-    adapters = _adapters(candidates)
+    by_adapter = _by_adapter(candidates)
+    adapters = list(by_adapter)
     probed = {trial.candidate.adapter for trial in evidence.probes.values()}
-    for position, adapter in enumerate(adapters):
-        own = [candidate for candidate in candidates if candidate.adapter == adapter]
+    for position, own in enumerate(by_adapter.values()):
         if best is not None:
             yield from _first_fitting(_near(best, own), evidence, "another adapter at the level found")
         elif fitting := (yield from _first_fitting(own, evidence, "the best prior that is left")):
@@ -205,12 +214,13 @@ def _probing(
 def _first_fitting(
     ladder: Iterable[Candidate], evidence: _Evidence, reason: str
 ) -> _Asking[Candidate | None]:
-    """The first of these candidates, precision by precision, that runs and fits.
+    """The first of these candidates, rung by rung of the ladder, that runs and fits.
 
-    Where the first of a precision does not fit, the leanest comes next: if that does not fit either, the
-    precision is out. So it is after any other failure: that would repeat itself at every micro-batch.
+    A rung is a level, checkpointed or not, with its micro-batches. Where the first of a rung does not fit,
+    the leanest comes next: if that does not fit either, the rung is out. So it is after any other failure:
+    that would repeat itself at every micro-batch.
     """
-    for _, group in groupby(ladder, key=_precision):
+    for _, group in groupby(ladder, key=uncheckpointed):
         first, *rest = group
         lean = rest[-1] if rest else None
         lean_fits = False
@@ -234,7 +244,7 @@ def _first_fitting(
 def _refine(
     best: Candidate, own: Sequence[Candidate], evidence: _Evidence, weights: Weights, *, may_refine: bool
 ) -> _Asking[Candidate]:
-    """Vary precision, then checkpointing, then the micro-batch, and keep what serves the objective better.
+    """Vary one setting after the other, the micro-batch last, and keep what serves the objective better.
 
     Micro-batches only shrink: a larger one than the first that fits has failed.
     """
@@ -248,11 +258,11 @@ def _refine(
         our_score, their_score = (weighted_score(part, weights) for part in comparable_parts((ours, theirs)))
         return their_score > our_score
 
-    for varied, reason in ((_PRECISION, "precision compared"), (_CHECKPOINTING, "checkpointing compared")):
-        for rival in _varied(best, own, varied):
+    for setting, reason in _COMPARED.items():
+        for rival in varied(best, own, setting)[:MAX_RIVALS]:
             if (yield from beats(rival, reason)):
                 best = rival
-    for rival in _varied(best, own, _MICRO_BATCH):
+    for rival in varied(best, own, "micro_batch"):
         if rival.micro_batch > best.micro_batch:
             continue
         if not (yield from beats(rival, "a smaller micro-batch compared")):
@@ -262,13 +272,15 @@ def _refine(
 
 
 def _near(best: Candidate, own: Sequence[Candidate]) -> list[Candidate]:
-    """Another adapter's candidate at the settings of the best, or those next to them, and its leanest."""
-    precisions = [_precision(candidate) for candidate in own]
-    precision = _precision(best) if _precision(best) in precisions else precisions[0]
-    same = [candidate for candidate in own if _precision(candidate) == precision]
-    settings = (precision, *_settings(best)[1:])
-    twins = [candidate for candidate in same if _settings(candidate) == settings]
-    return list(dict.fromkeys((*twins, same[-1])))
+    """Another adapter's candidate at the settings of the best, as far as it has them, and its leanest."""
+    settings = settings_of(best)
+
+    def differences(candidate: Candidate) -> int:
+        return sum(value != settings[name] for name, value in settings_of(candidate).items())
+
+    twin = min(own, key=differences)
+    lean = [candidate for candidate in own if uncheckpointed(candidate) == uncheckpointed(twin)][-1]
+    return list(dict.fromkeys((twin, lean)))
 
 
 def _next_training(
@@ -278,7 +290,7 @@ def _next_training(
     entered = {trial.candidate.adapter for trial in evidence.trainings}
     succeeded = sum(evidence.succeeded(trial) for trial in evidence.trainings)
     open_places = min(
-        FINALISTS - succeeded, limits.max_trials - len(evidence.probes) - len(evidence.trainings)
+        FINALISTS - succeeded, limits.max_trials - len(evidence.launched_probes) - len(evidence.trainings)
     )
     front = [c for c in _front(candidates, evidence, weights) if c.adapter not in entered]
     finalists = front[: max(0, open_places)]
@@ -316,7 +328,10 @@ def _train_steps(finalists: Sequence[Candidate], evidence: _Evidence, limits: Se
     step_s = [p.measurement.step_s_mean for p in probes if p.measurement and p.measurement.step_s_mean]
     if not step_s:
         return min(MIN_TRAIN_STEPS, limits.full_steps)
-    setup_s = max((p.wall_s or 0.0) - (p.measurement.measured_s if p.measurement else 0.0) for p in probes)
+    setups_s = [
+        (p.wall_s or 0.0) - p.measurement.measured_s for p in evidence.launched_probes if p.measurement
+    ]
+    setup_s = max(setups_s, default=limits.probe_s_guess)
     share_s = (limits.budget_s - limits.spent_s) / len(finalists)
     steps = int((share_s - setup_s) * TRAIN_BUDGET_SHARE / max(step_s))
     return min(limits.full_steps, max(MIN_TRAIN_STEPS, steps))
@@ -324,18 +339,22 @@ def _train_steps(finalists: Sequence[Candidate], evidence: _Evidence, limits: Se
 
 def _probes_left(candidates: Sequence[Candidate], evidence: _Evidence, limits: SearchLimits) -> int:
     """Probes that the limits on trials and time still allow; one may begin while probing has time left."""
-    done = len(evidence.probes)
     # While nothing fits there is nothing to train: one trial is reserve enough.
-    reserve = _reserve(candidates, limits) if evidence.has_measured() else min(1, limits.max_trials - 1)
-    by_count = limits.max_trials - reserve - done
-    durations = [trial.wall_s for trial in evidence.probes.values() if trial.wall_s]
+    reserve = _reserve(candidates, limits)
+    if not evidence.has_measured():
+        reserve = min(reserve, 1, limits.max_trials - 1)
+    by_count = limits.max_trials - reserve - len(evidence.launched_probes)
+    durations = [trial.wall_s for trial in evidence.launched_probes if trial.wall_s]
     probe_s = fmean(durations) if durations else limits.probe_s_guess
-    by_time = math.ceil((limits.budget_s * PROBE_BUDGET_SHARE - limits.spent_s) / probe_s)
+    share = PROBE_BUDGET_SHARE if limits.can_learn else 1.0
+    by_time = math.ceil((limits.budget_s * share - limits.spent_s) / probe_s)
     return min(by_count, by_time)
 
 
 def _reserve(candidates: Sequence[Candidate], limits: SearchLimits) -> int:
     """Trials that are kept for training."""
+    if not limits.can_learn:
+        return 0
     return min(FINALISTS, limits.max_trials // 2, len(_adapters(candidates)))
 
 
@@ -343,35 +362,9 @@ def _adapters(candidates: Iterable[Candidate]) -> list[Adapter]:
     return list(dict.fromkeys(candidate.adapter for candidate in candidates))
 
 
-_PRECISION, _CHECKPOINTING, _MICRO_BATCH = range(3)
-
-
-def _settings(candidate: Candidate) -> tuple[Level, bool, int]:
-    return _precision(candidate), candidate.level.gradient_checkpointing, candidate.micro_batch
-
-
-def _varied(best: Candidate, own: Iterable[Candidate], varied: int) -> list[Candidate]:
-    """The candidates that differ from the best in this setting and in no other."""
-    pattern = [position == varied for position in range(3)]
-    return [
-        candidate
-        for candidate in own
-        if [ours != theirs for ours, theirs in zip(_settings(best), _settings(candidate), strict=True)]
-        == pattern
-    ]
-
-
-def _precision(candidate: Candidate) -> Level:
-    """The level without checkpointing: what the search knows as a precision."""
-    return replace(candidate.level, gradient_checkpointing=False)
-
-
-def _needs_at_least(candidate: Candidate, other: Candidate) -> bool:
-    """Whether memory cannot be less: the same but for a micro-batch as large and no more checkpointing."""
-    return (
-        candidate.micro_batch >= other.micro_batch
-        and candidate.level.gradient_checkpointing <= other.level.gradient_checkpointing
-        and _precision(candidate) == _precision(other)
-        and candidate.adapter == other.adapter
-        and candidate.recipe == other.recipe
-    )
+def _by_adapter(candidates: Iterable[Candidate]) -> dict[Adapter, list[Candidate]]:
+    """Each adapter's candidates, in their order."""
+    groups: dict[Adapter, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.adapter, []).append(candidate)
+    return groups

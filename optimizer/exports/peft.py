@@ -4,40 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import InputError
 from ...probes.profiles import TaskKind
-from ..domain import Candidate, Method
+from ..domain import Candidate
+from ..methods import METHODS
 
-TASK_TYPES = {TaskKind.TEXT_CLASSIFICATION: "SEQ_CLS", TaskKind.CAUSAL_LM: "CAUSAL_LM"}
+TASK_TYPES = {
+    TaskKind.TEXT_CLASSIFICATION: "SEQ_CLS",
+    TaskKind.REGRESSION: "SEQ_CLS",
+    TaskKind.CAUSAL_LM: "CAUSAL_LM",
+    TaskKind.PROMPT_COMPLETION: "CAUSAL_LM",
+    TaskKind.CHAT: "CAUSAL_LM",
+    TaskKind.SEQ2SEQ: "SEQ_2_SEQ_LM",
+}
 
 
-def adapter_config(candidate: Candidate, *, task_kind: TaskKind, base_model: str) -> dict[str, Any]:
-    """Plain JSON data that ``peft.PeftConfig.from_pretrained`` loads.
+def adapter_config(
+    candidate: Candidate, *, task_kind: TaskKind, base_model: str, total_steps: int
+) -> dict[str, Any] | None:
+    """Plain JSON data that ``peft.PeftConfig.from_pretrained`` loads; None for full fine-tuning.
 
-    Raises:
-        InputError: full fine-tuning has no adapter.
+    Trials and the exported script build their adapter from these very fields.
+
+    Args:
+        total_steps: optimizer steps of the training, over which AdaLoRA spreads its pruning of ranks.
     """
     adapter = candidate.adapter
-    if adapter.method is Method.FULL:
-        raise InputError(
-            "full fine-tuning has no adapter configuration", next_step="train without PEFT, as train.py does"
-        )
-    shared = {
-        "peft_type": adapter.method.name,
+    spec = METHODS[adapter.method]
+    if spec.peft_type is None:
+        return None
+    return {
+        "peft_type": spec.peft_type,
         "task_type": TASK_TYPES[task_kind],
         "base_model_name_or_path": base_model,
         "inference_mode": False,
         "target_modules": list(adapter.targets),
         "modules_to_save": list(adapter.trained_modules) or None,
-    }
-    if adapter.method is Method.IA3:
-        return {**shared, "feedforward_modules": list(adapter.feedforward)}
-    return {
-        **shared,
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": adapter.dropout,
-        "bias": "none",
-        "use_rslora": adapter.use_rslora,
-        "use_dora": adapter.use_dora,
+        **spec.config_fields(adapter, total_steps),
     }

@@ -50,7 +50,13 @@ def recommendation_document(
         },
         "facts": to_json(facts) if facts else None,
         "environment_key": environment_key(facts.hardware) if facts else None,
-        "measurement_key": measurement_key(facts, recommendation.candidate) if facts else None,
+        "measurement_key": facts
+        and measurement_key(
+            facts,
+            recommendation.candidate,
+            seed=study.request.seed,
+            memory_limit_bytes=study.request.memory_limit_bytes,
+        ),
     }
 
 

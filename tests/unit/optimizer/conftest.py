@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from rankwise.optimizer.domain import (
     Candidate,
+    Level,
     Measurement,
     Outcome,
     Recipe,
@@ -41,8 +43,11 @@ GIB = 2**30
 class Build:
     """Builders of domain objects; every argument has a default that suits most tests."""
 
-    def module(self, name: str, role: str, sizes: tuple[int, int], kind: str = "linear") -> ModuleProfile:
-        parameters = sizes[0] * sizes[1] + (0 if kind == "embedding" else sizes[1])
+    def module(
+        self, name: str, role: str, sizes: tuple[int, int], kind: str = "linear", matrices: int = 1
+    ) -> ModuleProfile:
+        has_bias = kind not in ("embedding", "experts")
+        parameters = matrices * sizes[0] * sizes[1] + (sizes[1] if has_bias else 0)
         return ModuleProfile(
             name=name,
             kind=kind,
@@ -50,6 +55,7 @@ class Build:
             in_features=sizes[0],
             out_features=sizes[1],
             parameters=parameters,
+            matrices=matrices,
         )
 
     def model(self, modules: list[ModuleProfile], **changes: Any) -> ModelProfile:
@@ -103,8 +109,34 @@ class Build:
         modules.append(self.module("lm_head", "head", (hidden, 1000)))
         return self.model(modules)
 
+    def moe(self, layers: int = 2, hidden: int = 64, experts: int = 8) -> ModelProfile:
+        """A Mixtral: the experts of a layer are stacked in two parameters."""
+        modules = [self.module("model.embed_tokens", "other", (1000, hidden), "embedding")]
+        for layer in range(layers):
+            block = f"model.layers.{layer}"
+            modules += [
+                *(
+                    self.module(f"{block}.self_attn.{name}_proj", role, (hidden, hidden))
+                    for name, role in zip("qkvo", ("query", "key", "value", "attention_output"), strict=True)
+                ),
+                self.module(f"{block}.mlp.gate", "router", (hidden, experts)),
+                self.module(
+                    f"{block}.mlp.experts.gate_up_proj", "mlp_in", (hidden, 4 * hidden), "experts", experts
+                ),
+                self.module(
+                    f"{block}.mlp.experts.down_proj", "mlp_out", (2 * hidden, hidden), "experts", experts
+                ),
+            ]
+        modules.append(self.module("lm_head", "head", (hidden, 1000)))
+        return self.model(modules)
+
     def hardware(
-        self, *, gpus: int = 0, native_bf16: bool = False, capability: tuple[int, int] = (8, 0)
+        self,
+        *,
+        gpus: int = 0,
+        native_bf16: bool = False,
+        capability: tuple[int, int] | None = (8, 0),
+        libraries: Iterable[str] = (),
     ) -> HardwareProfile:
         host = HostProfile(
             cpu_model="Some CPU",
@@ -116,6 +148,7 @@ class Build:
             platform="Linux",
             python_version="3.11.0",
             native_bf16=native_bf16,
+            libraries=dict.fromkeys(libraries, "1.0"),
         )
         return HardwareProfile(
             host=host,
@@ -131,7 +164,13 @@ class Build:
             ),
         )
 
-    def dataset(self, *, usable_rows: int = 5000, lengths: LengthProfile | None = None) -> DatasetProfile:
+    def dataset(
+        self,
+        *,
+        usable_rows: int = 5000,
+        lengths: LengthProfile | None = None,
+        kind: TaskKind = TaskKind.TEXT_CLASSIFICATION,
+    ) -> DatasetProfile:
         return DatasetProfile(
             source="reviews.csv",
             path="/data/reviews.csv",
@@ -142,7 +181,9 @@ class Build:
             usable_rows=usable_rows,
             columns=("text", "label"),
             task=TaskProfile(
-                kind=TaskKind.TEXT_CLASSIFICATION, text_column="text", label_column="label", labels=("n", "p")
+                kind=kind,
+                text_column="text",
+                **({"label_column": "label", "labels": ("n", "p")} if kind.has_new_head else {}),
             ),
             lengths=lengths,
         )
@@ -172,6 +213,19 @@ class Build:
 
     def request(self, **changes: Any) -> StudyRequest:
         return StudyRequest(**{"model": "some/model", "dataset": "reviews.csv", **changes})
+
+    def candidates(self, *, hardware: HardwareProfile | None = None) -> tuple[Candidate, ...]:
+        """Few enough for tests to search through: seven adapters, dtypes and checkpointing varied."""
+        found = enumerate_candidates(self.facts(hardware=hardware), self.request())
+        adapters = list(dict.fromkeys(candidate.adapter for candidate in found))[:7]
+        plain = Level()
+        return tuple(
+            candidate
+            for candidate in found
+            if candidate.adapter in adapters
+            and (candidate.level.attention, candidate.level.optimizer, candidate.level.compile)
+            == (plain.attention, plain.optimizer, plain.compile)
+        )
 
     def study(self, *, facts: StudyFacts | None = None, **changes: Any) -> Study:
         now = datetime(2025, 1, 1, tzinfo=UTC)
@@ -235,7 +289,7 @@ def build() -> Build:
 @pytest.fixture(scope="session")
 def candidates(build: Build) -> list[Candidate]:
     """The first candidate of each adapter: all at the same level."""
-    found = enumerate_candidates(build.facts(), build.request())
+    found = build.candidates()
     return [
         next(c for c in found if c.adapter == adapter) for adapter in dict.fromkeys(c.adapter for c in found)
     ]

@@ -20,7 +20,11 @@ def lora(rank: int, target_set: str, **variant: bool) -> Adapter:
         (lora(16, "full"), 0.4943),
         (lora(8, "minimal", use_rslora=True), 0.5133),
         (lora(64, "minimal", use_dora=True), 0.4693),
-        (Adapter(method=Method.IA3), 0.3980),
+        (Adapter(method=Method.IA3, target_set="key,value,mlp_out"), 0.3980),
+        (Adapter(method=Method.IA3, target_set="full"), 0.4549),
+        (Adapter(method=Method.ADALORA, rank=8, target_set="full"), 0.3730),
+        (Adapter(method=Method.OFT, rank=32, target_set="minimal"), 0.4913),
+        (Adapter(method=Method.MISS, rank=64, target_set="minimal"), 0.4867),
         (Adapter(method=Method.FULL), 0.4716),
     ],
 )

@@ -126,3 +126,38 @@ def test_a_classifier_that_learnt_nothing_is_called_that(build, candidates, loss
     trials = [build.trial(candidates[0], 1, rung=Rung.TRAIN, heldout_loss=loss, heldout_loss_se=0.02)]
     reasons = recommend(study, trials, wall_s=10.0, measured_s=5.0).reasons
     assert any("Nothing was learnt" in reason for reason in reasons) is warned
+
+
+def test_a_third_that_learnt_more_is_named(build, candidates):
+    trials = []
+    for number, (loss, speed) in enumerate(((0.50, 1000.0), (0.51, 990.0), (0.30, 100.0)), start=1):
+        trials += [
+            build.trial(candidates[number], 2 * number - 1, tokens_per_s=speed),
+            build.trial(candidates[number], 2 * number, rung=Rung.TRAIN, heldout_loss=loss),
+        ]
+    reasons = recommend(build.study(), trials, wall_s=10.0, measured_s=5.0).reasons
+    assert any(
+        reason.startswith(f"{candidates[3].describe()} (trial 6) learnt more (held-out loss higher by 0.2000")
+        for reason in reasons
+    )
+
+
+def test_disturbed_and_reused_measurements_are_said_to_be(build, candidates):
+    noise = "other programs took 1.2 of 2 cores"
+    trials = [
+        build.trial(candidates[0], 1, disturbances=(noise,)),
+        replace(build.trial(candidates[1], 2), reused_from="trial-0"),
+    ]
+    reasons = " ".join(recommend(build.study(), trials, wall_s=10.0, measured_s=5.0).reasons)
+    assert "Speed and memory of 1 compared trial were measured while something else disturbed" in reasons
+    assert f"each time that it was tried: {noise}." in reasons
+    assert "1 trial had been measured in this environment before and was not run again." in reasons
+
+
+def test_random_weights_explain_why_quality_is_missing(build, candidates):
+    facts = build.facts(model=replace(build.bert(), has_weights=False), tokens_estimated=True)
+    trials = [build.trial(candidates[0], 1), build.trial(candidates[1], 2)]
+    chosen = recommend(build.study(facts=facts), trials, wall_s=10.0, measured_s=5.0)
+    assert not chosen.quality_measured
+    assert any("only the model's configuration is at hand" in reason for reason in chosen.reasons)
+    assert any("four characters a token" in reason for reason in chosen.reasons)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rankwise.optimizer.domain import (
     OBJECTIVE_WEIGHTS,
     Candidate,
+    Level,
     Method,
     Objective,
     Outcome,
@@ -22,6 +23,7 @@ from rankwise.optimizer.domain import (
     Weights,
 )
 from rankwise.optimizer.levels import enumerate_candidates
+from rankwise.optimizer.priors import prior_quality
 from rankwise.optimizer.search import (
     FINALISTS,
     MIN_TRAIN_STEPS,
@@ -83,14 +85,34 @@ class Machine:
         return [trial for trial in self.trials if trial.plan.rung is rung]
 
 
+GRID = [(8, "minimal"), (16, "minimal"), (16, "balanced"), (32, "balanced"), (16, "full")]
+
+
+def few(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """Seven adapters, best prior first, at three precisions, checkpointed or not: enough to search in."""
+
+    def is_plain(candidate: Candidate) -> bool:
+        adapter, level = candidate.adapter, candidate.level
+        in_grid = (adapter.rank, adapter.target_set) in GRID and not (adapter.use_rslora or adapter.use_dora)
+        return (
+            adapter.method is Method.FULL
+            or (adapter.method is Method.IA3 and adapter.target_set == "key,value,mlp_out")
+            or (adapter.method is Method.LORA and in_grid)
+        ) and replace(
+            level, weight_dtype="", compute_dtype="", adapter_dtype="", gradient_checkpointing=False
+        ) == replace(Level(), weight_dtype="", compute_dtype="", adapter_dtype="")
+
+    return tuple(sorted(filter(is_plain, candidates), key=lambda c: -prior_quality(c.adapter)))
+
+
 @pytest.fixture(scope="session")
 def gpu_candidates(build):
-    return enumerate_candidates(build.facts(hardware=build.hardware(gpus=1)), build.request())
+    return few(enumerate_candidates(build.facts(hardware=build.hardware(gpus=1)), build.request()))
 
 
 @pytest.fixture(scope="session")
 def cpu_candidates(build):
-    return enumerate_candidates(build.facts(), build.request())
+    return few(enumerate_candidates(build.facts(), build.request()))
 
 
 def settings_of(candidate: Candidate) -> tuple[str, str, bool, int]:
@@ -356,3 +378,22 @@ def test_whatever_happens_the_search_ends_and_never_repeats(build, gpu_candidate
     assert len(probed) == len(set(probed)), "the search never goes back to an adapter"
     rungs = [trial.plan.rung for trial in machine.trials]
     assert rungs == sorted(rungs, key=[Rung.PROBE, Rung.TRAIN].index)
+
+
+def test_random_weights_are_probed_for_the_whole_budget_and_never_trained(build, cpu_candidates):
+    machine = Machine(build, cpu_candidates, limits=replace(LIMITS, can_learn=False, max_trials=5))
+    assert machine.finish() == "the limit of 5 trials was reached"
+    assert len(machine.of(Rung.PROBE)) == 5
+    machine = Machine(build, cpu_candidates[:4], limits=replace(LIMITS, can_learn=False, max_trials=500))
+    assert "without the model's weights" in machine.finish()
+
+
+def test_reused_measurements_count_against_no_limit(build, cpu_candidates):
+    first = Machine(build, cpu_candidates)
+    first.finish()
+    again = Machine(build, cpu_candidates, limits=replace(LIMITS, max_trials=FINALISTS))
+    probes = [replace(trial, reused_from=trial.id, wall_s=0.0) for trial in first.of(Rung.PROBE)]
+    again.trials = probes
+    step = again.ask()
+    assert isinstance(step, RunTrial)
+    assert step.plan.rung is Rung.TRAIN

@@ -1,0 +1,93 @@
+"""What follows from shapes alone: parameters that are trained, and bytes that are needed whatever the batch.
+
+Knows nothing of activations, and of which candidates there are.
+"""
+
+from __future__ import annotations
+
+from ..probes.profiles import HardwareProfile, ModelProfile, ModuleProfile
+from .domain import Adapter, Candidate, Level, Method, Quantization
+from .methods import METHODS
+from .targets import adapted_modules, is_adaptable, is_trained
+
+BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+TRAINED_BYTES_PER_PARAMETER = 8
+"""Weight and gradient, both float32."""
+
+OPTIMIZER_BYTES_PER_PARAMETER = {
+    "adamw_torch": 8.0,
+    "adamw_torch_fused": 8.0,
+    "adamw_8bit": 2 + 2 * 4 / 256,
+    "paged_adamw_8bit": 0.0,
+}
+"""Adam's two moments: float32, or a byte each with a scale for every 256; paged ones may be on the host."""
+
+BYTES_PER_QUANTIZED_PARAMETER = {
+    Quantization.INT8: 1.0,
+    Quantization.NF4: 1 / 2 + 4 / 64,
+    Quantization.FP4: 1 / 2 + 4 / 64,
+}
+"""Of bitsandbytes: 4-bit numbers have a float32 scale for every 64. (8-bit rows have one a row: left out.)"""
+
+BYTES_PER_DOUBLE_QUANTIZED_PARAMETER = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+"""The scales are a byte each, with a float32 for every 256 of them."""
+
+
+def estimated_trainable(candidate: Candidate, model: ModelProfile) -> int:
+    """Trainable parameters, from the shapes of the modules that are adapted or trained in full."""
+    return trainable_parameters(candidate.adapter, model)
+
+
+def trainable_parameters(adapter: Adapter, model: ModelProfile) -> int:
+    """As :func:`estimated_trainable`, of an adapter at any level."""
+    if adapter.method is Method.FULL:
+        return model.parameters
+    trained = sum(m.parameters for m in model.modules if is_trained(m.name, adapter.trained_modules))
+    on = METHODS[adapter.method].trainable_on
+    return trained + sum(on(adapter, module) for module in adapted_modules(adapter, model))
+
+
+def least_bytes(candidate: Candidate, model: ModelProfile) -> int:
+    """A lower bound on memory: weights, gradients and optimizer state, without a single activation.
+
+    Frozen embeddings are left out: a host may map their file and touch only the rows in use.
+    """
+    trained = trained_bytes(candidate.level, estimated_trainable(candidate, model))
+    if candidate.adapter.method is Method.FULL:
+        return trained
+    return trained + frozen_bytes(candidate.level, model, candidate.adapter.trained_modules)
+
+
+def trained_bytes(level: Level, parameters: int) -> int:
+    """Weights, gradients and optimizer state of this many trained parameters."""
+    return int((TRAINED_BYTES_PER_PARAMETER + OPTIMIZER_BYTES_PER_PARAMETER[level.optimizer]) * parameters)
+
+
+def frozen_bytes(level: Level, model: ModelProfile, trained_modules: tuple[str, ...]) -> int:
+    """The base model's weights without embeddings, quantized where the level says so and the kind allows."""
+    embeddings = sum(module.parameters for module in model.modules if module.kind == "embedding")
+    frozen = max(0, model.parameters - embeddings)
+    if level.quantization is Quantization.NONE:
+        return BYTES_PER_ELEMENT[level.weight_dtype] * frozen
+    quantized = min(frozen, quantizable_parameters(model, trained_modules))
+    rate = (
+        BYTES_PER_DOUBLE_QUANTIZED_PARAMETER
+        if level.double_quantization
+        else BYTES_PER_QUANTIZED_PARAMETER[level.quantization]
+    )
+    return BYTES_PER_ELEMENT[level.weight_dtype] * (frozen - quantized) + int(rate * quantized)
+
+
+def quantizable_parameters(model: ModelProfile, trained_modules: tuple[str, ...]) -> int:
+    """Weights, without biases, that bitsandbytes quantizes: of linear layers, and not of stacked experts."""
+    return sum(_matrix(module) for module in model.modules if is_adaptable(module, trained_modules))
+
+
+def device_bytes(hardware: HardwareProfile) -> int:
+    """Memory of the largest GPU, or the host's where there is none."""
+    return max((gpu.total_bytes for gpu in hardware.gpus), default=hardware.host.ram_total_bytes)
+
+
+def _matrix(module: ModuleProfile) -> int:
+    return module.in_features * module.out_features * module.matrices

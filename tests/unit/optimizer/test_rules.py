@@ -1,0 +1,196 @@
+"""Each rule forbids what it is named for, and nothing next to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rankwise.optimizer.domain import Adapter, Level, Method, Quantization
+from rankwise.optimizer.rules import RULES, refusal
+from rankwise.probes.profiles import TaskKind
+
+LORA = Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=("query", "value"))
+EXPERTS = Adapter(
+    method=Method.LORA, rank=8, alpha=16.0, targets=("q_proj",), target_parameters=("down_proj",)
+)
+GPT2 = Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=("c_attn",))
+ADALORA = Adapter(method=Method.ADALORA, rank=8, initial_rank=12, alpha=24.0, targets=("query",))
+IA3 = Adapter(method=Method.IA3, targets=("query",))
+MISS = Adapter(method=Method.MISS, rank=64, targets=("query",))
+FULL = Adapter(method=Method.FULL)
+
+HALF = {"weight_dtype": "bfloat16", "compute_dtype": "bfloat16"}
+NF4 = {"quantization": Quantization.NF4}
+INT8 = {"quantization": Quantization.INT8}
+MIXED = {"compute_dtype": "bfloat16"}
+LIBRARIES = ("bitsandbytes", "flash-attn", "liger-kernel")
+
+# rule, what it forbids, what differs in the allowed neighbour; by default LoRA on BERT, float32, a CPU with
+# all libraries. Keys: adapter, level, model, task, and those of Build.hardware.
+CASES = [
+    ("nothing-to-adapt", {"adapter": replace(LORA, targets=("q_proj",))}, {"adapter": LORA}),
+    (
+        "unsupported-module",
+        {"adapter": replace(MISS, rank=8, targets=("c_attn",)), "model": "gpt2"},
+        {"adapter": GPT2},
+    ),
+    ("ia3-dropout", {"adapter": replace(IA3, dropout=0.1)}, {"adapter": IA3}),
+    ("variant-of-lora", {"adapter": replace(ADALORA, use_dora=True)}, {"adapter": ADALORA}),
+    (
+        "experts-lora-only",
+        {"adapter": replace(IA3, targets=("q_proj",), target_parameters=("down_proj",)), "model": "moe"},
+        {"adapter": EXPERTS},
+    ),
+    ("experts-dropout", {"adapter": replace(EXPERTS, dropout=0.1), "model": "moe"}, {"adapter": EXPERTS}),
+    ("experts-dora", {"adapter": replace(EXPERTS, use_dora=True), "model": "moe"}, {"adapter": EXPERTS}),
+    (
+        "experts-initialisation",
+        {"adapter": replace(EXPERTS, init_weights="pissa"), "model": "moe"},
+        {"adapter": replace(EXPERTS, init_weights="gaussian")},
+    ),
+    (
+        "initialisation-needs-data",
+        {"adapter": replace(LORA, init_weights="eva")},
+        {"adapter": replace(LORA, init_weights="pissa_niter_16")},
+    ),
+    (
+        "olora-transposed",
+        {"adapter": replace(GPT2, init_weights="olora"), "model": "gpt2"},
+        {"adapter": replace(GPT2, init_weights="pissa")},
+    ),
+    (
+        "orthogonal-odd-rank",
+        {"adapter": replace(LORA, init_weights="orthogonal", rank=7)},
+        {"adapter": replace(LORA, init_weights="orthogonal", rank=6)},
+    ),
+    ("miss-rank-above-input", {"adapter": replace(MISS, rank=65)}, {"adapter": MISS}),
+    ("full-in-half-precision", {"adapter": FULL, "level": HALF, "native_bf16": True}, {"level": MIXED}),
+    ("full-quantized", {"adapter": FULL, "level": NF4}, {"adapter": LORA}),
+    (
+        "adalora-half-precision",
+        {"adapter": ADALORA, "level": HALF, "native_bf16": True},
+        {"level": MIXED},
+    ),
+    (
+        "adalora-half-precision",
+        {"adapter": ADALORA, "level": {**MIXED, **NF4}, "native_bf16": True},
+        {"level": {**HALF, **INT8}},
+    ),
+    (
+        "initialisation-quantized",
+        {"adapter": replace(LORA, init_weights="pissa"), "level": NF4},
+        {"adapter": replace(LORA, init_weights="olora")},
+    ),
+    (
+        "float16-without-gpu",
+        {"level": {"compute_dtype": "float16"}},
+        {"gpus": 1, "capability": (7, 5)},
+    ),
+    (
+        "float16-beside-bfloat16",
+        {"level": {"compute_dtype": "float16"}, "gpus": 1},
+        {"capability": (7, 5)},
+    ),
+    ("bfloat16-emulated", {"level": MIXED}, {"native_bf16": True}),
+    ("bfloat16-emulated", {"level": MIXED, "gpus": 1, "capability": None}, {"capability": (8, 6)}),
+    ("quantized-float32", {"level": NF4, "gpus": 1}, {"level": {**MIXED, **NF4}}),
+    ("quantized-without-bitsandbytes", {"level": NF4, "libraries": ()}, {"libraries": ("bitsandbytes",)}),
+    (
+        "nothing-to-quantize",
+        {"adapter": replace(EXPERTS, targets=()), "model": "experts", "level": NF4},
+        {"adapter": EXPERTS, "model": "moe"},
+    ),
+    (
+        "double-quantization-of-4-bit",
+        {"level": {**INT8, "double_quantization": True}},
+        {"level": {**NF4, "double_quantization": True}},
+    ),
+    (
+        "checkpointing-unsupported",
+        {"level": {"gradient_checkpointing": True}, "model": "no checkpointing"},
+        {"model": "bert"},
+    ),
+    ("attention-unsupported", {"level": {"attention": "flex_attention"}}, {"level": {"attention": "eager"}}),
+    (
+        "flash-attention",
+        {"level": {"attention": "flash_attention_2", **MIXED}, "model": "flash", "native_bf16": True},
+        {"gpus": 1},
+    ),
+    (
+        "flash-attention",
+        {"level": {"attention": "flash_attention_2"}, "model": "flash", "gpus": 1},
+        {"level": {"attention": "flash_attention_2", **MIXED}},
+    ),
+    (
+        "flash-attention",
+        {
+            "level": {"attention": "flash_attention_2", **MIXED},
+            "model": "flash",
+            "gpus": 1,
+            "libraries": (),
+        },
+        {"libraries": ("flash-attn",)},
+    ),
+    ("loss-of-causal-models", {"level": {"loss": "chunked"}}, {"task": TaskKind.CHAT}),
+    ("liger", {"level": {"loss": "liger"}, "task": TaskKind.CAUSAL_LM}, {"gpus": 1}),
+    (
+        "liger",
+        {"level": {"loss": "liger"}, "task": TaskKind.CAUSAL_LM, "gpus": 1, "libraries": ()},
+        {"libraries": ("liger-kernel",)},
+    ),
+    (
+        "optimizer-without-bitsandbytes",
+        {"level": {"optimizer": "adamw_8bit"}, "libraries": ()},
+        {"libraries": ("bitsandbytes",)},
+    ),
+    ("paged-without-gpu", {"level": {"optimizer": "paged_adamw_8bit"}}, {"gpus": 1}),
+    ("compile-without-gpu", {"level": {"compile": True}}, {"gpus": 1}),
+    ("sharding-not-launched", {"level": {"zero_stage": 2}}, {"level": {}}),
+]
+
+
+@pytest.fixture(scope="session")
+def models(build):
+    bert = build.bert()
+    return {
+        "bert": bert,
+        "gpt2": build.gpt2(),
+        "moe": build.moe(),
+        "experts": build.model([build.module("experts.down_proj", "mlp_out", (64, 64), "experts", 4)]),
+        "no checkpointing": replace(bert, supports_gradient_checkpointing=False),
+        "flash": replace(bert, attention_kernels=("sdpa", "eager", "flash_attention_2")),
+    }
+
+
+def refusal_of(build, models, case):
+    values = {
+        "adapter": LORA,
+        "level": {},
+        "model": "bert",
+        "task": TaskKind.TEXT_CLASSIFICATION,
+        "libraries": LIBRARIES,
+        **case,
+    }
+    adapter, model, task = values.pop("adapter"), models[values.pop("model")], values.pop("task")
+    level = Level(**values.pop("level"))
+    return refusal(adapter, level, model, task, build.hardware(**values))
+
+
+@pytest.mark.parametrize(
+    ("name", "forbidden", "change"), CASES, ids=[f"{c[0]}-{n}" for n, c in enumerate(CASES)]
+)
+def test_a_rule_forbids_what_it_is_named_for(build, models, name, forbidden, change):
+    rule = refusal_of(build, models, forbidden)
+    assert rule is not None
+    assert rule.name == name
+    allowed = refusal_of(build, models, {**forbidden, **change})
+    assert allowed is None, allowed.name
+
+
+def test_every_rule_has_a_name_a_sentence_and_a_case():
+    names = [rule.name for rule in RULES]
+    assert len(names) == len(set(names))
+    assert set(names) == {case[0] for case in CASES}
+    for rule in RULES:
+        assert rule.reason.endswith(".")
