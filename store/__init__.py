@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .schema import upgrade
-from .store import LEASE_S, Claim, Store, WallTime
+from .store import LEASE_S, Claim, Store
 
-__all__ = ["LEASE_S", "Claim", "Store", "WallTime", "upgrade"]
+__all__ = ["LEASE_S", "Claim", "Store", "upgrade"]

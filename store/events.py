@@ -9,7 +9,9 @@
     trial.planned           number, rung, candidate in words, reason
     trial.running           number, attempt, devices
     trial.lost              number, attempt, reason; the trial is back in the queue
-    trial.finished          number, attempt, outcome, reason, wall_s and the figures that people follow
+    trial.disturbed         number, attempt, reason; the trial is back in the queue
+    trial.finished          number, attempt, outcome, reason, wall_s and the figures that people follow;
+                            disturbances, and reused_from where a measurement was taken from another trial
 
 Every ``trial.*`` payload has ``trial_id``. Payloads hold ids, figures and short texts: whoever wants more
 reads the study or trial. Supervisors append kinds of their own. Knows nothing about how events are stored.
@@ -36,6 +38,7 @@ class EventKind(StrEnum):
     TRIAL_PLANNED = "trial.planned"
     TRIAL_RUNNING = "trial.running"
     TRIAL_LOST = "trial.lost"
+    TRIAL_DISTURBED = "trial.disturbed"
     TRIAL_FINISHED = "trial.finished"
 
 
@@ -90,7 +93,7 @@ def trial_running(trial: Trial, devices: Sequence[str]) -> Payload:
     }
 
 
-def trial_lost(trial: Trial) -> Payload:
+def trial_requeued(trial: Trial) -> Payload:
     """Why an attempt came to nothing."""
     return {"trial_id": trial.id, "number": trial.number, "attempt": trial.attempts, "reason": trial.reason}
 
@@ -108,4 +111,6 @@ def trial_finished(trial: Trial) -> Payload:
         "tokens_per_s": measured.tokens_per_s if measured else None,
         "memory_bytes": measured.memory_bytes if measured else None,
         "heldout_loss": measured.heldout_loss if measured else None,
+        "disturbances": list(measured.disturbances) if measured else [],
+        "reused_from": trial.reused_from,
     }

@@ -74,6 +74,7 @@ def trial_of(row: TrialRow, study_id: str) -> Trial:
         started_at=row.started_at,
         finished_at=row.finished_at,
         wall_s=row.wall_s,
+        reused_from=row.reused_from,
     )
 
 

@@ -5,13 +5,13 @@ Each public method is one transaction. Knows nothing about processes, torch or H
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import Engine, or_, select, true, update
+from sqlalchemy import Engine, func, or_, select, true, update
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -27,6 +27,7 @@ from ..optimizer.domain import (
     StudyState,
     Trial,
     TrialPlan,
+    TrialState,
 )
 from . import events, schema
 from .clock import Clock, SystemClock
@@ -49,14 +50,8 @@ class Claim:
     fence: int
     """Names the attempt. Greater than the fence of every earlier attempt; writes carry it."""
     devices: tuple[str, ...]
-
-
-class WallTime(NamedTuple):
-    """Wall time of a study, summed over its runs."""
-
-    wall_s: float
-    measured_s: float
-    """Part of it spent in steps that were timed or trained."""
+    disturbed_before: int
+    """Earlier attempts at the trial that were disturbed."""
 
 
 class Store:
@@ -221,8 +216,8 @@ class Store:
             transaction.append_event(row, EventKind.STUDY_FACTS, events.study_facts(facts))
             return study_of(row)
 
-    def add_wall(self, study_id: str, wall_s: float, measured_s: float = 0.0) -> WallTime:
-        """Add to the study's wall time, so that it survives restarts. Returns the sums.
+    def add_wall(self, study_id: str, wall_s: float) -> float:
+        """Add to the study's wall time, so that it survives restarts. Returns the sum over all its runs.
 
         Raises:
             NotFound: no study has this id.
@@ -230,18 +225,24 @@ class Store:
         with self._write() as transaction:
             row = transaction.lock_study(study_id)
             row.wall_s += wall_s
-            row.measured_s += measured_s
-            return WallTime(row.wall_s, row.measured_s)
+            return row.wall_s
 
-    def get_wall(self, study_id: str) -> WallTime:
-        """The sums of all that was added.
+    def attempts_wall_s(self, study_id: str) -> float:
+        """Time in attempts at the study's trials that ended, whatever came of them.
+
+        Unknown, and counted as none, is that of attempts whose worker died.
 
         Raises:
             NotFound: no study has this id.
         """
         with self._read() as session:
-            row = find_study(session, study_id)
-            return WallTime(row.wall_s, row.measured_s)
+            study = find_study(session, study_id)
+            query = (
+                select(func.sum(AttemptRow.wall_s))
+                .join(TrialRow, col(TrialRow.id) == AttemptRow.trial_id)
+                .where(col(TrialRow.study_id) == study.id)
+            )
+            return session.scalars(query).one() or 0.0
 
     def finish_study(
         self,
@@ -319,6 +320,20 @@ class Store:
             query = select(TrialRow).where(col(TrialRow.study_id) == study.id).order_by(col(TrialRow.number))
             return [trial_of(row, study_id) for row in session.scalars(query)]
 
+    def count_trials(self, study_ids: Collection[str]) -> dict[str, dict[TrialState, int]]:
+        """How many trials each of these studies has in each state: every study and state has its number."""
+        query = (
+            select(col(StudyRow.ulid), col(TrialRow.state), func.count())
+            .join(TrialRow, col(TrialRow.study_id) == StudyRow.id)
+            .where(col(StudyRow.ulid).in_(study_ids))
+            .group_by(col(StudyRow.ulid), col(TrialRow.state))
+        )
+        counts = {study_id: dict.fromkeys(TrialState, 0) for study_id in study_ids}
+        with self._read() as session:
+            for study_id, state, count in session.execute(query):
+                counts[study_id][state] = count
+        return counts
+
     def get_trial(self, trial_id: str) -> Trial:
         """One trial.
 
@@ -332,8 +347,49 @@ class Store:
             raise NotFound(f"there is no trial {trial_id}")
         return trial_of(*found)
 
+    def find_measurement(self, measurement_key: str) -> Trial | None:
+        """The newest trial, of any study, that measured this undisturbed; None if there is none.
+
+        Trials that took over a measurement are left out: it is the trial which measured that is found.
+        """
+        query = (
+            select(TrialRow, col(StudyRow.ulid))
+            .join(StudyRow)
+            .where(
+                col(TrialRow.measurement_key) == measurement_key,
+                col(TrialRow.outcome) == Outcome.OK,
+                col(TrialRow.reused_from).is_(None),
+            )
+            .order_by(col(TrialRow.finished_at).desc(), col(TrialRow.id).desc())
+        )
+        with self._read() as session:
+            trials = (trial_of(row, study_id) for row, study_id in session.execute(query))
+            return next((it for it in trials if it.measurement and not it.measurement.disturbances), None)
+
+    def reuse_measurement(self, trial_id: str, source: Trial) -> Trial:
+        """Finish a queued trial of a running study as ok, with what another trial has measured.
+
+        Args:
+            trial_id: the trial, of which no attempt is made.
+            source: as :meth:`find_measurement` finds it.
+
+        Raises:
+            NotFound: no trial has this id.
+            Conflict: its study is not running, or it is not queued.
+        """
+        with self._write() as transaction:
+            study = transaction.lock_study_of_trial(trial_id)
+            require_running(study)
+            return transaction.reuse_measurement(study, trial_id, source)
+
     def claim_trial(
-        self, trial_id: str, *, devices: Sequence[str], worker: str, lease_s: float = LEASE_S
+        self,
+        trial_id: str,
+        *,
+        devices: Sequence[str],
+        worker: str,
+        lease_s: float = LEASE_S,
+        measurement_key: str | None = None,
     ) -> Claim | None:
         """Take a queued trial in hand, with the devices that it is to run on.
 
@@ -342,6 +398,8 @@ class Store:
             devices: what no other attempt may use meanwhile: the UUIDs of GPUs, a name for the CPU.
             worker: who runs it, for people who look into the database.
             lease_s: how long the attempt lives without a heartbeat.
+            measurement_key: what it is going to measure, for :meth:`find_measurement`; None if that is of
+                no use to other studies.
 
         Returns:
             None when the trial is not queued any more or one of the devices is in use.
@@ -353,7 +411,7 @@ class Store:
         with self._write() as transaction:
             study = transaction.lock_study_of_trial(trial_id)
             require_running(study)
-            row = transaction.start_trial(trial_id)
+            row = transaction.start_trial(trial_id, measurement_key)
             if row is None:
                 return None
             attempt = AttemptRow(
@@ -370,7 +428,12 @@ class Store:
                 return None
             trial = trial_of(row, study.ulid)
             transaction.append_event(study, EventKind.TRIAL_RUNNING, events.trial_running(trial, devices))
-            return Claim(trial=trial, fence=attempt.fence, devices=tuple(devices))
+            return Claim(
+                trial=trial,
+                fence=attempt.fence,
+                devices=tuple(devices),
+                disturbed_before=transaction.count_attempts(row.id, Outcome.DISTURBED),
+            )
 
     def heartbeat(self, claim: Claim, *, lease_s: float = LEASE_S) -> None:
         """Renew the lease of a live attempt: it lasts another ``lease_s`` from now.
@@ -400,13 +463,14 @@ class Store:
     ) -> Trial:
         """End a live attempt, free its devices, and finish its trial.
 
-        A lost attempt takes the trial back to the queue instead, unless it was the last one allowed.
+        A disturbed attempt takes the trial back to the queue instead, as does a lost one unless it was the
+        last one allowed.
 
         Args:
             claim: the attempt.
             outcome: how it ended.
             reason: why, in a sentence.
-            measurement: what was measured; kept when the trial is finished.
+            measurement: what was measured; kept when the trial is finished, and only then.
             log_tail: the end of what the trial's processes wrote.
             wall_s: from launch to the last report.
 

@@ -85,7 +85,7 @@ class StudyRow(Row, table=True):
 
     __tablename__ = "study"
     __table_args__ = (
-        CheckConstraint("wall_s >= 0 AND measured_s >= 0", name="times"),
+        CheckConstraint("wall_s >= 0", name="times"),
         CheckConstraint("last_event >= 0", name="last_event"),
     )
 
@@ -97,7 +97,6 @@ class StudyRow(Row, table=True):
     facts: dict[str, Any] | None = Field(default=None, sa_column=_document(nullable=True))
     reason: str | None = None
     wall_s: float = 0.0
-    measured_s: float = 0.0
     last_event: int = 0
     """The last number given to an event; counting here numbers them without gaps."""
     created_at: datetime = Field(sa_column=_moment())
@@ -118,6 +117,11 @@ class TrialRow(Row, table=True):
         CheckConstraint("(state = 'finished') = (outcome IS NOT NULL)", name="finished_outcome"),
         CheckConstraint("(state = 'finished') = (finished_at IS NOT NULL)", name="finished_at"),
         CheckConstraint("state <> 'running' OR attempts >= 1", name="attempted"),
+        CheckConstraint(
+            "reused_from IS NULL OR (state = 'finished' AND outcome = 'ok' AND measurement IS NOT NULL)",
+            name="reused",
+        ),
+        CheckConstraint("outcome <> 'disturbed'", name="undisturbed"),
     )
 
     id: int = Field(default=None, primary_key=True)
@@ -138,6 +142,9 @@ class TrialRow(Row, table=True):
     started_at: datetime | None = Field(default=None, sa_column=_moment(nullable=True))
     finished_at: datetime | None = Field(default=None, sa_column=_moment(nullable=True))
     wall_s: float | None = None
+    measurement_key: str | None = Field(default=None, max_length=64, index=True)
+    """Of what its attempts measure; None where that is of no use to other studies."""
+    reused_from: str | None = Field(default=None, max_length=26, foreign_key="trial.ulid")
 
 
 class AttemptRow(Row, table=True):
@@ -155,6 +162,7 @@ class AttemptRow(Row, table=True):
         ),
         CheckConstraint("number >= 1", name="number"),
         CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended"),
+        CheckConstraint("wall_s >= 0", name="times"),
         {"sqlite_autoincrement": True},
     )
 
@@ -170,6 +178,7 @@ class AttemptRow(Row, table=True):
     ended_at: datetime | None = Field(default=None, sa_column=_moment(nullable=True))
     outcome: Outcome | None = Field(default=None, sa_column=_choice(Outcome, "outcome", nullable=True))
     reason: str | None = None
+    wall_s: float | None = None
 
 
 class DeviceLeaseRow(Row, table=True):

@@ -182,7 +182,34 @@ class Transaction:
         self.append_event(study, EventKind.TRIAL_PLANNED, events.trial_planned(trial))
         return trial
 
-    def start_trial(self, trial_id: str) -> TrialRow | None:
+    def reuse_measurement(self, study: StudyRow, trial_id: str, source: Trial) -> Trial:
+        """Finish a queued trial of a locked, running study with the measurement of another one.
+
+        Raises:
+            Conflict: it is not queued.
+        """
+        finish = (
+            update(TrialRow)
+            .where(col(TrialRow.ulid) == trial_id, col(TrialRow.state) == TrialState.QUEUED)
+            .values(
+                state=TrialState.FINISHED,
+                outcome=Outcome.OK,
+                reason=None,
+                measurement=document(source.measurement),
+                reused_from=source.id,
+                finished_at=self.now,
+                wall_s=0.0,
+            )
+            .returning(TrialRow)
+        )
+        row = self.session.scalars(finish).one_or_none()
+        if row is None:
+            raise Conflict(f"trial {trial_id} is not queued: nothing can be taken over for it")
+        trial = trial_of(row, study.ulid)
+        self.append_event(study, EventKind.TRIAL_FINISHED, events.trial_finished(trial))
+        return trial
+
+    def start_trial(self, trial_id: str, measurement_key: str | None) -> TrialRow | None:
         """queued → running with one attempt more; None where the trial is not queued."""
         start = (
             update(TrialRow)
@@ -194,6 +221,7 @@ class Transaction:
                 reason=None,
                 log_tail=None,
                 wall_s=None,
+                measurement_key=measurement_key,
             )
             .returning(TrialRow)
         )
@@ -220,9 +248,9 @@ class Transaction:
         wall_s: float | None = None,
         released: bool = False,
     ) -> Trial:
-        """End a live attempt and free its devices; finish its trial or, if it may be tried again, requeue it.
+        """End a live attempt and free its devices; finish its trial, or requeue it to be tried again.
 
-        Attempts that were released do not count against the limit.
+        Only lost attempts are limited here; how often a disturbed one is worth repeating, the caller knows.
 
         Raises:
             StaleFence: the attempt is not live.
@@ -237,7 +265,7 @@ class Transaction:
         end = (
             update(AttemptRow)
             .where(col(AttemptRow.fence) == fence, col(AttemptRow.outcome).is_(None))
-            .values(outcome=outcome, ended_at=self.now, reason=reason)
+            .values(outcome=outcome, ended_at=self.now, reason=reason, wall_s=wall_s)
             .returning(AttemptRow)
         )
         attempt = self.session.scalars(end).one_or_none()
@@ -246,10 +274,13 @@ class Transaction:
         self.session.execute(delete(DeviceLeaseRow).where(col(DeviceLeaseRow.fence) == fence))
 
         report: dict[str, Any] = {"reason": reason, "log_tail": log_tail, "wall_s": wall_s}
-        if released or (outcome is Outcome.LOST and self._lost_attempts(attempt.trial_id) < MAX_ATTEMPTS):
+        disturbed = outcome is Outcome.DISTURBED
+        lost = outcome is Outcome.LOST and self.count_attempts(attempt.trial_id, outcome) < MAX_ATTEMPTS
+        if released or lost or disturbed:
             row = self._move_trial(attempt.trial_id, TrialState.QUEUED, started_at=None, **report)
             trial = trial_of(row, study.ulid)
-            self.append_event(study, EventKind.TRIAL_LOST, events.trial_lost(trial))
+            kind = EventKind.TRIAL_DISTURBED if disturbed else EventKind.TRIAL_LOST
+            self.append_event(study, kind, events.trial_requeued(trial))
         else:
             report["measurement"] = None if measurement is None else document(measurement)
             row = self._move_trial(
@@ -259,11 +290,12 @@ class Transaction:
             self.append_event(study, EventKind.TRIAL_FINISHED, events.trial_finished(trial))
         return trial
 
-    def _lost_attempts(self, trial_key: int) -> int:
-        lost = select(func.count()).where(
-            col(AttemptRow.trial_id) == trial_key, col(AttemptRow.outcome) == Outcome.LOST
+    def count_attempts(self, trial_key: int, outcome: Outcome) -> int:
+        """How many attempts at the trial ended this way."""
+        count = select(func.count()).where(
+            col(AttemptRow.trial_id) == trial_key, col(AttemptRow.outcome) == outcome
         )
-        return self.session.scalars(lost).one()
+        return self.session.scalars(count).one()
 
     def _move_trial(self, key: int, target: TrialState, **values: Any) -> TrialRow:
         move = (

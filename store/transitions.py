@@ -4,7 +4,7 @@ The store puts these sets into the WHERE of every UPDATE that changes a state, s
 transition changes no row whichever process tries it. Knows nothing about SQL.
 
     study   queued ⇄ running → succeeded | failed | cancelled        queued → cancelled
-    trial   queued ⇄ running → finished                              queued → finished (its study ended)
+    trial   queued ⇄ running → finished     queued → finished (its study ended, or its measurement was known)
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from ..optimizer.domain import StudyState, TrialState
 
 MAX_ATTEMPTS = 3
-"""A trial whose attempts were lost this many times is finished as lost: it may be what kills the machine."""
+"""A trial whose attempts were lost this many times is finished as lost: it may be what kills the machine.
+
+Attempts that were disturbed or released do not count: their processes did as they should."""
 
 STUDY_SOURCES: Mapping[StudyState, frozenset[StudyState]] = {
     StudyState.QUEUED: frozenset({StudyState.RUNNING}),

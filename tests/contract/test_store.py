@@ -242,6 +242,7 @@ class TestStudies:
             assert write() == store.get_study(study.id)
 
     def test_unknown_id(self, store: Store) -> None:
+        source = finish_first(store, start_study(store).id)
         calls: list[Callable[[], object]] = [
             lambda: store.get_study(NO_ID),
             lambda: store.list_studies(before=NO_ID),
@@ -249,13 +250,14 @@ class TestStudies:
             lambda: store.request_cancel(NO_ID),
             lambda: store.save_facts(NO_ID, make_facts()),
             lambda: store.add_wall(NO_ID, 1.0),
-            lambda: store.get_wall(NO_ID),
+            lambda: store.attempts_wall_s(NO_ID),
             lambda: store.finish_study(NO_ID, StudyState.FAILED),
             lambda: store.get_recommendation(NO_ID),
             lambda: store.plan_trial(NO_ID, make_plan()),
             lambda: store.list_trials(NO_ID),
             lambda: store.get_trial(NO_ID),
             lambda: store.claim_trial(NO_ID, devices=[GPU], worker="w"),
+            lambda: store.reuse_measurement(NO_ID, source),
             lambda: store.append_event(NO_ID, "x", {}),
             lambda: store.events_after(NO_ID, 0),
         ]
@@ -317,12 +319,22 @@ class TestStudies:
 
     def test_wall_time_adds_up_over_connections(self, store: Store, url: str) -> None:
         study = store.create_study(make_request())
-        assert store.get_wall(study.id) == (0.0, 0.0)
-        store.add_wall(study.id, 10.0, 7.5)
+        assert store.add_wall(study.id, 10.0) == 10.0
         again = Store.open(url)
-        assert again.add_wall(study.id, 5.0) == (15.0, 7.5)
+        assert again.add_wall(study.id, 5.0) == 15.0
         again.close()
-        assert store.get_wall(study.id) == (15.0, 7.5)
+
+    def test_time_of_all_attempts_counts(self, store: Store) -> None:
+        claim = start_trial(store)
+        study_id = claim.trial.study_id
+        assert store.attempts_wall_s(study_id) == 0.0
+        for outcome in (Outcome.LOST, Outcome.DISTURBED, Outcome.OK):
+            store.finish_attempt(claim, outcome=outcome, wall_s=10.0)
+            claim = store.claim_trial(claim.trial.id, devices=[GPU], worker="w") or claim
+        other = start_trial(store)
+        store.release_attempt(other, "the supervisor was stopped")
+        assert store.attempts_wall_s(study_id) == 30.0
+        assert store.attempts_wall_s(other.trial.study_id) == 0.0
 
 
 class TestCancelling:
@@ -451,6 +463,18 @@ class TestTrials:
         studies = [start_study(store) for _ in range(2)]
         assert [store.plan_trial(study.id, make_plan()).number for study in studies] == [1, 1]
 
+    def test_are_counted_by_state(self, store: Store) -> None:
+        busy, idle, other = (start_study(store) for _ in range(3))
+        finish_first(store, busy.id)
+        finish_first(store, other.id)
+        for rate in (2e-4, 3e-4):
+            store.plan_trial(busy.id, make_plan(rate))
+        assert store.count_trials([busy.id, idle.id]) == {
+            busy.id: {TrialState.QUEUED: 2, TrialState.RUNNING: 0, TrialState.FINISHED: 1},
+            idle.id: {TrialState.QUEUED: 0, TrialState.RUNNING: 0, TrialState.FINISHED: 0},
+        }
+        assert store.count_trials([]) == {}
+
     def test_only_running_studies_get_trials(self, store: Store) -> None:
         study = store.create_study(make_request())
         with pytest.raises(Conflict, match="queued"):
@@ -481,8 +505,8 @@ class TestTrials:
         assert (trial.started_at, trial.finished_at) == (started_at, clock.utc())
         assert (trial.log_tail, trial.wall_s) == ("done\n", 29.5)
 
-    @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.LOST])
-    def test_every_outcome_but_lost_is_final(self, store: Store, outcome: Outcome) -> None:
+    @pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.LOST, Outcome.DISTURBED}))
+    def test_every_other_outcome_is_final(self, store: Store, outcome: Outcome) -> None:
         claim = start_trial(store)
         trial = store.finish_attempt(claim, outcome=outcome, reason="because")
         assert (trial.state, trial.outcome, trial.reason) == (TrialState.FINISHED, outcome, "because")
@@ -592,6 +616,113 @@ class TestLostAttempts:
         start_trial(store)
         assert store.expire_attempts() == []
         assert len(store.expire_attempts(all_of_previous=True)) == 1
+
+
+class TestDisturbedAttempts:
+    def test_is_tried_again_and_only_the_last_measurement_is_kept(self, store: Store) -> None:
+        claim = start_trial(store)
+        assert claim.disturbed_before == 0
+        trial = store.finish_attempt(
+            claim,
+            outcome=Outcome.DISTURBED,
+            reason="a neighbour took 2 GiB",
+            measurement=Measurement(tokens_per_s=1.0),
+        )
+        assert (trial.state, trial.outcome, trial.measurement) == (TrialState.QUEUED, None, None)
+        assert trial.reason == "a neighbour took 2 GiB"
+
+        again = store.claim_trial(trial.id, devices=[GPU], worker="w")
+        assert again is not None
+        assert again.disturbed_before == 1
+        trial = store.finish_attempt(again, outcome=Outcome.OK, measurement=Measurement(tokens_per_s=9.0))
+        assert (trial.attempts, trial.measurement) == (2, Measurement(tokens_per_s=9.0))
+        history = store.events_after(trial.study_id, 0)
+        assert [event.kind for event in history][-4:] == [
+            "trial.running",
+            "trial.disturbed",
+            "trial.running",
+            "trial.finished",
+        ]
+        assert history[-3].payload["reason"] == "a neighbour took 2 GiB"
+
+    def test_neither_counts_for_the_other(self, store: Store) -> None:
+        claim = start_trial(store)
+        seen = []
+        for outcome in (Outcome.LOST, Outcome.DISTURBED, Outcome.DISTURBED, Outcome.LOST, Outcome.OK):
+            seen.append(claim.disturbed_before)
+            trial = store.finish_attempt(claim, outcome=outcome)
+            claim = store.claim_trial(trial.id, devices=[GPU], worker="w") or claim
+        assert seen == [0, 0, 1, 2, 2]
+        assert (trial.attempts, trial.outcome) == (5, Outcome.OK)
+
+
+class TestReuse:
+    def measure(self, store: Store, key: str | None, outcome: Outcome = Outcome.OK, **figures: Any) -> Trial:
+        """A finished trial of a study of its own."""
+        trial = store.plan_trial(start_study(store).id, make_plan())
+        claim = store.claim_trial(trial.id, devices=[GPU], worker="w", measurement_key=key)
+        assert claim is not None
+        return store.finish_attempt(claim, outcome=outcome, measurement=Measurement(**figures), wall_s=8.0)
+
+    def test_the_newest_measurement_is_found(self, store: Store, clock: HandClock) -> None:
+        assert store.find_measurement("k") is None
+        for speed in (1.0, 2.0):
+            clock.seconds += 1
+            newest = self.measure(store, "k", tokens_per_s=speed)
+        self.measure(store, "other", tokens_per_s=3.0)
+        self.measure(store, None, tokens_per_s=4.0)
+        assert store.find_measurement("k") == newest
+
+    @pytest.mark.parametrize(
+        ("outcome", "figures"),
+        [(Outcome.OOM, {}), (Outcome.OK, {"tokens_per_s": 1.0, "disturbances": ("a neighbour computed",)})],
+        ids=["failed", "disturbed"],
+    )
+    def test_only_sound_ones_are_found(self, store: Store, outcome: Outcome, figures: dict[str, Any]) -> None:
+        sound = self.measure(store, "k", tokens_per_s=2.0)
+        self.measure(store, "k", outcome, **figures)
+        assert store.find_measurement("k") == sound
+
+    def test_one_that_is_under_way_is_not_found(self, store: Store) -> None:
+        trial = store.plan_trial(start_study(store).id, make_plan())
+        claim = store.claim_trial(trial.id, devices=[GPU], worker="w", measurement_key="k")
+        assert claim is not None
+        assert store.find_measurement("k") is None
+        store.finish_attempt(claim, outcome=Outcome.LOST)
+        assert store.find_measurement("k") is None
+
+    def test_is_taken_over_without_an_attempt(self, store: Store, clock: HandClock) -> None:
+        source = self.measure(store, "k", tokens_per_s=2.0, measured_s=5.0)
+        clock.seconds += 60
+        planned = store.plan_trial(start_study(store).id, make_plan(3e-4))
+        trial = store.reuse_measurement(planned.id, source)
+        assert trial == store.get_trial(planned.id)
+        assert (trial.state, trial.outcome, trial.attempts) == (TrialState.FINISHED, Outcome.OK, 0)
+        assert (trial.measurement, trial.reused_from) == (source.measurement, source.id)
+        assert (trial.started_at, trial.finished_at, trial.wall_s) == (None, clock.utc(), 0.0)
+        assert store.attempts_wall_s(trial.study_id) == 0.0
+        last = store.events_after(trial.study_id, 0)[-1]
+        assert (last.kind, last.payload["reused_from"]) == ("trial.finished", source.id)
+
+    def test_what_was_taken_over_is_no_source(self, store: Store, clock: HandClock) -> None:
+        source = self.measure(store, "k", tokens_per_s=2.0)
+        trial = store.plan_trial(start_study(store).id, make_plan())
+        claim = store.claim_trial(trial.id, devices=[GPU], worker="w", measurement_key="k")
+        assert claim is not None
+        store.finish_attempt(claim, outcome=Outcome.LOST)
+        clock.seconds += 1
+        store.reuse_measurement(trial.id, source)
+        assert store.find_measurement("k") == source
+
+    def test_only_for_queued_trials_of_running_studies(self, store: Store) -> None:
+        source = self.measure(store, "k", tokens_per_s=2.0)
+        claim = start_trial(store)
+        with pytest.raises(Conflict, match="not queued"):
+            store.reuse_measurement(claim.trial.id, source)
+        store.release_attempt(claim, "the supervisor was stopped")
+        store.release_study(claim.trial.study_id)
+        with pytest.raises(Conflict, match="queued"):
+            store.reuse_measurement(claim.trial.id, source)
 
 
 class TestEvents:

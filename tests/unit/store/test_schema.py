@@ -14,9 +14,9 @@ from alembic.script import ScriptDirectory
 
 from rankwise import migrations
 from rankwise.errors import StoreError
-from rankwise.optimizer.domain import StudyRequest
+from rankwise.optimizer.domain import Measurement, Outcome, StudyRequest, StudyState, TrialState
 from rankwise.store import Store, schema, upgrade
-from rankwise.store.sqlite import connect_engine, sqlite_url
+from rankwise.store.sqlite import connect_engine, for_writes, sqlite_url
 from rankwise.store.tables import Row
 
 
@@ -25,11 +25,18 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "rankwise.db"
 
 
-def definitions(path: Path) -> dict[str, str]:
-    """Everything that the database is made of, by name."""
+def definitions(path: Path) -> dict[str, list[str]]:
+    """Everything that the database is made of, by name: the lines of each definition in sorted order.
+
+    A table that was changed has its constraints in another order than a new one, and its name in quotes.
+    """
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-    return {name: sql for name, sql in rows if name != "rankwise_version"}
+    return {
+        name: sorted(line.strip(" \t,") for line in sql.replace(f'"{name}"', name).splitlines())
+        for name, sql in rows
+        if name != "rankwise_version"
+    }
 
 
 def execute(path: Path, statement: str) -> list[tuple[object, ...]]:
@@ -101,6 +108,38 @@ def test_a_file_that_is_no_database(path: Path) -> None:
     assert path.read_text() == "text,label\n" * 1000
 
 
+def upgrade_to(path: Path, version: str) -> None:
+    engine = for_writes(connect_engine(sqlite_url(path)))
+    with engine.connect() as connection:
+        config = schema.alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, version)
+    engine.dispose()
+
+
+def test_a_database_of_version_0001_keeps_its_rows(path: Path) -> None:
+    upgrade_to(path, "0001")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript((Path(__file__).parent / "version_0001.sql").read_text(encoding="utf-8"))
+    assert upgrade(path) == ("0001", schema.known_versions()[-1])
+
+    store = Store.open(path)
+    study = store.get_study("01K5ZJ9V0M3Q8R7T6Y2X4W1N0A")
+    assert (study.request.model, study.state) == ("models/tiny", StudyState.RUNNING)
+    first, second = store.list_trials(study.id)
+    assert (first.outcome, first.attempts, first.wall_s) == (Outcome.OK, 2, 9.5)
+    assert first.measurement == Measurement(tokens_per_s=100.0, measured_s=5.0)
+    assert (first.reused_from, second.state) == (None, TrialState.QUEUED)
+    assert store.attempts_wall_s(study.id) == 9.5
+    assert [event.kind for event in store.events_after(study.id, 0)] == ["study.created", "trial.planned"]
+    assert store.add_wall(study.id, 1.0) == 13.5
+    claim = store.claim_trial(second.id, devices=["cpu"], worker="w", measurement_key="k")
+    assert claim is not None
+    assert claim.fence == 7  # grows on
+    assert store.finish_attempt(claim, outcome=Outcome.DISTURBED).state is TrialState.QUEUED
+    store.close()
+
+
 class TestNextVersion:
     """The next version of the schema, as a developer would write it, on a database in use."""
 
@@ -146,7 +185,7 @@ class TestNextVersion:
         store.close()
 
         after = definitions(path)
-        assert "asked_by" in after["study"]
+        assert "asked_by VARCHAR" in after["study"]
         assert {name: sql for name, sql in after.items() if name != "study"} == {
             name: sql for name, sql in before.items() if name != "study"
         }
@@ -154,10 +193,10 @@ class TestNextVersion:
     def test_a_version_that_fails_changes_nothing(
         self, path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        upgrade(path)
+        version = upgrade(path)[1]
         before = definitions(path)
         self.write_version(config, monkeypatch, "    op.drop_table('event')\n    op.drop_table('nowhere')\n")
         with pytest.raises(StoreError, match="nowhere"):
             upgrade(path)
         assert definitions(path) == before
-        assert execute(path, "SELECT version_num FROM rankwise_version") == [("0001",)]
+        assert execute(path, "SELECT version_num FROM rankwise_version") == [(version,)]

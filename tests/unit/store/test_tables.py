@@ -23,7 +23,7 @@ def insert(name: str, **values: object) -> Insert:
 
 def study(**changes: object) -> Insert:
     values = {"id": 2, "ulid": "S2", "request": "{}", "state": "queued", "cancel_requested": 0, "wall_s": 0}
-    values |= {"measured_s": 0, "last_event": 0, "created_at": NOW, "updated_at": NOW}
+    values |= {"last_event": 0, "created_at": NOW, "updated_at": NOW}
     return insert("study", **{**values, **changes})
 
 
@@ -88,7 +88,11 @@ LEGAL = {
     "a second study": study(),
     "a third trial": trial(),
     "a finished trial": trial(state="finished", outcome="ok", finished_at=NOW),
+    "a trial that took over a measurement": trial(
+        state="finished", outcome="ok", finished_at=NOW, measurement="{}", reused_from="T1"
+    ),
     "a live attempt at the other trial": attempt(),
+    "a disturbed attempt": attempt(ended_at=NOW, outcome="disturbed"),
     "an ended attempt at the same trial": attempt(trial_id=1, number=2, **ENDED),
     "another device for the same attempt": lease("GPU-2", 1),
     "the next event": event(2),
@@ -111,6 +115,23 @@ ILLEGAL = {
     "a trial finished without a time": ("ck_trial_finished_at", trial(state="finished", outcome="ok")),
     "a queued trial with an outcome": ("ck_trial_finished_outcome", trial(outcome="ok")),
     "an unknown outcome": ("ck_trial_outcome", trial(state="finished", outcome="fine", finished_at=NOW)),
+    "a disturbed trial": (
+        "ck_trial_undisturbed",
+        trial(state="finished", outcome="disturbed", finished_at=NOW),
+    ),
+    "a measurement taken over from no trial": (
+        "FOREIGN KEY",
+        trial(state="finished", outcome="ok", finished_at=NOW, measurement="{}", reused_from="T9"),
+    ),
+    "nothing taken over": (
+        "ck_trial_reused",
+        trial(state="finished", outcome="ok", finished_at=NOW, reused_from="T1"),
+    ),
+    "a measurement taken over before the end": (
+        "ck_trial_reused",
+        trial(measurement="{}", reused_from="T1"),
+    ),
+    "an attempt of negative time": ("ck_attempt_times", attempt(wall_s=-1)),
     "a second live attempt": ("attempt.trial_id", attempt(trial_id=1, number=2)),
     "an attempt's number twice": ("attempt.number", attempt(trial_id=1, number=1, **ENDED)),
     "an attempt ended without an outcome": ("ck_attempt_ended", attempt(ended_at=NOW)),
