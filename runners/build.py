@@ -1,7 +1,8 @@
 """From a candidate to a model and an optimizer that train it.
 
-Imports nothing of rankwise: dry run, trial and exported script share this source, so that what was
-estimated is what is measured and what is handed over. A candidate is a plain mapping (its JSON form).
+Imports nothing of rankwise but :mod:`.weights`, which is free of it too: dry run, trial and exported script
+share these sources, so that what was estimated is what is measured and what is handed over. A candidate is a
+plain mapping (its JSON form).
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from typing import Any
 
 import torch
 import transformers
-from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
+from peft import PeftConfig, get_peft_model
 
-TASK_TYPES = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
-MODEL_CLASSES = {
-    "text-classification": transformers.AutoModelForSequenceClassification,
-    "causal-lm": transformers.AutoModelForCausalLM,
-}
+from .weights import load_base
+
 AUTOCAST_NAMES = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+class InvalidTrial(Exception):
+    """What would run, or ran, is not what was configured."""
 
 
 def load_tokenizer(model_path: str, *, trust_remote_code: bool = False) -> Any:
@@ -36,29 +38,33 @@ def build_model(
     *,
     task: Mapping[str, Any],
     candidate: Mapping[str, Any],
+    adapter_config: Mapping[str, Any] | None,
     pad_id: int,
     seed: int,
+    device: torch.device,
+    has_weights: bool = True,
     trust_remote_code: bool = False,
 ) -> torch.nn.Module:
     """Load the base model, set the level's switches, and wrap it in the candidate's adapter.
 
-    Weights come from safetensors files only; code of the model's folder runs only if it is trusted. The
-    seed fixes what is initialised here: a new head and the adapter.
+    The seed fixes what is initialised here: a new head and the adapter, or all weights if there are none.
+
+    Quantized models do not go through PEFT's ``prepare_model_for_kbit_training``: it makes float32 copies
+    of everything that is not quantized (2 GiB for the embeddings and head of an 8-billion-parameter Llama).
+    Those stay in ``weight_dtype``; what is trained is float32 all the same, models compute their norms in
+    float32 by themselves, and checkpointing without re-entrance needs no gradient of the inputs.
     """
     torch.manual_seed(seed)
     level = candidate["level"]
-    arguments: dict[str, Any] = {}
-    if task["kind"] == "text-classification":
-        labels = task["labels"]
-        arguments["id2label"] = dict(enumerate(labels))
-        arguments["label2id"] = {label: index for index, label in enumerate(labels)}
-    model = MODEL_CLASSES[task["kind"]].from_pretrained(
+    model = load_base(
         model_path,
-        dtype=getattr(torch, level["weight_dtype"]),
-        attn_implementation=level["attention"],
-        use_safetensors=True,
+        task=task,
+        level=level,
+        trained_modules=candidate["adapter"]["trained_modules"],
+        device=device,
+        seed=seed,
+        has_weights=has_weights,
         trust_remote_code=trust_remote_code,
-        **arguments,
     )
     model.config.pad_token_id = pad_id
     model.config.use_cache = False
@@ -66,39 +72,25 @@ def build_model(
     if level["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     dtype = getattr(torch, level["adapter_dtype"])
-    return add_adapter(model, task=task, adapter=candidate["adapter"], dtype=dtype)
+    return model if adapter_config is None else add_adapter(model, adapter_config, dtype=dtype)
 
 
 def add_adapter(
-    model: torch.nn.Module, *, task: Mapping[str, Any], adapter: Mapping[str, Any], dtype: torch.dtype
+    model: torch.nn.Module, adapter_config: Mapping[str, Any], *, dtype: torch.dtype
 ) -> torch.nn.Module:
-    """Wrap the model as PEFT does, what is trained in ``dtype``; full fine-tuning leaves it as it is."""
-    if adapter["method"] == "full":
-        return model
-    wrapped: torch.nn.Module = get_peft_model(model, peft_config(adapter, task_kind=task["kind"]))
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:  # PEFT leaves a trained head in the weights' dtype
+    """Wrap the model as PEFT does, what is trained in ``dtype``.
+
+    A saved adapter names its base as the configuration does; PEFT would put the model's folder there.
+    """
+    model.name_or_path = adapter_config["base_model_name_or_path"]
+    wrapped: torch.nn.Module = get_peft_model(model, PeftConfig.from_peft_type(**adapter_config))
+    for name, parameter in wrapped.named_parameters():
+        if ".ranknum." in name:
+            # AdaLoRA's divisor: PEFT 0.21 trains it unless weights are float32.
+            parameter.requires_grad_(False)
+        elif parameter.requires_grad:  # PEFT leaves a trained head in the weights' dtype
             parameter.data = parameter.data.to(dtype)
     return wrapped
-
-
-def peft_config(adapter: Mapping[str, Any], *, task_kind: str) -> PeftConfig:
-    """The PEFT configuration of an adapter that is not ``full``."""
-    shared: dict[str, Any] = {
-        "task_type": TASK_TYPES[task_kind],
-        "target_modules": list(adapter["targets"]),
-        "modules_to_save": list(adapter["trained_modules"]) or None,
-    }
-    if adapter["method"] == "ia3":
-        return IA3Config(**shared, feedforward_modules=list(adapter["feedforward"]))
-    return LoraConfig(
-        **shared,
-        r=adapter["rank"],
-        lora_alpha=adapter["alpha"],
-        lora_dropout=adapter["dropout"],
-        use_rslora=adapter["use_rslora"],
-        use_dora=adapter["use_dora"],
-    )
 
 
 def autocast_name(level: Mapping[str, Any]) -> str:
@@ -110,14 +102,28 @@ def autocast_name(level: Mapping[str, Any]) -> str:
 
 
 def make_optimizer(model: torch.nn.Module, candidate: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters only; weight decay spares vectors (biases, norms, IA3)."""
+    """AdamW over the trainable parameters only; weight decay spares vectors (biases, norms, IA3).
+
+    Raises:
+        InvalidTrial: the optimizer needs another device.
+    """
     decay = candidate["recipe"]["weight_decay"]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=candidate["learning_rate"])
+    groups = [group for group in groups if group["params"]]
+    name, rate = candidate["level"]["optimizer"], candidate["learning_rate"]
+    if name in ("adamw_torch", "adamw_torch_fused"):
+        return torch.optim.AdamW(groups, lr=rate, fused=True if name == "adamw_torch_fused" else None)
+    import bitsandbytes  # initialises CUDA, which the process that trials are forked from must not
+
+    if name == "adamw_8bit":
+        return bitsandbytes.optim.AdamW8bit(groups, lr=rate)
+    if trained[0].device.type != "cuda":
+        raise InvalidTrial(f"{name} moves states between the memories of a CUDA device and the host")
+    return bitsandbytes.optim.PagedAdamW8bit(groups, lr=rate)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, *, recipe: Mapping[str, Any], total_steps: int) -> Any:

@@ -33,6 +33,8 @@ class TrialSpec:
     tokens_path: str
     task: Mapping[str, Any]
     candidate: Mapping[str, Any]
+    adapter_config: Mapping[str, Any] | None
+    """The fields of PEFT's configuration, as exported; None for full fine-tuning."""
     rung: str
     total_steps: int
     """Length of the training and of its schedule, in optimizer steps; probes stop when they know enough."""
@@ -46,6 +48,8 @@ class TrialSpec:
     threads: int
     memory_limit_bytes: int | None = None
     trust_remote_code: bool = False
+    has_weights: bool = True
+    """False: only a configuration is at hand, and the weights are random."""
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> TrialSpec:

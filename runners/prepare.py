@@ -9,26 +9,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import DatasetError, ModelError
+from ..errors import DatasetError, InputError, ModelError
 from ..optimizer.codec import digest, from_json, to_json
-from ..optimizer.domain import Recipe, StudyFacts, StudyRequest
+from ..optimizer.domain import LossMask, Recipe, StudyFacts, StudyRequest
 from ..optimizer.recipe import choose_recipe
 from ..probes.dataset import LengthSample, length_profile, profile_dataset
 from ..probes.model import inspect_model
 from ..probes.model_source import read_json_object
-from ..probes.profiles import DatasetProfile, HardwareProfile
-from ..probes.rows import read_rows
+from ..probes.profiles import DatasetProfile, HardwareProfile, ModelProfile, TaskKind
 from .build import load_tokenizer
 from .messages import Report
-from .recipe import Example, encode, heldout_share, is_heldout, usable_row
+from .random_tokens import RandomTokens
+from .recipe import Example, count_tokens, heldout_share, pack_training_rows
+from .samples import Sample, SampleError, encode, encode_rows, read_samples
 from .tokens import COUNTS_NAME, TokenFile, write_token_files
 
 LEAST_VOCABULARY_SHARE = 10
 """A tokenizer has at least the model's vocabulary divided by this: embeddings are padded, not tenfold."""
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 
 
 def run(spec: Mapping[str, Any], report: Report) -> None:
@@ -44,6 +48,8 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         Path(spec["dataset_path"]),
         source=request.dataset,
         text_column=request.text_column,
+        context_column=request.context_column,
+        target_column=request.target_column,
         label_column=request.label_column,
         task=request.task,
     )
@@ -57,11 +63,18 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         allow_remote_code=spec["allow_remote_code"],
     )
     report("progress", phase="tokenise")
-    tokenizer = load_tokenizer_or_explain(model_path, trust_remote_code=spec["allow_remote_code"])
-    dataset = with_lengths(dataset, tokenizer, seed=request.seed)
-    recipe = choose_recipe(dataset, model, request)
-    folder = Path(spec["tokens_root"]) / tokens_key(dataset, tokenizer, recipe, request.seed)
-    truncated = write_tokens(folder, dataset, tokenizer, recipe, seed=request.seed)
+    tokenizer = tokenizer_for(model, seed=request.seed)
+    template = given_template(request, dataset)
+    template_sha256 = None
+    if dataset.task.kind is TaskKind.CHAT:
+        template_sha256 = set_chat_template(tokenizer, template, source=model.source)
+    try:
+        dataset = with_lengths(dataset, tokenizer, seed=request.seed)
+        recipe = choose_recipe(dataset, model, request, chat_template_sha256=template_sha256)
+        folder = Path(spec["tokens_root"]) / tokens_key(dataset, tokenizer, recipe, request.seed)
+        truncated = write_tokens(folder, dataset, tokenizer, recipe, seed=request.seed)
+    except SampleError as error:
+        raise DatasetError(f"{dataset.source}, {error}", next_step=error.next_step) from error
     facts = StudyFacts(
         hardware=hardware,
         model=model,
@@ -69,13 +82,31 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         recipe=recipe,
         tokens_path=str(folder),
         pad_id=tokenizer.pad_token_id,
-        heldout_share=heldout_share(dataset.usable_rows),
-        train_rows=len(TokenFile(folder / "train.arrow")),
+        heldout_share=share_of(dataset),
+        # Trials meet every nth row, the training that they decide about meets all.
+        train_rows=len(TokenFile(folder / "train.arrow")) * dataset.every_nth_row,
         heldout_rows=len(TokenFile(folder / "heldout.arrow")),
         truncated_rows=truncated[0],
         truncated_tokens_share=truncated[1],
+        chat_template=template,
+        tokens_estimated=isinstance(tokenizer, RandomTokens),
     )
     report("result", facts=to_json(facts))
+
+
+def tokenizer_for(model: ModelProfile, *, seed: int) -> Any:
+    """The model's tokenizer; random tokens where there is none because only a configuration is at hand."""
+    path = Path(model.path)
+    if model.has_weights or any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
+        return load_tokenizer_or_explain(path, trust_remote_code=model.runs_remote_code)
+    config = read_json_object(path / "config.json")
+    vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if not isinstance(vocabulary, int):
+        raise ModelError(
+            f"{path / 'config.json'} names no vocab_size, and there is no tokenizer",
+            next_step="put the model's tokenizer files beside it",
+        )
+    return RandomTokens(vocabulary, seed=seed)
 
 
 def load_tokenizer_or_explain(model_path: Path, *, trust_remote_code: bool) -> Any:
@@ -103,20 +134,69 @@ def load_tokenizer_or_explain(model_path: Path, *, trust_remote_code: bool) -> A
     return tokenizer
 
 
-def usable_rows(dataset: DatasetProfile) -> Iterator[tuple[str, str | None]]:
-    """Text and label of each row that has them."""
-    task = to_json(dataset.task)
-    return filter(None, (usable_row(row, task) for row in read_rows(Path(dataset.path))))
+def given_template(request: StudyRequest, dataset: DatasetProfile) -> str | None:
+    """The text of the chat template that the user named.
+
+    Raises:
+        InputError: it cannot be read, or nothing is written by it.
+    """
+    if request.chat_template is None:
+        return None
+    if dataset.task.kind is not TaskKind.CHAT:
+        raise InputError(
+            f"a chat template was given, and the task is {dataset.task.kind}: {dataset.task.reason}",
+            next_step="leave --chat-template out, or pass --task chat",
+        )
+    try:
+        return Path(request.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the chat template {request.chat_template} cannot be read: {error}",
+            next_step="pass --chat-template with a file that holds a Jinja template",
+        ) from error
+
+
+def set_chat_template(tokenizer: Any, template: str | None, *, source: str) -> str | None:
+    """Let the tokenizer use the template, else its own; returns its SHA-256, None for random tokens.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if isinstance(tokenizer, RandomTokens):
+        return None
+    if template is not None:
+        tokenizer.chat_template = template
+    try:
+        text: str = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise ModelError(
+            f"the tokenizer of {source} has no chat template, so conversations cannot be turned into text",
+            next_step="pass --chat-template FILE with a Jinja template, or take the model's chat variant",
+        ) from error
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def share_of(dataset: DatasetProfile) -> float:
+    """Share of rows to hold out, so that trials have enough of those that they meet."""
+    return heldout_share(dataset.usable_rows // dataset.every_nth_row)
 
 
 def with_lengths(dataset: DatasetProfile, tokenizer: Any, *, seed: int) -> DatasetProfile:
     """The profile with token lengths, from a seeded sample where there are many rows."""
+    task = to_json(dataset.task)
     sample = LengthSample(seed)
-    for text, _ in usable_rows(dataset):
-        sample.add(text)
+    for row in read_samples(Path(dataset.path), every=dataset.every_nth_row, task=task):
+        sample.add(row)
+    if not sample.sampled:
+        raise DatasetError(
+            f"{dataset.source} has no row that the task {dataset.task.kind} can be learnt from",
+            next_step="check its columns: rankwise probe dataset shows what was found in them",
+        )
+    # Nothing is cut, and looking for the assistant's part would cost several times as much.
+    whole = {"max_length": sys.maxsize, "loss_mask": LossMask.ALL}
 
-    def count(texts: list[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+    def count(rows: list[Sample]) -> list[int]:
+        return [encode(row, tokenizer=tokenizer, task=task, recipe=whole).length for row in rows]
 
     lengths = length_profile(
         count(sample.sampled), estimated=not sample.is_complete, longest=count(sample.longest)
@@ -126,14 +206,13 @@ def with_lengths(dataset: DatasetProfile, tokenizer: Any, *, seed: int) -> Datas
 
 def tokens_key(dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, seed: int) -> str:
     """Equal for equal token files: data, tokenizer, task, split and what of the recipe shapes a row."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return digest(
         {
-            "v": 1,
+            "v": 2,
             "data": dataset.sha256,
+            "every_nth_row": dataset.every_nth_row,
             "task": to_json(dataset.task) | {"reason": ""},
-            "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "tokenizer": tokenizer_sha256(tokenizer),
             "special": [tokenizer.eos_token_id, tokenizer.pad_token_id],
             "max_length": recipe.max_length,
             "packing": recipe.packing,
@@ -144,6 +223,17 @@ def tokens_key(dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, seed: in
     )
 
 
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Of everything that decides which tokens a text becomes."""
+    if isinstance(tokenizer, RandomTokens):
+        text = f"random {tokenizer.vocabulary}"
+    elif (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        text = backend.to_str()
+    else:
+        text = repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_tokens(
     folder: Path, dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, *, seed: int
 ) -> tuple[int, float]:
@@ -151,26 +241,45 @@ def write_tokens(
 
     Raises:
         DatasetError: too few rows to train on some and hold out others.
+        SampleError: the recipe cannot be applied to a row.
     """
     if not folder.is_dir():
-        reading = {"truncated_rows": 0, "tokens": 0, "kept": 0}
-        task, form = to_json(dataset.task), to_json(recipe)
-        share = heldout_share(dataset.usable_rows)
-
-        def examples() -> Iterator[tuple[Example, bool]]:
-            for text, label in usable_rows(dataset):
-                example, full_length = encode(text, label, tokenizer=tokenizer, task=task, recipe=form)
-                reading["tokens"] += full_length
-                reading["kept"] += len(example.input_ids)
-                reading["truncated_rows"] += full_length > len(example.input_ids)
-                yield example, is_heldout(text, seed=seed, share=share)
-
-        write_token_files(folder, examples(), reading)
+        reading = {"truncated_rows": 0, "kept": 0, "cut": 0, "lost_rows": 0}
+        examples = counted_examples(dataset, tokenizer, recipe, seed, reading)
+        if recipe.packing:
+            examples = pack_training_rows(examples, max_length=recipe.max_length, seed=seed)
+        write_token_files(folder, examples, reading)
+    counts = json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8"))
     train_rows, heldout_rows = (len(TokenFile(folder / name)) for name in ("train.arrow", "heldout.arrow"))
     if train_rows < 2 or heldout_rows < 1:
+        lost = f" ({counts['lost_rows']} rows have nothing left to learn within {recipe.max_length} tokens)"
         raise DatasetError(
-            f"{dataset.source} leaves {train_rows} rows to train on and {heldout_rows} to hold out",
-            next_step="bring at least a few dozen different rows",
+            f"{dataset.source} leaves {train_rows} rows to train on and {heldout_rows} to hold out"
+            f"{lost if counts['lost_rows'] else ''}",
+            next_step="name a larger max_length"
+            if counts["lost_rows"]
+            else "bring at least a few dozen different rows",
         )
-    counts = json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8"))
-    return counts["truncated_rows"], 1 - counts["kept"] / max(1, counts["tokens"])
+    return counts["truncated_rows"], counts["cut"] / max(1, counts["kept"] + counts["cut"])
+
+
+def counted_examples(
+    dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, seed: int, reading: dict[str, int]
+) -> Iterator[tuple[Example, bool]]:
+    """Pairs of example and held out; what was cut off, or lost by that, is added up in ``reading``."""
+    rows = encode_rows(
+        Path(dataset.path),
+        every=dataset.every_nth_row,
+        tokenizer=tokenizer,
+        task=to_json(dataset.task),
+        recipe=to_json(recipe),
+        split={"seed": seed, "share": share_of(dataset)},
+    )
+    for encoded, heldout in rows:
+        reading["truncated_rows"] += encoded.cut > 0
+        reading["cut"] += encoded.cut
+        if encoded.example is None:
+            reading["lost_rows"] += 1
+        else:
+            reading["kept"] += count_tokens(encoded.example)
+            yield encoded.example, heldout

@@ -17,17 +17,23 @@ from typing import Any
 
 from ..errors import InputError
 from ..optimizer.codec import to_json
-from ..optimizer.domain import Candidate, Method, Recommendation, Rung, Study, Trial
+from ..optimizer.domain import Candidate, Recommendation, Rung, Study, StudyFacts, Trial
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.exports.recommendation import recommendation_document
 from ..optimizer.keys import derive_seed
+from ..optimizer.recipe import steps_for
 from ..store import Store
 
 SCRIPT_SOURCES = (
     "probes/rows.py",
     "runners/recipe.py",
+    "runners/samples.py",
+    "runners/weights.py",
     "runners/build.py",
+    "runners/adalora.py",
+    "runners/losses.py",
     "runners/trial/loop.py",
+    "runners/trial/evaluation.py",
     "runners/train_script.py",
 )
 """In the order of their appearance in ``train.py``: each uses only names of those before it."""
@@ -65,10 +71,9 @@ def ready_files(chosen: Recommendation, study: Study, trials: list[Trial]) -> di
     texts = {
         "recommendation.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     }
-    if chosen.candidate.adapter.method is not Method.FULL:
-        config = adapter_config(
-            chosen.candidate, task_kind=study.facts.dataset.task.kind, base_model=study.facts.model.source
-        )
+    full_steps = steps_for(study.facts.train_rows, study.facts.recipe)
+    config = exported_adapter(chosen.candidate, study.facts, full_steps)
+    if config is not None:
         texts["adapter_config.json"] = json.dumps(config, indent=2) + "\n"
     texts["train.py"] = compose_script(script_values(chosen, study, trials))
     return texts
@@ -81,12 +86,18 @@ def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> 
     trained = find_trained(chosen.candidate, trials)
     losses = trained.measurement.train_losses if trained and trained.measurement else ()
     replicate = trained.plan.replicate if trained else 0
+    trial_steps = trained.plan.train_steps if trained else 0
+    full_steps = steps_for(facts.train_rows, facts.recipe)
     return {
         "description": f"{chosen.candidate.describe()}; recommended by rankwise, study {study.id}",
         "model": facts.model.path,
         "dataset": facts.dataset.path,
         "task": {**to_json(facts.dataset.task), "reason": ""},
         "candidate": to_json(chosen.candidate),
+        "adapter_config": exported_adapter(chosen.candidate, facts, full_steps),
+        "chat_template": facts.chat_template,
+        "every_nth_row": facts.dataset.every_nth_row,
+        "has_weights": facts.model.has_weights,
         "seed": derive_seed(study.request.seed, "model", replicate),
         "order_seed": derive_seed(study.request.seed, "order", replicate),
         "split": {"seed": study.request.seed, "share": facts.heldout_share},
@@ -94,11 +105,22 @@ def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> 
         "on_cpu": not facts.hardware.gpus,
         "checkpoint_every": CHECKPOINT_EVERY_STEPS,
         "trial": {
-            "steps": trained.plan.train_steps if trained else 0,
+            "steps": trial_steps,
+            "adapter_config": exported_adapter(chosen.candidate, facts, trial_steps or full_steps),
             "first_losses": list(losses[:FIRST_LOSSES]),
             "trainable_sha256": chosen.evidence.trainable_sha256,
         },
     }
+
+
+def exported_adapter(candidate: Candidate, facts: StudyFacts, total_steps: int) -> dict[str, Any] | None:
+    """PEFT's configuration for a training of so many steps, in which AdaLoRA prunes its ranks."""
+    return adapter_config(
+        candidate,
+        task_kind=facts.dataset.task.kind,
+        base_model=facts.model.source,
+        total_steps=total_steps,
+    )
 
 
 def find_trained(candidate: Candidate, trials: list[Trial]) -> Trial | None:

@@ -1,9 +1,8 @@
-"""From rows to batches: which rows are held out, how text becomes tokens, in which order they are learnt.
+"""From examples to batches: which rows are held out, which share a row, in which order they are learnt.
 
-Imports nothing of rankwise but :mod:`..probes.rows`, which is free of it too: trials and the exported
-script share this source. A *recipe* and a *task* are plain mappings with the fields of ``Recipe`` and
-``TaskProfile``. Everything here is determined by its arguments: the same rows and the same seed give the
-same batches, whatever the micro-batch.
+Imports nothing of rankwise: trials and the exported script share this source. A *recipe* is a plain mapping
+with the fields of ``Recipe``. Everything here is determined by its arguments: the same rows and the same
+seed give the same batches, whatever the micro-batch.
 """
 
 from __future__ import annotations
@@ -11,24 +10,42 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import torch
-
-from ..probes.rows import row_text
 
 IGNORED_LABEL = -100
 """Positions with this label carry no loss (the convention of transformers and torch)."""
 
+PACKED_AT_ONCE = 4096
+"""Samples among which those that share a row are looked for: the data need not fit into memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One tokenised row. ``label`` is a class index, or None for language modelling."""
+    """One row as the model sees it; only what the task needs is set."""
 
     input_ids: Sequence[int]
     label: int | None = None
+    """Classification: the class."""
+    value: float | None = None
+    """Regression: the number."""
+    mask: Sequence[int] | None = None
+    """Language modelling: 1 for each token that is learnt; None where all are."""
+    target_ids: Sequence[int] | None = None
+    """Sequence-to-sequence: the text to be written."""
+    token_types: Sequence[int] | None = None
+    """Which of two sentences each token belongs to, where the tokenizer tells."""
+    starts: Sequence[int] | None = None
+    """Where the samples begin that share this row; None for a row of one sample that is not packed."""
+
+
+def count_tokens(example: Example) -> int:
+    """Tokens that the model reads and writes, without padding."""
+    return len(example.input_ids) + (0 if example.target_ids is None else len(example.target_ids))
 
 
 def heldout_share(rows: int) -> float:
@@ -42,35 +59,59 @@ def is_heldout(text: str, *, seed: int, share: float) -> bool:
     return int.from_bytes(value[:8], "big") < share * 2**64
 
 
-def usable_row(row: dict[str, Any], task: Mapping[str, Any]) -> tuple[str, str | None] | None:
-    """Text and label of a row, or None if either is missing. Language modelling has no label."""
-    text = row_text(row, task["text_column"])
-    label = row_text(row, task["label_column"]) if task["label_column"] else None
-    return (text, label) if text.strip() and (label is None or label.strip()) else None
+def pack_training_rows(
+    rows: Iterable[tuple[Example, bool]], *, max_length: int, seed: int
+) -> Iterator[tuple[Example, bool]]:
+    """Of (example, held out) pairs, let those to train on share rows; held-out ones pass as they are."""
+    waiting: list[Example] = []
+    windows = 0
+    for example, heldout in rows:
+        if heldout:
+            yield example, True
+            continue
+        waiting.append(example)
+        if len(waiting) == PACKED_AT_ONCE:
+            yield from (
+                (row, False) for row in pack(waiting, max_length=max_length, seed=f"{seed}/{windows}")
+            )
+            waiting, windows = [], windows + 1
+    yield from ((row, False) for row in pack(waiting, max_length=max_length, seed=f"{seed}/{windows}"))
 
 
-def encode(
-    text: str, label: str | None, *, tokenizer: Any, task: Mapping[str, Any], recipe: Mapping[str, Any]
-) -> tuple[Example, int]:
-    """Tokenise one row; also return its token count before truncation.
+def pack(samples: Sequence[Example], *, max_length: int, seed: str) -> list[Example]:
+    """Let language-modelling samples share rows of at most ``max_length`` tokens.
 
-    Classification takes the tokenizer's own special tokens. Language modelling appends the
-    end-of-sequence token, so that the model learns where texts end; a truncated text gets none.
-
-    Raises:
-        ValueError: the label is not one of the task's labels.
+    Best fit, longest first: each sample goes to the fullest row that has room for it. Samples of equal length
+    are shuffled, and so are the rows, which would otherwise come sorted by length.
     """
-    limit = recipe["max_length"]
-    if task["kind"] == "text-classification":
-        if label not in task["labels"]:
-            raise ValueError(f"label {label!r} is not one of {', '.join(task['labels'])}")
-        full: list[int] = tokenizer(text, verbose=False)["input_ids"]
-        kept = full if len(full) <= limit else tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-        return Example(array("i", kept), task["labels"].index(label)), len(full)
-    full = tokenizer(text, verbose=False)["input_ids"]
-    if tokenizer.eos_token_id is not None and full[-1:] != [tokenizer.eos_token_id]:
-        full = [*full, tokenizer.eos_token_id]
-    return Example(array("i", full[:limit])), len(full)
+    shuffler = random.Random(seed)  # noqa: S311 - a shuffle, not a secret
+    waiting = list(samples)
+    shuffler.shuffle(waiting)
+    waiting.sort(key=lambda sample: -len(sample.input_ids))
+    rows: list[list[Example]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), ascending
+    for sample in waiting:
+        length = len(sample.input_ids)
+        at = bisect_left(room, (length, 0))
+        if at < len(room):
+            left, row = room.pop(at)
+            rows[row].append(sample)
+        else:
+            left, row = max_length, len(rows)
+            rows.append([sample])
+        insort(room, (left - length, row))
+    shuffler.shuffle(rows)
+    return [join(row) for row in rows]
+
+
+def join(samples: Sequence[Example]) -> Example:
+    """One row out of several samples."""
+    ids, mask, starts = array("i"), array("b"), array("i")
+    for sample in samples:
+        starts.append(len(ids))
+        ids.extend(sample.input_ids)
+        mask.extend([1] * len(sample.input_ids) if sample.mask is None else sample.mask)
+    return Example(ids, mask=None if all(mask) else mask, starts=starts)
 
 
 def step_rows(rows: int, *, effective_batch: int, seed: int) -> Iterator[list[int]]:
@@ -88,33 +129,76 @@ def step_rows(rows: int, *, effective_batch: int, seed: int) -> Iterator[list[in
         epoch += 1
 
 
-def training_steps(rows: int, recipe: Mapping[str, Any]) -> int:
+def training_steps(rows: int, recipe: Mapping[str, float]) -> int:
     """Optimizer steps of the whole training: whole batches of an epoch times epochs."""
-    steps_per_epoch = max(1, rows // recipe["effective_batch"])
+    steps_per_epoch = max(1, int(rows // recipe["effective_batch"]))
     return max(1, round(steps_per_epoch * recipe["epochs"]))
 
 
 def collate(examples: Sequence[Example], *, pad_id: int) -> dict[str, torch.Tensor]:
-    """Pad to the longest row: ``input_ids``, ``attention_mask`` and ``labels``.
+    """Pad to the longest row, on the right.
 
-    Shapes: (rows, longest); ``labels`` is (rows,) with class indices, (rows, longest) for language
-    modelling, where padding is :data:`IGNORED_LABEL`.
+    ``input_ids`` (rows, longest), with ``attention_mask``; rows that several samples share have
+    ``position_ids`` instead, which begin anew with each sample: given these and no mask, transformers lets
+    each token see only its own sample (masking_utils.find_packed_sequence_indices), as long as there is no
+    cache. ``token_type_ids`` where sentences come in pairs. ``labels``: see :func:`make_labels`.
     """
-    longest = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(examples), longest), dtype=torch.long)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        input_ids[row, :length] = torch.tensor(example.input_ids, dtype=torch.long)
-        mask[row, :length] = 1
-    if examples[0].label is None:
-        labels = input_ids.masked_fill(mask == 0, IGNORED_LABEL)
+    batch = {"input_ids": padded([example.input_ids for example in examples], pad_id)}
+    if examples[0].starts is not None:
+        # A padding token at position 0 is a sample of its own: it sees itself, and nobody sees it.
+        batch["position_ids"] = padded([positions(example) for example in examples], 0)
     else:
-        labels = torch.tensor([example.label for example in examples], dtype=torch.long)
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        batch["attention_mask"] = padded([[1] * len(example.input_ids) for example in examples], 0)
+    if any(example.token_types is not None for example in examples):
+        types = [
+            [0] * len(example.input_ids) if example.token_types is None else example.token_types
+            for example in examples
+        ]
+        batch["token_type_ids"] = padded(types, 0)
+    batch["labels"] = make_labels(examples)
+    return batch
+
+
+def make_labels(examples: Sequence[Example]) -> torch.Tensor:
+    """What is to be predicted, :data:`IGNORED_LABEL` where nothing is.
+
+    Classification: classes, (rows,). Regression: float32 numbers, (rows,). Sequence-to-sequence: tokens of
+    the targets, (rows, longest target). Language modelling: tokens of the rows, (rows, longest); padding,
+    masked tokens and the first of each sample, which nothing precedes, are ignored.
+    """
+    first = examples[0]
+    if first.label is not None:
+        return torch.tensor([example.label for example in examples], dtype=torch.long)
+    if first.value is not None:
+        return torch.tensor([example.value for example in examples], dtype=torch.float32)
+    if first.target_ids is not None:
+        targets = [example.target_ids for example in examples if example.target_ids is not None]
+        return padded(targets, IGNORED_LABEL)
+    labels = padded([example.input_ids for example in examples], IGNORED_LABEL)
+    for row, example in enumerate(examples):
+        if example.mask is not None:
+            learnt = torch.tensor(example.mask, dtype=torch.bool)
+            labels[row, : len(learnt)].masked_fill_(~learnt, IGNORED_LABEL)
+        for start in (0,) if example.starts is None else example.starts:
+            labels[row, start] = IGNORED_LABEL
+    return labels
+
+
+def positions(example: Example) -> list[int]:
+    """Each token's position in its own sample."""
+    borders = [*(() if example.starts is None else example.starts), len(example.input_ids)]
+    return [at for first, last in pairwise(borders) for at in range(last - first)]
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    """Rows of numbers as one tensor, short ones filled up on the right."""
+    tensor = torch.full((len(rows), max(map(len, rows))), fill, dtype=torch.long)
+    for number, row in enumerate(rows):
+        tensor[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return tensor
 
 
 def count_scored(batch: Mapping[str, torch.Tensor]) -> int:
-    """How many items the loss is a mean over: rows, or next-token predictions."""
+    """How many items the loss is a mean over: rows, or predicted tokens."""
     labels = batch["labels"]
-    return len(labels) if labels.dim() == 1 else int((labels[:, 1:] != IGNORED_LABEL).sum())
+    return len(labels) if labels.dim() == 1 else int((labels != IGNORED_LABEL).sum())

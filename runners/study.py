@@ -13,29 +13,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ..errors import RankwiseError, RunnerError, StaleFence
 from ..home import Home
 from ..optimizer.codec import to_json
-from ..optimizer.domain import Outcome, Recommendation, Study, StudyFacts, StudyState, Trial
-from ..optimizer.keys import derive_seed
+from ..optimizer.domain import Outcome, Recommendation, Rung, Study, StudyFacts, StudyState, Trial
+from ..optimizer.exports.peft import adapter_config
+from ..optimizer.keys import derive_seed, measurement_key, trial_device
 from ..optimizer.levels import enumerate_candidates
 from ..optimizer.recipe import steps_for
 from ..optimizer.scorer import recommend
 from ..optimizer.search import RunTrial, SearchLimits, next_step
-from ..probes.gpu import device_used_bytes
 from ..probes.profiles import GpuProfile
 from ..store import Claim, Store
 from .classify import Ending, classify
+from .disturbance import disturbed, is_spoilt, marked, may_repeat
 from .guard import Limits
 from .jobs import read_facts, start_prepare
 from .messages import TrialSpec
 from .warm_client import Job, WarmServer, read_tail
+from .watch import DeviceWatch
 
 HEARTBEAT_S = 10.0
 SERVER_STARTS = 3
 LEASE_S = 45.0
 POLL_S = 0.1
 CANCEL_CHECK_S = 0.5
+SAMPLE_S = 0.5
 DRAIN_S = 30.0
 TRIAL_LIMIT_SHARE = 2.0
 """A trial may take this multiple of the study's budget before it is ended as hanging …"""
@@ -128,8 +133,9 @@ class StudyRun:
                 memory_limit_bytes=request.memory_limit_bytes,
                 max_trials=request.max_trials,
                 budget_s=request.budget_s,
-                spent_s=sum(trial.wall_s or 0.0 for trial in trials),
+                spent_s=self.store.attempts_wall_s(self.study.id),
                 full_steps=steps_for(facts.train_rows, facts.recipe),
+                can_learn=facts.model.has_weights,
             )
             step = next_step(candidates, trials, limits, request.effective_weights)
             if not isinstance(step, RunTrial):
@@ -138,8 +144,12 @@ class StudyRun:
             self.run_trial(facts, self.store.plan_trial(self.study.id, step.plan))
 
     def run_trial(self, facts: StudyFacts, trial: Trial) -> None:
-        """One attempt at one trial, recorded whatever happens."""
-        device = choose_device(facts)
+        """One attempt at one trial, recorded whatever happens; none where the measurement is known."""
+        key = self.key_of(facts, trial)
+        if key and (source := self.store.find_measurement(key)):
+            self.store.reuse_measurement(trial.id, source)
+            return
+        device = trial_device(facts.hardware)
         try:
             server = self.ready_server()
         except RunnerError as error:
@@ -147,7 +157,11 @@ class StudyRun:
                 f"no trial can be started: {error.message}", next_step=error.next_step
             ) from error
         claim = self.store.claim_trial(
-            trial.id, devices=[device.uuid if device else "cpu"], worker=self.worker, lease_s=LEASE_S
+            trial.id,
+            devices=[device.uuid if device else "cpu"],
+            worker=self.worker,
+            lease_s=LEASE_S,
+            measurement_key=key,
         )
         if claim is None:
             time.sleep(POLL_S)  # the device is taken by somebody's trial: ask again
@@ -174,36 +188,73 @@ class StudyRun:
         )
         self.check_signals()
 
+    def key_of(self, facts: StudyFacts, trial: Trial) -> str | None:
+        """What the trial measures; None where no other study can use it.
+
+        A training is run for what it learns, a replicate to be compared with the first. What code from a
+        model's folder does, no key can tell.
+        """
+        if trial.plan.rung is not Rung.PROBE or trial.plan.replicate or facts.model.runs_remote_code:
+            return None
+        request = self.study.request
+        return measurement_key(
+            facts, trial.candidate, seed=request.seed, memory_limit_bytes=request.memory_limit_bytes
+        )
+
     def attempt(
         self, server: WarmServer, facts: StudyFacts, claim: Claim, device: GpuProfile | None
     ) -> tuple[Ending, str]:
         """Launch a claimed trial, watch it, and say how it ended; with the end of its log."""
+        started_s = time.monotonic()
         oom_kills_before = kernel_oom_kills()
+        watch = DeviceWatch(device, logical_cores=facts.hardware.host.logical_cores)
         spec = self.spec(facts, claim.trial, device).to_mapping()
         folder = self.home.trial_folder(claim.trial.id)
         job = server.start("trial", spec, folder, self.limits(device))
-        peak_device_bytes = self.follow(job, claim=claim, device=device)
+        self.follow(job, claim=claim, watch=watch)
+        watch.sample(())  # what others hold, now that the trial is gone
         log_tail = read_tail(job.log_path)
         ending = classify(
-            result=with_device_peak(job.last("result"), peak_device_bytes),
+            result=with_device_peak(job.last("result"), watch.peak_bytes),
             failure=job.last("failure"),
             error=job.last("error"),
             end=job.last("exit"),
             kernel_oom_kills=kernel_oom_kills() - oom_kills_before,
             log_tail=log_tail,
         )
+        disturbances = watch.disturbances
+        if disturbances and is_spoilt(ending, claim.trial.plan.rung):
+            again = self.may_repeat(claim, wall_s=time.monotonic() - started_s)
+            ending = disturbed(disturbances) if again else marked(ending, disturbances)
         return ending, log_tail
+
+    def may_repeat(self, claim: Claim, *, wall_s: float) -> bool:
+        """Whether an attempt that was disturbed, and took this long, is worth repeating."""
+        return may_repeat(
+            self.store.list_trials(self.study.id),
+            disturbed_before=claim.disturbed_before,
+            spent_s=self.store.attempts_wall_s(self.study.id),
+            wall_s=wall_s,
+            budget_s=self.study.request.budget_s,
+        )
 
     def spec(self, facts: StudyFacts, trial: Trial, device: GpuProfile | None) -> TrialSpec:
         """What the child process needs to know."""
         seed = self.study.request.seed
+        total_steps = trial.plan.train_steps or steps_for(facts.train_rows, facts.recipe)
         return TrialSpec(
             model_path=facts.model.path,
             tokens_path=facts.tokens_path,
             task=to_json(facts.dataset.task),
             candidate=to_json(trial.candidate),
+            adapter_config=adapter_config(
+                trial.candidate,
+                task_kind=facts.dataset.task.kind,
+                base_model=facts.model.source,
+                total_steps=total_steps,
+            ),
             rung=trial.plan.rung.value,
-            total_steps=trial.plan.train_steps or steps_for(facts.train_rows, facts.recipe),
+            total_steps=total_steps,
             pad_id=facts.pad_id,
             seed=derive_seed(seed, "model", trial.plan.replicate),
             order_seed=derive_seed(seed, "order", trial.plan.replicate),
@@ -211,6 +262,7 @@ class StudyRun:
             threads=facts.hardware.host.physical_cores or facts.hardware.host.logical_cores,
             memory_limit_bytes=self.study.request.memory_limit_bytes if device else None,
             trust_remote_code=facts.model.runs_remote_code,
+            has_weights=facts.model.has_weights,
         )
 
     def limits(self, device: GpuProfile | None) -> Limits:
@@ -221,8 +273,8 @@ class StudyRun:
             host_memory_bytes=None if device else request.memory_limit_bytes,
         )
 
-    def follow(self, job: Job, *, claim: Claim | None = None, device: GpuProfile | None = None) -> int | None:
-        """Wait for the job's end, keeping the claim alive; returns the device memory it used at its peak.
+    def follow(self, job: Job, *, claim: Claim | None = None, watch: DeviceWatch | None = None) -> None:
+        """Wait for the job's end, keeping the claim alive and the device under watch.
 
         Whatever it raises, the job is gone by then.
 
@@ -230,8 +282,7 @@ class StudyRun:
             Interrupted, Cancelled: on request.
             StaleFence: the claim is no longer ours.
         """
-        next_heartbeat_s = next_check_s = time.monotonic()
-        peak_bytes: int | None = None
+        next_heartbeat_s = next_check_s = next_sample_s = time.monotonic()
         try:
             while not job.closed:
                 for _ in job.poll(POLL_S):
@@ -240,8 +291,9 @@ class StudyRun:
                 if claim and now_s >= next_heartbeat_s:
                     self.store.heartbeat(claim, lease_s=LEASE_S)
                     next_heartbeat_s = now_s + HEARTBEAT_S
-                if device:
-                    peak_bytes = max_known(peak_bytes, used_by_trial(device, job))
+                if watch and now_s >= next_sample_s:
+                    next_sample_s = now_s + SAMPLE_S
+                    watch.sample(trial_pids(job))
                 if now_s >= next_check_s:
                     next_check_s = now_s + CANCEL_CHECK_S
                     self.check_signals()
@@ -249,7 +301,6 @@ class StudyRun:
             if not job.closed:
                 job.cancel()
                 job.wait(DRAIN_S)
-        return peak_bytes
 
     def check_signals(self) -> None:
         """Raise if the supervisor is to stop or the user cancelled."""
@@ -265,7 +316,7 @@ class StudyRun:
         """
         now_s = time.monotonic()
         elapsed_s, self._banked_s = now_s - self._banked_s, now_s
-        return self.store.add_wall(self.study.id, elapsed_s).wall_s
+        return self.store.add_wall(self.study.id, elapsed_s)
 
     def choose(self) -> Recommendation:
         """Rank the evidence.
@@ -274,20 +325,23 @@ class StudyRun:
             NothingFits: no trial ran to its end within the limits.
         """
         trials = self.store.list_trials(self.study.id)
-        measured_s = sum(trial.measurement.measured_s for trial in trials if trial.measurement)
+        measured_s = sum(
+            trial.measurement.measured_s
+            for trial in trials
+            if trial.measurement and trial.reused_from is None  # that time was another study's
+        )
         study = self.store.get_study(self.study.id)
         return recommend(study, trials, wall_s=self.bank_wall(), measured_s=measured_s)
 
 
-def choose_device(facts: StudyFacts) -> GpuProfile | None:
-    """The GPU with most free memory; None means the CPU."""
-    return max(facts.hardware.gpus, key=lambda gpu: gpu.free_bytes or 0, default=None)
-
-
-def used_by_trial(device: GpuProfile, job: Job) -> int | None:
-    """Device memory of the trial's process as NVML sees it."""
+def trial_pids(job: Job) -> list[int]:
+    """The trial's process and all below it; none before it has said who it is, or once it is gone."""
     started = job.last("started")
-    return device_used_bytes(device.uuid, [started["pid"]]) if started else None
+    with suppress(psutil.NoSuchProcess):
+        if started:
+            children = psutil.Process(started["pid"]).children(recursive=True)
+            return [started["pid"], *(child.pid for child in children)]
+    return []
 
 
 def with_device_peak(result: dict[str, Any] | None, peak_bytes: int | None) -> dict[str, Any] | None:
@@ -295,11 +349,6 @@ def with_device_peak(result: dict[str, Any] | None, peak_bytes: int | None) -> d
     if result is None or peak_bytes is None:
         return result
     return {**result, "measurement": {**result["measurement"], "peak_device_bytes": peak_bytes}}
-
-
-def max_known(first: int | None, second: int | None) -> int | None:
-    """The larger of the known values; None when neither is."""
-    return max((value for value in (first, second) if value is not None), default=None)
 
 
 def kernel_oom_kills() -> int:

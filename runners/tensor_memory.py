@@ -57,11 +57,24 @@ class TensorMemory(TorchDispatchMode):
 
 
 def training_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
-    """All tensors that outlive a step: parameters, buffers, gradients, optimizer state."""
+    """All tensors that outlive a step: parameters, buffers, gradients, optimizer state.
+
+    A parameter of bitsandbytes' has the scales of its blocks as attributes.
+    """
     for parameter in model.parameters():
         yield parameter
+        yield from attached_tensors(parameter)
         if parameter.grad is not None:
             yield parameter.grad
     yield from model.buffers()
     for state in optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def attached_tensors(thing: object) -> Iterable[torch.Tensor]:
+    """Tensors among the attributes of a quantized parameter, and of the states that these hold in turn."""
+    for value in vars(thing).values():
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif type(value).__module__.startswith("bitsandbytes."):
+            yield from attached_tensors(value)

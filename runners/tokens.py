@@ -5,6 +5,7 @@ One folder per (data, tokenizer, recipe, task, split) hash holds ``train.arrow``
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -20,7 +21,18 @@ from .recipe import Example
 
 BATCH_ROWS = 4096
 COUNTS_NAME = "counts.json"
-SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("label", pa.int32())])
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("label", pa.int32()),
+        ("value", pa.float64()),
+        ("mask", pa.list_(pa.int8())),
+        ("target_ids", pa.list_(pa.int32())),
+        ("token_types", pa.list_(pa.int8())),
+        ("starts", pa.list_(pa.int32())),
+    ]
+)
+"""The fields of :class:`~.recipe.Example`, null where a task does not have them."""
 
 
 class TokenFile(Sequence[Example]):
@@ -29,8 +41,6 @@ class TokenFile(Sequence[Example]):
     def __init__(self, path: Path) -> None:
         with pa.memory_map(str(path)) as source:
             self._table = pa.ipc.open_file(source).read_all()
-        self._ids = self._table.column("input_ids")
-        self._labels = self._table.column("label")
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -44,11 +54,26 @@ class TokenFile(Sequence[Example]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return Example(self._ids[index].values.to_numpy(), self._labels[index].as_py())
+        cells = (self._table.column(name)[index] for name in SCHEMA.names)
+        return Example(
+            *(
+                cell.values.to_numpy() if cell.is_valid and pa.types.is_list(cell.type) else cell.as_py()
+                for cell in cells
+            )
+        )
 
     def longest(self) -> Example:
-        """The row with most tokens (the first of several)."""
-        return self[int(np.argmax(pc.list_value_length(self._ids).to_numpy()))]
+        """The heaviest row that a batch can hold: of most tokens (the first of several), the fullest pack.
+
+        Source and target come from different rows where the longest ones do: they meet in one batch.
+        """
+        row = self[self._row_of_most("input_ids")]
+        if row.target_ids is None:
+            return row
+        return dataclasses.replace(row, target_ids=self[self._row_of_most("target_ids")].target_ids)
+
+    def _row_of_most(self, column: str) -> int:
+        return int(np.argmax(pc.list_value_length(self._table.column(column)).to_numpy()))
 
     def __iter__(self) -> Iterator[Example]:
         return (self[number] for number in range(len(self)))
@@ -102,10 +127,10 @@ def write_token_files(
 
 def to_batch(examples: Sequence[Example]) -> Any:
     """An Arrow record batch of these examples."""
-    return pa.record_batch(
-        [
-            pa.array([list(example.input_ids) for example in examples], SCHEMA.field("input_ids").type),
-            pa.array([example.label for example in examples], SCHEMA.field("label").type),
-        ],
-        schema=SCHEMA,
-    )
+    columns = []
+    for field in SCHEMA:
+        cells = [getattr(example, field.name) for example in examples]
+        if pa.types.is_list(field.type):
+            cells = [None if cell is None else list(cell) for cell in cells]
+        columns.append(pa.array(cells, field.type))
+    return pa.record_batch(columns, schema=SCHEMA)

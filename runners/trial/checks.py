@@ -8,16 +8,20 @@ before and after three optimizer steps (after one, LoRA's A cannot have moved: B
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
+
+from ..build import InvalidTrial
+from ..recipe import Example, collate
+from .loop import Session
 
 STEPS_BEFORE_CHECK = 3
 NAMES_SHOWN = 3
 
-
-class InvalidTrial(Exception):
-    """The trial ran, but not as configured."""
+LEAK_SHARE = 0.01
+"""Of the change in a sample's logits, what may show in its neighbours': 0 with exact kernels; int8 products
+pick outlying columns over all rows at once."""
 
 
 class Diverged(Exception):
@@ -34,13 +38,21 @@ class ParameterWatch:
     def __init__(self, model: torch.nn.Module) -> None:
         self._before = fingerprints(model)
 
-    def check(self, model: torch.nn.Module, *, full: bool, trained_modules: Sequence[str] = ()) -> None:
+    def check(
+        self,
+        model: torch.nn.Module,
+        *,
+        full: bool,
+        trained_modules: Sequence[str] = (),
+        pruned: Collection[str] = (),
+    ) -> None:
         """Compare with the present parameters.
 
         Args:
             full: every weight is trained; then only those that the forward pass uses can change, and
                 one that does not is no fault of the configuration.
             trained_modules: names of modules that are to be trained beside an adapter.
+            pruned: ends of the names of parameters that pruning took back to where they began.
 
         Raises:
             InvalidTrial: naming trained parameters that did not change, frozen ones that did, or a module
@@ -49,8 +61,8 @@ class ParameterWatch:
         after = fingerprints(model)
         still, moved = [], []
         for name, parameter in model.named_parameters():
-            changed = after[name] != self._before[name]
-            if parameter.requires_grad and not changed:
+            changed = after.get(name) != self._before.get(name)
+            if parameter.requires_grad and not changed and not name.endswith(tuple(pruned)):
                 still.append(name)
             elif changed and not parameter.requires_grad:
                 moved.append(name)
@@ -76,12 +88,47 @@ def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str]]:
     """Two numbers a parameter, equal where its bits are: their XOR, and the sum of the values.
 
     Either alone is blind: XOR to equal values in even number (a norm's ones), the sum to small changes.
-    The sum is kept as text because NaN equals nothing.
+    The sum is kept as text because NaN equals nothing. Biases of quantized layers are left out:
+    bitsandbytes (0.50) keeps casting them to the dtype of its input.
     """
+    recast = {
+        f"{name}.bias"
+        for name, module in model.named_modules()
+        if type(getattr(module, "weight", None)).__module__.startswith("bitsandbytes.")
+    }
     return {
         name: (int(torch.hash_tensor(parameter).view(torch.int64)), float(parameter.sum()).hex())
         for name, parameter in model.named_parameters()
+        if name not in recast
     }
+
+
+@torch.no_grad()
+def require_separate_samples(session: Session, row: Example, *, second_start: int) -> None:
+    """Raise :class:`InvalidTrial` if samples that share a row see each other.
+
+    Compares logits before and after all tokens of the first sample, which ends where the second starts, are
+    replaced.
+    """
+    batch = collate([row], pad_id=session.pad_id)
+    batch = {name: value.to(session.accelerator.device) for name, value in batch.items() if name != "labels"}
+    ids = batch["input_ids"]
+    vocabulary = session.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    other_ids = ids.clone()
+    other_ids[:, :second_start] = (ids[:, :second_start] + 1) % vocabulary
+    session.model.eval()
+    with session.accelerator.autocast():
+        before = session.model(**batch).logits
+        after = session.model(**{**batch, "input_ids": other_ids}).logits
+    session.model.train()
+    change = (after - before).abs()
+    own, others = float(change[:, :second_start].max()), float(change[:, second_start:].max())
+    if others > LEAK_SHARE * own:
+        raise InvalidTrial(
+            "samples that share a row see each other: new tokens in one change the logits of the next "
+            f"({others / own:.0%} as much as its own), with attention "
+            f"{session.candidate['level']['attention']}"
+        )
 
 
 def require_finite(loss: float, step: int) -> None:

@@ -14,20 +14,31 @@ from typing import Any
 
 import torch
 
-from ..build import trainable_sha256
+from ..adalora import pruned_away
+from ..build import InvalidTrial, trainable_sha256
 from ..messages import Report, TrialSpec
 from ..recipe import step_rows
 from ..tokens import TokenFile
-from .checks import STEPS_BEFORE_CHECK, Diverged, InvalidTrial, ParameterWatch, require_finite
-from .loop import Session, Step, evaluate, open_session, run_step, run_steps
+from .checks import (
+    STEPS_BEFORE_CHECK,
+    Diverged,
+    ParameterWatch,
+    require_finite,
+    require_separate_samples,
+)
+from .evaluation import evaluate
+from .loop import Session, Step, open_session, run_step, run_steps
 from .measure import (
     ProcessMemory,
     StoppingRule,
+    count_parameters,
     cuda_peaks,
     finite_or_none,
     peak_tensor_bytes,
     speed_of,
     time_steps,
+    weight_bytes,
+    without_compiling,
 )
 
 WARMUP_STEPS = 1
@@ -91,24 +102,28 @@ def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
         trial.model_path,
         task=trial.task,
         candidate=candidate,
+        adapter_config=trial.adapter_config,
         pad_id=trial.pad_id,
         seed=trial.seed,
         total_steps=trial.total_steps,
         on_cpu=trial.device == "cpu",
+        has_weights=trial.has_weights,
         trust_remote_code=trial.trust_remote_code,
     )
+    report("progress", phase="built", weight_bytes=weight_bytes(session.model))
+    if candidate["recipe"]["packing"]:
+        check_packing(session, rows)
     order = step_rows(
         len(rows), effective_batch=candidate["recipe"]["effective_batch"], seed=trial.order_seed
     )
     steps = run_steps(session, rows, order, last=None if probing else trial.total_steps)
     measured = probe(session, rows, steps) if probing else train(session, steps, heldout, report)
-    parameters = list(session.model.parameters())
     return {
         **measured,
         "peak_process_bytes": memory.peak_bytes(),
         **cuda_peaks(session.accelerator.device),
-        "trainable_params": sum(p.numel() for p in parameters if p.requires_grad),
-        "total_params": sum(p.numel() for p in parameters),
+        "trainable_params": sum(p.numel() for p in session.model.parameters() if p.requires_grad),
+        "total_params": count_parameters(session.model),
         "trainable_sha256": trainable_sha256(session.model),
     }
 
@@ -141,8 +156,19 @@ def checked(session: Session, steps: Iterator[Step], least: int, most: int | Non
     if updates >= least:
         adapter = session.candidate["adapter"]
         watch.check(
-            session.model, full=adapter["method"] == "full", trained_modules=adapter["trained_modules"]
+            session.model,
+            full=adapter["method"] == "full",
+            trained_modules=adapter["trained_modules"],
+            pruned=pruned_away(tuner) if (tuner := session.tuner) is not None else (),
         )
+
+
+def check_packing(session: Session, rows: TokenFile) -> None:
+    """Try whether samples see each other, in the first row that several share."""
+    for row in rows:
+        if row.starts is not None and len(row.starts) > 1:
+            require_separate_samples(session, row, second_start=int(row.starts[1]))
+            return
 
 
 def probe(session: Session, rows: TokenFile, steps: Iterator[Step]) -> dict[str, Any]:
@@ -150,7 +176,7 @@ def probe(session: Session, rows: TokenFile, steps: Iterator[Step]) -> dict[str,
     deque(checked(session, steps, STEPS_BEFORE_CHECK, most=STEPS_BEFORE_CHECK), maxlen=0)
     for step in islice(steps, WARMUP_STEPS):
         require_finite(step.loss, step.number)
-    timed = time_steps(steps, StoppingRule())
+    timed = time_steps(without_compiling(session, steps), StoppingRule())
     for step in timed:
         require_finite(step.loss, step.number)
     speed = speed_of(timed)

@@ -1,13 +1,12 @@
 """The training loop: optimizer steps over real batches, and evaluation on held-out rows.
 
-Imports nothing of rankwise but the batches (:mod:`..recipe`) and the builder (:mod:`..build`), which are
-free of it too: the exported script is made of these sources. Knows nothing about what is measured, saved
-or reported: callers watch the steps go by.
+Imports nothing of rankwise but sources that are free of it too, the batches (:mod:`..recipe`) and the builder
+(:mod:`..build`) among them: the exported script is made of all these. Knows nothing about what is measured,
+saved or reported: callers watch the steps go by.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..adalora import allocate_ranks
 from ..build import autocast_name, build_model, make_optimizer, make_schedule
-from ..recipe import Example, collate, count_scored
+from ..losses import set_loss
+from ..recipe import Example, collate, count_scored, count_tokens
 
 
 @dataclass
@@ -31,6 +32,13 @@ class Session:
     candidate: Mapping[str, Any]
     pad_id: int
 
+    @property
+    def tuner(self) -> Any | None:
+        """PEFT's model around the base where ranks are to be pruned (AdaLoRA), else None."""
+        if self.candidate["adapter"]["method"] != "adalora":
+            return None
+        return self.accelerator.unwrap_model(self.model).base_model
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -38,6 +46,7 @@ class Step:
 
     number: int
     loss: float
+    """What was minimised, an adapter's penalty included (AdaLoRA's, for matrices that are not orthogonal)."""
     tokens: int
     rows: int
     seconds: float
@@ -46,39 +55,40 @@ class Step:
     """The gradient overflowed under float16 loss scaling, and nothing was updated."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Held-out loss (mean over scored items) with its standard error over rows, and the task's metric."""
-
-    loss: float
-    loss_se: float | None
-    rows: int
-    metric_name: str
-    metric_value: float | None
-
-
 def open_session(
     model_path: str,
     *,
     task: Mapping[str, Any],
     candidate: Mapping[str, Any],
+    adapter_config: Mapping[str, Any] | None,
     pad_id: int,
     seed: int,
     total_steps: int,
     on_cpu: bool,
+    has_weights: bool = True,
     trust_remote_code: bool = False,
 ) -> Session:
-    """Build model, optimizer and schedule, and place them on the device that accelerate finds."""
+    """Build model, optimizer and schedule, on the device that accelerate finds.
+
+    Raises:
+        InvalidTrial: model or device cannot do what the level says.
+    """
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=autocast_name(candidate["level"]))
     model = build_model(
         model_path,
         task=task,
         candidate=candidate,
+        adapter_config=adapter_config,
         pad_id=pad_id,
         seed=seed,
+        device=accelerator.device,
+        has_weights=has_weights,
         trust_remote_code=trust_remote_code,
     )
-    model = model.to(accelerator.device)
+    with accelerator.autocast():
+        set_loss(model, candidate["level"]["loss"], device=accelerator.device)
+    if candidate["level"]["compile"]:
+        model.compile()
     optimizer = make_optimizer(model, candidate)
     schedule = make_schedule(optimizer, recipe=candidate["recipe"], total_steps=total_steps)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -116,17 +126,20 @@ def run_step(session: Session, examples: Sequence[Example], number: int) -> Step
         session.model.parameters(), session.candidate["recipe"]["max_grad_norm"]
     )
     session.optimizer.step()
+    skipped = session.accelerator.optimizer_step_was_skipped
+    if (tuner := session.tuner) is not None:
+        allocate_ranks(tuner, number, skipped=skipped)
     session.schedule.step()
     session.optimizer.zero_grad()
     synchronize(device)
     return Step(
         number=number,
         loss=float(loss_sum),
-        tokens=sum(len(example.input_ids) for example in examples),
+        tokens=sum(count_tokens(example) for example in examples),
         rows=len(examples),
         seconds=time.perf_counter() - started,
         learning_rate=learning_rate,
-        skipped=session.accelerator.optimizer_step_was_skipped,
+        skipped=skipped,
     )
 
 
@@ -148,56 +161,6 @@ def run_steps(
             return
         if number >= first:
             yield run_step(session, [rows[row] for row in chosen], number)
-
-
-@torch.no_grad()
-def evaluate(session: Session, rows: Sequence[Example]) -> Evaluation:
-    """Task loss on the rows, without any penalty that an adapter adds to its training loss.
-
-    The loss is computed here from the logits, in float32, per row; its standard error treats rows as
-    the sample (a ratio estimate where rows hold different numbers of scored items).
-    """
-    model = session.model
-    model.eval()
-    losses: list[float] = []
-    items: list[int] = []
-    correct = 0
-    micro_batch = session.candidate["micro_batch"]
-    shortest_first = sorted(rows, key=lambda example: len(example.input_ids))  # little padding
-    for start in range(0, len(shortest_first), micro_batch):
-        examples = shortest_first[start : start + micro_batch]
-        batch = collate(examples, pad_id=session.pad_id)
-        labels = batch.pop("labels").to(session.accelerator.device)
-        with session.accelerator.autocast():
-            logits = model(**{name: value.to(labels.device) for name, value in batch.items()}).logits
-        if labels.dim() == 1:
-            correct += int((logits.argmax(-1) == labels).sum())
-        else:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        per_item = torch.nn.functional.cross_entropy(
-            logits.float().reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none"
-        ).reshape(len(examples), -1)
-        losses += per_item.sum(1).tolist()
-        items += (labels != -100).reshape(len(examples), -1).sum(1).tolist()
-    model.train()
-    loss, standard_error = ratio_with_error(losses, items)
-    if rows[0].label is not None:
-        return Evaluation(loss, standard_error, len(rows), "accuracy", correct / len(rows))
-    perplexity = math.exp(loss) if loss < 50 else None
-    return Evaluation(loss, standard_error, len(rows), "perplexity", perplexity)
-
-
-def ratio_with_error(totals: Sequence[float], counts: Sequence[float]) -> tuple[float, float | None]:
-    """Σtotals/Σcounts with its standard error by linearisation (Cochran, Sampling Techniques, §6.4).
-
-    The error is None for fewer than two pairs.
-    """
-    n = len(totals)
-    ratio = sum(totals) / sum(counts)
-    if n < 2:
-        return ratio, None
-    residuals = sum((total - ratio * count) ** 2 for total, count in zip(totals, counts, strict=True))
-    return ratio, math.sqrt(residuals / (n * (n - 1))) / (sum(counts) / n)
 
 
 def synchronize(device: torch.device) -> None:

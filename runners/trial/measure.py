@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from ..adalora import rank_tensors
 from ..recipe import Example
-from ..tensor_memory import TensorMemory, training_tensors
-from .loop import Session, Step, ratio_with_error, run_step
+from ..tensor_memory import TensorMemory, attached_tensors, training_tensors
+from .evaluation import ratio_with_error
+from .loop import Session, Step, run_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,47 @@ def time_steps(steps: Iterator[Step], rule: StoppingRule) -> list[Step]:
     return taken
 
 
-def peak_tensor_bytes(session: Session, examples: Sequence[Example]) -> int:
-    """Live tensor bytes at the peak of one untimed optimizer step (optimizer state already there)."""
+def without_compiling(session: Session, steps: Iterator[Step]) -> Iterator[Step]:
+    """Those of the steps in which nothing was compiled: new lengths of rows may ask for a new program."""
+    if not session.candidate["level"]["compile"]:
+        yield from steps
+        return
+    from torch._dynamo.utils import counters
+
+    programs = counters["stats"]["unique_graphs"]
+    for step in steps:
+        before, programs = programs, counters["stats"]["unique_graphs"]
+        if programs == before:
+            yield step
+
+
+def peak_tensor_bytes(session: Session, examples: Sequence[Example]) -> int | None:
+    """Live tensor bytes at the peak of one untimed optimizer step (optimizer state already there).
+
+    None for a compiled model, whose operations cannot be followed.
+    """
+    if session.candidate["level"]["compile"]:
+        return None
     memory = TensorMemory()
     with memory:
         memory.follow(training_tensors(session.model, session.optimizer))
+        if (tuner := session.tuner) is not None:
+            memory.follow(rank_tensors(tuner))
         run_step(session, examples, 0)
     return memory.peak_bytes
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all parameters as they are stored, scales of quantized blocks included."""
+    tensors = [*model.parameters(), *(t for p in model.parameters() for t in attached_tensors(p))]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Numbers in all parameters; bitsandbytes stores two of 4 bits as one byte."""
+    states = [(parameter, getattr(parameter, "quant_state", None)) for parameter in model.parameters()]
+    return sum(p.numel() if state is None else math.prod(state.shape) for p, state in states)
 
 
 class ProcessMemory:

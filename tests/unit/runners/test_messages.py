@@ -77,6 +77,7 @@ def test_a_spec_survives_json() -> None:
         tokens_path="t",
         task={"kind": "causal-lm"},
         candidate={"micro_batch": 4},
+        adapter_config=None,
         rung="probe",
         total_steps=10,
         pad_id=0,

@@ -18,6 +18,7 @@ VALUES: dict[str, Any] = {
     "model": 'models/é "quoted" \\ name',
     "dataset": "data.csv",
     "on_cpu": True,
+    "has_weights": True,
     "task": {"kind": "text-classification", "labels": ["no", "yes"]},
     "trial": {"steps": 3, "first_losses": [0.1, 1e-9]},
 }
@@ -106,6 +107,15 @@ def test_help_runs(script: str, tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "--resume" in done.stdout
+
+
+def test_a_model_without_weights_has_to_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(compose_script({**VALUES, "has_weights": False}), encoding="utf-8")
+    command = [sys.executable, "-I", path]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2
+    assert "--model" in done.stderr
 
 
 def test_split_takes_docstring_and_imports_away() -> None:

@@ -1,65 +1,43 @@
 from __future__ import annotations
 
 from array import array
-from itertools import islice
-from typing import Any
+from itertools import islice, pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import Recipe
 from rankwise.optimizer.recipe import steps_for
+from rankwise.runners import recipe as recipe_module
 from rankwise.runners.recipe import (
     IGNORED_LABEL,
     Example,
     collate,
     count_scored,
-    encode,
+    count_tokens,
     heldout_share,
     is_heldout,
+    pack,
+    pack_training_rows,
     step_rows,
     training_steps,
-    usable_row,
 )
 
-CLASSIFY = {
-    "kind": "text-classification",
-    "text_column": "text",
-    "label_column": "label",
-    "labels": ["negative", "positive"],
-}
-GENERATE = {"kind": "causal-lm", "text_column": "text", "label_column": None, "labels": []}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; [CLS] and [SEP] around each text."""
-    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c", "d"]
-    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
-    )
-
-
-@pytest.fixture
-def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """One token a word, nothing around the text, [SEP] as end of sequence."""
-    backend = Tokenizer(models.WordLevel(tokenizer.get_vocab(), "[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[SEP]", unk_token="[UNK]")
+NOTHING = IGNORED_LABEL
 
 
 def examples(*lengths: int, label: int | None = None) -> list[Example]:
     return [Example(array("i", range(1, length + 1)), label) for length in lengths]
+
+
+def samples_of(row: Example) -> list[tuple[int, ...]]:
+    """The samples that share a row, as tokens."""
+    assert row.starts is not None
+    borders = [*row.starts, len(row.input_ids)]
+    return [tuple(row.input_ids[first:last]) for first, last in pairwise(borders)]
 
 
 class TestHeldoutRows:
@@ -97,55 +75,6 @@ class TestHeldoutRows:
         assert heldout_share(1_000_000) * 1_000_000 == pytest.approx(1_024)
 
 
-class TestUsableRow:
-    @pytest.mark.parametrize(
-        "row", [{"text": " ", "label": "x"}, {"text": "x", "label": None}, {"label": "x"}]
-    )
-    def test_sets_incomplete_rows_aside(self, row: dict[str, Any]) -> None:
-        assert usable_row(row, CLASSIFY) is None
-
-    def test_language_modelling_needs_no_label(self) -> None:
-        assert usable_row({"text": "x"}, GENERATE) == ("x", None)
-
-    def test_numbers_become_text(self) -> None:
-        assert usable_row({"text": "x", "label": 1}, CLASSIFY) == ("x", "1")
-
-
-class TestEncode:
-    def test_classification_takes_the_tokenizers_special_tokens(self, tokenizer: Any) -> None:
-        example, full = encode(
-            "a b", "positive", tokenizer=tokenizer, task=CLASSIFY, recipe={"max_length": 9}
-        )
-        assert (list(example.input_ids), example.label, full) == ([1, 4, 5, 2], 1, 4)
-
-    def test_truncated_classification_still_ends_with_the_separator(self, tokenizer: Any) -> None:
-        example, full = encode(
-            "a b c d", "negative", tokenizer=tokenizer, task=CLASSIFY, recipe={"max_length": 4}
-        )
-        assert (list(example.input_ids), full) == ([1, 4, 5, 2], 6)
-
-    def test_unknown_label_is_named(self, tokenizer: Any) -> None:
-        with pytest.raises(ValueError, match="'neutral' is not one of negative, positive"):
-            encode("a", "neutral", tokenizer=tokenizer, task=CLASSIFY, recipe={"max_length": 4})
-
-    def test_language_modelling_learns_the_end(self, plain_tokenizer: Any) -> None:
-        example, full = encode(
-            "a b", None, tokenizer=plain_tokenizer, task=GENERATE, recipe={"max_length": 9}
-        )
-        assert (list(example.input_ids), example.label, full) == ([4, 5, 2], None, 3)
-
-    def test_the_end_is_not_doubled(self, tokenizer: Any) -> None:
-        tokenizer.eos_token = "[SEP]"
-        example, _ = encode("a", None, tokenizer=tokenizer, task=GENERATE, recipe={"max_length": 9})
-        assert list(example.input_ids) == [1, 4, 2]
-
-    def test_a_truncated_text_gets_no_end(self, plain_tokenizer: Any) -> None:
-        example, full = encode(
-            "a b c d", None, tokenizer=plain_tokenizer, task=GENERATE, recipe={"max_length": 3}
-        )
-        assert (list(example.input_ids), full) == ([4, 5, 6], 5)
-
-
 class TestOrder:
     @given(rows=st.integers(1, 60), batch=st.integers(1, 70), seed=st.integers(0, 100))
     def test_an_epoch_meets_each_row_at_most_once_and_full_batches_only(
@@ -180,22 +109,116 @@ class TestOrder:
         assert long[:3] == short
 
 
+class TestPacking:
+    @given(
+        lengths=st.lists(st.integers(1, 30), max_size=200),
+        heldout=st.integers(0, 5),
+        seed=st.integers(0, 9),
+        at_once=st.sampled_from([1, 7, 4096]),
+    )
+    def test_no_token_is_lost_or_doubled_or_changes_sides(
+        self, lengths: list[int], heldout: int, seed: int, at_once: int
+    ) -> None:
+        numbers = iter(range(sum(lengths)))
+        samples = [Example(array("i", [next(numbers) for _ in range(length)])) for length in lengths]
+        pairs = [(sample, number % 7 < heldout) for number, sample in enumerate(samples)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recipe_module, "PACKED_AT_ONCE", at_once)
+            rows = list(pack_training_rows(pairs, max_length=30, seed=seed))
+        packed = sorted(sample for row, held in rows if not held for sample in samples_of(row))
+        assert packed == sorted(tuple(sample.input_ids) for sample, held in pairs if not held)
+        assert [row for row, held in rows if held] == [sample for sample, held in pairs if held]
+        assert all(len(row.input_ids) <= 30 for row, _ in rows)
+
+    @given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=300))
+    def test_two_rows_never_fit_into_one(self, lengths: list[int]) -> None:
+        rows = pack(examples(*lengths), max_length=64, seed="0")
+        shortest = sorted(len(row.input_ids) for row in rows)[:2]
+        assert len(rows) == 1 or sum(shortest) > 64
+
+    def test_is_repeatable_and_seeded(self) -> None:
+        samples = [Example(array("i", [number] * (1 + number % 5))) for number in range(100)]
+        first, again, other = (
+            [list(row.input_ids) for row in pack(samples, max_length=20, seed=seed)] for seed in "334"
+        )
+        assert first == again != other
+
+    def test_masks_stay_with_their_tokens(self) -> None:
+        samples = [Example(array("i", [5, 6, 7]), mask=[0, 0, 1]), Example(array("i", [8, 9]))]
+        (row,) = pack(samples, max_length=8, seed="0")
+        assert row.mask is not None
+        learnt = [token for token, on in zip(row.input_ids, row.mask, strict=True) if on]
+        assert sorted(learnt) == [7, 8, 9]
+
+    def test_what_is_predicted_is_what_the_samples_alone_predict(self) -> None:
+        samples = [*examples(5, 1, 3), Example(array("i", [5, 6, 7, 8]), mask=[0, 0, 1, 1])]
+        rows = pack(samples, max_length=8, seed="0")
+        assert len(rows) == 2
+        assert count_scored(collate(rows, pad_id=0)) == count_scored(collate(samples, pad_id=0))
+
+
 class TestCollate:
     def test_pads_on_the_right_to_the_longest(self) -> None:
         batch = collate(examples(2, 4), pad_id=9)
         assert batch["input_ids"].tolist() == [[1, 2, 9, 9], [1, 2, 3, 4]]
         assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-        assert batch["labels"].tolist() == [[1, 2, IGNORED_LABEL, IGNORED_LABEL], [1, 2, 3, 4]]
+        assert batch["labels"].tolist() == [[NOTHING, 2, NOTHING, NOTHING], [NOTHING, 2, 3, 4]]
 
     def test_a_pad_id_inside_a_text_is_learnt(self) -> None:
         batch = collate([Example(array("i", [7, 9, 7])), *examples(4)], pad_id=9)
-        assert batch["labels"][0].tolist() == [7, 9, 7, IGNORED_LABEL]
+        assert batch["labels"][0].tolist() == [NOTHING, 9, 7, NOTHING]
+
+    def test_masked_tokens_are_read_and_not_learnt(self) -> None:
+        batch = collate([Example([5, 6, 7], mask=[0, 1, 0]), *examples(4)], pad_id=9)
+        assert batch["input_ids"][0].tolist() == [5, 6, 7, 9]
+        assert batch["attention_mask"][0].tolist() == [1, 1, 1, 0]
+        assert batch["labels"][0].tolist() == [NOTHING, 6, NOTHING, NOTHING]
+
+    def test_samples_that_share_a_row_are_told_apart_by_positions(self) -> None:
+        rows = [Example([5, 6, 7, 8, 9], starts=[0, 2, 3]), Example([5, 6, 7], starts=[0])]
+        batch = collate(rows, pad_id=1)
+        assert set(batch) == {"input_ids", "position_ids", "labels"}
+        assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 0, 0]]
+        assert batch["labels"].tolist() == [
+            [NOTHING, 6, NOTHING, NOTHING, 9],
+            [NOTHING, 6, 7, NOTHING, NOTHING],
+        ]
 
     def test_classes_make_one_label_a_row(self) -> None:
         batch = collate(examples(2, 4, 1, label=1), pad_id=0)
         assert batch["labels"].tolist() == [1, 1, 1]
         assert {tensor.dtype for tensor in batch.values()} == {torch.long}
 
-    def test_scored_items_are_rows_or_predicted_tokens(self) -> None:
-        assert count_scored(collate(examples(2, 4, label=0), pad_id=0)) == 2
-        assert count_scored(collate(examples(2, 4, 1), pad_id=0)) == 1 + 3 + 0
+    def test_numbers_make_one_float_a_row(self) -> None:
+        batch = collate([Example([5], value=2.5), Example([5, 6], value=-1.0)], pad_id=0)
+        assert batch["labels"].tolist() == [2.5, -1.0]
+        assert batch["labels"].dtype is torch.float32
+
+    def test_pairs_of_sentences_keep_their_types(self) -> None:
+        rows = [Example([5, 6, 7], label=0, token_types=[0, 1, 1]), Example([5, 6, 7, 8], label=1)]
+        assert collate(rows, pad_id=0)["token_type_ids"].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
+
+    def test_targets_are_padded_by_themselves(self) -> None:
+        rows = [Example([5, 6, 7], target_ids=[8]), Example([5], target_ids=[8, 9, 1, 2])]
+        batch = collate(rows, pad_id=0)
+        assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 0, 0]]
+        assert batch["labels"].tolist() == [[8, NOTHING, NOTHING, NOTHING], [8, 9, 1, 2]]
+
+    @pytest.mark.parametrize(
+        ("rows", "scored"),
+        [
+            (examples(2, 4, label=0), 2),
+            ([Example([5], value=0.5)], 1),
+            (examples(2, 4, 1), 1 + 3 + 0),
+            ([Example([5, 6, 7], mask=[1, 0, 1])], 1),
+            ([Example([5, 6], target_ids=[7, 8, 9])], 3),
+            ([Example([5, 6, 7, 8, 9], starts=[0, 2])], 1 + 2),
+        ],
+        ids=["classes", "numbers", "texts", "mask", "targets", "packed"],
+    )
+    def test_scored_items_are_rows_or_predicted_tokens(self, rows: list[Example], scored: int) -> None:
+        assert count_scored(collate(rows, pad_id=0)) == scored
+
+    def test_tokens_of_a_target_count(self) -> None:
+        assert count_tokens(Example([5, 6], target_ids=[7])) == 3
+        assert count_tokens(Example([5, 6])) == 2

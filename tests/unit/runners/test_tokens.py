@@ -3,13 +3,14 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from rankwise.runners.recipe import Example
+from rankwise.runners.recipe import Example, collate, count_tokens, pack_training_rows
 from rankwise.runners.tokens import BATCH_ROWS, TokenFile, write_token_files
 
 
@@ -30,6 +31,61 @@ def test_round_trip(tmp_path: Path, label: int | None) -> None:
     assert [list(row.input_ids) for row in train] == [[0] * 2, [1] * 5, [2] * 3]
     assert [list(row.input_ids) for row in heldout] == [[3]]
     assert {row.label for row in train} == {label}
+
+
+def as_plain(row: Example) -> list[object]:
+    """All fields, with sequences as lists."""
+    cells = [getattr(row, field.name) for field in fields(row)]
+    return [list(cell) if hasattr(cell, "__len__") else cell for cell in cells]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Example([1, 2], label=3, token_types=[0, 1]),
+        Example([1], value=-2.5),
+        Example([1, 2, 3], mask=[0, 1, 1], starts=[0, 2]),
+        Example([1, 2], target_ids=[5, 6, 7]),
+    ],
+    ids=["pair", "number", "packed", "target"],
+)
+def test_every_field_comes_back(tmp_path: Path, row: Example) -> None:
+    write_token_files(tmp_path / "t", [(row, False), (Example([9]), False), (row, True)])
+    assert as_plain(read(tmp_path / "t")[0]) == as_plain(row)
+    assert as_plain(read(tmp_path / "t")[1]) == as_plain(Example([9]))
+
+
+def test_rows_of_a_file_make_the_batches_of_the_rows(tmp_path: Path) -> None:
+    for number, row in enumerate(
+        (
+            Example([1, 2, 3], mask=[0, 1, 1], starts=[0, 2]),
+            Example([1, 2], target_ids=[5, 6, 7]),
+            Example([1, 2], label=1, token_types=[0, 1]),
+        )
+    ):
+        write_token_files(tmp_path / f"{number}", [(row, False)])
+        made, expected = (collate(rows, pad_id=0) for rows in ([*read(tmp_path / f"{number}")], [row]))
+        assert {name: value.tolist() for name, value in made.items()} == {
+            name: value.tolist() for name, value in expected.items()
+        }
+        assert count_tokens(read(tmp_path / f"{number}")[0]) == count_tokens(row)
+
+
+def test_the_heaviest_row_has_the_longest_source_and_the_longest_target(tmp_path: Path) -> None:
+    rows = [Example([1] * 9, target_ids=[2]), Example([3], target_ids=[4] * 7), Example([5], target_ids=[6])]
+    write_token_files(tmp_path / "t", [(row, False) for row in rows])
+    heaviest = read(tmp_path / "t").longest()
+    assert heaviest.target_ids is not None
+    assert (list(heaviest.input_ids), list(heaviest.target_ids)) == ([1] * 9, [4] * 7)
+
+
+def test_the_heaviest_packed_row_is_the_fullest(tmp_path: Path) -> None:
+    samples = [(Example([number] * 3), False) for number in range(20)]
+    write_token_files(tmp_path / "t", pack_training_rows(samples, max_length=10, seed=0))
+    heaviest = read(tmp_path / "t").longest()
+    assert heaviest.starts is not None
+    assert len(heaviest.input_ids) == 9
+    assert list(heaviest.starts) == [0, 3, 6]
 
 
 def test_indexes_like_a_list(tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ import torch
 
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe
+from rankwise.optimizer.exports.peft import adapter_config
+from rankwise.probes.profiles import TaskKind
 from rankwise.runners.recipe import Example, collate
-from rankwise.runners.trial.loop import Session, evaluate, open_session, run_step, run_steps
+from rankwise.runners.trial.evaluation import evaluate
+from rankwise.runners.trial.loop import Session, open_session, run_step, run_steps
 from rankwise.runners.trial.measure import peak_tensor_bytes
 
 LORA = Adapter(method=Method.LORA, rank=4, alpha=8, targets=("q_proj", "v_proj"))
@@ -46,6 +49,9 @@ def open_llama(tiny_llama: Path) -> Open:
             str(tiny_llama),
             task=TASK,
             candidate=to_json(candidate),
+            adapter_config=adapter_config(
+                candidate, task_kind=TaskKind.CAUSAL_LM, base_model="tiny", total_steps=100
+            ),
             pad_id=PAD_ID,
             seed=5,
             total_steps=10,

@@ -6,7 +6,8 @@ import statistics
 import numpy as np
 import pytest
 
-from rankwise.runners.trial.loop import Step, ratio_with_error
+from rankwise.runners.trial.evaluation import ratio_with_error
+from rankwise.runners.trial.loop import Step
 from rankwise.runners.trial.measure import (
     ProcessMemory,
     StoppingRule,

@@ -1,0 +1,110 @@
+"""Held-out rows judged by a model: the task's loss with its error, and the task's metric.
+
+Imports nothing of rankwise but the loop and the batches, which are free of it too: the exported script is
+made of these sources. Knows nothing about trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..recipe import IGNORED_LABEL, Example, collate, count_tokens
+from .loop import Session
+
+LARGEST_EXPONENT = 50.0
+"""The perplexity of a higher loss is not given: it means no more than the loss does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Held-out loss (mean over scored items) with its standard error over rows, and the task's metric."""
+
+    loss: float
+    loss_se: float | None
+    rows: int
+    metric_name: str
+    """``accuracy``, ``mae`` (mean absolute error, in the labels' unit) or ``perplexity`` per token."""
+    metric_value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """One row judged."""
+
+    loss: float
+    """Summed over its items."""
+    items: int
+    """What is scored of it: itself, or the tokens to be predicted."""
+    metric: float
+    """1 for the right class, else 0; for a number, how far off it is. Tokens have none: NaN."""
+
+
+@torch.no_grad()
+def evaluate(session: Session, rows: Sequence[Example]) -> Evaluation:
+    """Task loss on the rows, without any penalty that an adapter adds to its training loss.
+
+    The loss is computed here from the logits, in float32, per row: cross entropy, or the squared error of a
+    number. Its standard error treats rows as the sample (a ratio estimate where rows hold different numbers
+    of scored items).
+    """
+    session.model.eval()
+    micro_batch = session.candidate["micro_batch"]
+    shortest_first = sorted(rows, key=count_tokens)  # little padding
+    scores: list[RowScore] = []
+    for start in range(0, len(shortest_first), micro_batch):
+        scores += score_rows(session, shortest_first[start : start + micro_batch])
+    session.model.train()
+    loss, standard_error = ratio_with_error([row.loss for row in scores], [row.items for row in scores])
+    mean_metric = sum(row.metric for row in scores) / len(scores)
+    if rows[0].label is not None:
+        return Evaluation(loss, standard_error, len(rows), "accuracy", mean_metric)
+    if rows[0].value is not None:
+        return Evaluation(loss, standard_error, len(rows), "mae", mean_metric)
+    perplexity = math.exp(loss) if loss < LARGEST_EXPONENT else None
+    return Evaluation(loss, standard_error, len(rows), "perplexity", perplexity)
+
+
+def score_rows(session: Session, examples: Sequence[Example]) -> list[RowScore]:
+    """One micro-batch through the model. Logits become float32 a row at a time: a copy of all is large."""
+    device = session.accelerator.device
+    batch = {name: value.to(device) for name, value in collate(examples, pad_id=session.pad_id).items()}
+    labels = batch["labels"]
+    writes = examples[0].target_ids is not None
+    if not writes:  # an encoder-decoder makes the decoder's input from them
+        del batch["labels"]
+    with session.accelerator.autocast():
+        logits = session.model(**batch).logits
+    if examples[0].value is not None:
+        errors = (logits.float().reshape(-1) - labels).tolist()
+        return [RowScore(error**2, 1, abs(error)) for error in errors]
+    if examples[0].label is not None:
+        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none").tolist()
+        right = (logits.argmax(-1) == labels).tolist()
+        return [RowScore(loss, 1, float(hit)) for loss, hit in zip(losses, right, strict=True)]
+    if not writes:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return [
+        RowScore(
+            float(torch.nn.functional.cross_entropy(row_logits.float(), row_labels, reduction="sum")),
+            int((row_labels != IGNORED_LABEL).sum()),
+            math.nan,
+        )
+        for row_logits, row_labels in zip(logits, labels, strict=True)
+    ]
+
+
+def ratio_with_error(totals: Sequence[float], counts: Sequence[float]) -> tuple[float, float | None]:
+    """Σtotals/Σcounts with its standard error by linearisation (Cochran, Sampling Techniques, §6.4).
+
+    The error is None for fewer than two pairs.
+    """
+    n = len(totals)
+    ratio = sum(totals) / sum(counts)
+    if n < 2:
+        return ratio, None
+    residuals = sum((total - ratio * count) ** 2 for total, count in zip(totals, counts, strict=True))
+    return ratio, math.sqrt(residuals / (n * (n - 1))) / (sum(counts) / n)

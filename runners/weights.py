@@ -1,0 +1,176 @@
+"""How a base model comes into memory: its class, the dtype and quantization of its weights, real or random.
+
+Imports nothing of rankwise: it is part of what the exported script is made of. Knows nothing about adapters
+and training. A *level* and a *task* are plain mappings with the fields of ``Level`` and ``TaskProfile``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+MODEL_CLASSES = {
+    "text-classification": transformers.AutoModelForSequenceClassification,
+    "regression": transformers.AutoModelForSequenceClassification,
+    "causal-lm": transformers.AutoModelForCausalLM,
+    "prompt-completion": transformers.AutoModelForCausalLM,
+    "chat": transformers.AutoModelForCausalLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+}
+
+FOUR_BIT = ("nf4", "fp4")
+"""Quantizations that bitsandbytes computes in a dtype of their own."""
+
+DEFAULT_INITIALIZER_RANGE = 0.02
+"""Standard deviation of random weights where a configuration names none (BERT's, and most models')."""
+
+
+def load_base(
+    model_path: str,
+    *,
+    task: Mapping[str, Any],
+    level: Mapping[str, Any],
+    trained_modules: Sequence[str],
+    device: torch.device,
+    seed: int,
+    has_weights: bool,
+    trust_remote_code: bool,
+) -> Any:
+    """The base model with a head for the task, its weights on the device in the level's dtype.
+
+    Weights come from safetensors files only; code of the model's folder runs only if it is trusted.
+
+    Args:
+        trained_modules: names of modules that are trained in full, and so never quantized.
+        has_weights: False draws random weights, for which the configuration is enough.
+    """
+    config = transformers.AutoConfig.from_pretrained(
+        model_path, trust_remote_code=trust_remote_code, **head_settings(task)
+    )
+    auto_class = MODEL_CLASSES[task["kind"]]
+    arguments = {
+        "dtype": getattr(torch, level["weight_dtype"]),
+        "attn_implementation": level["attention"],
+        "device_map": {"": 0 if device.type == "cuda" else device.type},
+        "quantization_config": quantization_config(level, trained_modules),
+    }
+    if not has_weights:
+        with torch.device("meta"):
+            skeleton = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+        tensors = random_tensors(skeleton, dtype=arguments["dtype"], device=device, seed=seed)
+        model = type(skeleton).from_pretrained(
+            None, config=skeleton.config, state_dict=tensors, **without_nones(arguments)
+        )
+    else:
+        model = auto_class.from_pretrained(
+            model_path,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **without_nones(arguments),
+        )
+    if level["quantization"] in FOUR_BIT:
+        keep_settings(model)
+    return model
+
+
+def keep_settings(model: torch.nn.Module) -> None:
+    """Hold bitsandbytes (0.50) to what it was told about 4-bit layers.
+
+    A layer otherwise computes in the dtype of the first input that it meets (float32 after a norm under
+    autocast); on CPUs with AVX512-BF16 it packs its weights anew in the first evaluation, and no gradient
+    passes through packed ones.
+    """
+    module: Any  # Its fields are bitsandbytes' own, which has no types.
+    for module in model.modules():
+        if hasattr(module, "compute_type_is_set"):
+            module.compute_type_is_set = True
+            module.support_avx512bf16_for_cpu = False
+
+
+def head_settings(task: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's configuration has to say about the task's head."""
+    if task["kind"] == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    if task["kind"] == "text-classification":
+        labels = task["labels"]
+        return {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+    return {}
+
+
+def without_nones(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that are set: transformers tells None from absent."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def quantization_config(
+    level: Mapping[str, Any], trained_modules: Sequence[str]
+) -> transformers.BitsAndBytesConfig | None:
+    """bitsandbytes' settings for the level; None where nothing is quantized.
+
+    transformers leaves the output embeddings alone unless it is told what to leave alone: then only that.
+    A classifier's new head it would quantize.
+    """
+    kind = level["quantization"]
+    if kind == "none":
+        return None
+    # It says once a layer and step that int8 products take float16 inputs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    kept = list(trained_modules) or None
+    if kind == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=level["double_quantization"],
+        bnb_4bit_compute_dtype=getattr(torch, level["compute_dtype"]),
+        llm_int8_skip_modules=kept,
+    )
+
+
+class RandomTensor:
+    """A tensor that is drawn when transformers slices it, as it does with the tensors of a weight file.
+
+    So no more than a layer exists before it is quantized.
+    """
+
+    def __init__(
+        self, shape: torch.Size, *, std: float, dtype: torch.dtype, device: torch.device, seed: int
+    ) -> None:
+        self.shape, self.std, self.dtype, self.device, self.seed = shape, std, dtype, device, seed
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        """The whole tensor: it is asked for with an ellipsis only."""
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        empty = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return empty.normal_(0.0, self.std, generator=generator)
+
+
+def random_tensors(
+    skeleton: Any, *, dtype: torch.dtype, device: torch.device, seed: int
+) -> dict[str, RandomTensor]:
+    """Matrices from a normal distribution, biases zero.
+
+    All else is left to transformers, which initialises what no weight file has; a quantized layer's bias
+    it forgets (5.23).
+    """
+    std = getattr(skeleton.config, "initializer_range", DEFAULT_INITIALIZER_RANGE)
+    return {
+        name: RandomTensor(
+            parameter.shape,
+            std=0.0 if parameter.dim() == 1 else std,
+            dtype=dtype,
+            device=device,
+            seed=seed + number,
+        )
+        for number, (name, parameter) in enumerate(skeleton.named_parameters())
+        if parameter.dim() > 1 or name.endswith("bias")
+    }

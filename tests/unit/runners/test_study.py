@@ -1,0 +1,340 @@
+"""A study's run with a real store, and jobs that say what they are told to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.home import Home
+from rankwise.optimizer.codec import to_json
+from rankwise.optimizer.domain import (
+    Method,
+    Outcome,
+    Recipe,
+    Rung,
+    Study,
+    StudyFacts,
+    StudyRequest,
+    StudyState,
+    Trial,
+    TrialState,
+)
+from rankwise.probes.profiles import (
+    DatasetProfile,
+    GpuProfile,
+    HardwareProfile,
+    HostProfile,
+    LengthProfile,
+    ModelProfile,
+    ModuleProfile,
+    TaskKind,
+    TaskProfile,
+)
+from rankwise.runners import study as study_module
+from rankwise.runners.study import StudyRun
+from rankwise.store import Store
+
+NEIGHBOUR = ("Another process took 2.0 GiB of the device.",)
+LEFT = {"type": "exit", "cause": "finished", "exit_code": 0, "signal": None, "wall_s": 1.0}
+OOM = {"type": "failure", "outcome": "oom", "reason": "CUDA out of memory"}
+
+
+@dataclasses.dataclass
+class FakeJob:
+    """A job that has said everything by the first poll."""
+
+    messages: list[dict[str, Any]]
+    log_path: Path
+    closed: bool = False
+
+    def poll(self, _timeout_s: float) -> Iterator[dict[str, Any]]:
+        self.closed = True
+        yield from self.messages
+
+    def last(self, kind: str) -> dict[str, Any] | None:
+        return next((item for item in reversed(self.messages) if item["type"] == kind), None)
+
+
+class FakeServer:
+    """A warm server whose every job measures another speed; ``failures`` are what the next ones say."""
+
+    def __init__(self) -> None:
+        self.launched: list[dict[str, Any]] = []
+        self.failures: list[dict[str, Any]] = []
+
+    def wait_ready(self, _check: object) -> None:
+        pass
+
+    def start(self, _job: str, spec: dict[str, Any], folder: Path, _limits: object) -> FakeJob:
+        self.launched.append(spec)
+        figures: dict[str, Any] = {"measured_s": 5.0, "trainable_params": 10}
+        if spec["rung"] == Rung.PROBE:
+            speed = 100.0 + len(self.launched)
+            figures |= {"tokens_per_s": speed, "step_s_mean": 0.1, "peak_reserved_bytes": 2**30}
+        else:
+            figures |= {"heldout_loss": 0.5, "heldout_rows": 10}
+        said = self.failures.pop(0) if self.failures else {"type": "result", "measurement": figures}
+        return FakeJob([said, LEFT], folder / "trial.log")
+
+
+class FakeWatch:
+    """Sees what the test says: one entry of ``script`` an attempt, nothing when they are used up."""
+
+    script: list[tuple[str, ...]]
+
+    def __init__(self, _device: GpuProfile | None, *, logical_cores: int) -> None:
+        self.disturbances = self.script.pop(0) if self.script else ()
+        self.peak_bytes = 3 * 2**30
+        self.samples = 0
+
+    def sample(self, _pids: Collection[int]) -> None:
+        self.samples += 1
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> type[FakeWatch]:
+    monkeypatch.setattr(FakeWatch, "script", [], raising=False)
+    monkeypatch.setattr(study_module, "DeviceWatch", FakeWatch)
+    return FakeWatch
+
+
+@pytest.fixture
+def store(home: Home) -> Iterator[Store]:
+    store = Store.open(home.database)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    return FakeServer()
+
+
+def make_facts() -> StudyFacts:
+    """A BERT of two layers on one GPU."""
+    modules = [
+        ModuleProfile(
+            name=f"bert.encoder.layer.{layer}.attention.self.{role}",
+            kind="linear",
+            role=role,
+            in_features=64,
+            out_features=64,
+            parameters=64 * 65,
+            layer=layer,
+        )
+        for layer in range(2)
+        for role in ("query", "key", "value")
+    ]
+    head = ModuleProfile(
+        name="classifier", kind="linear", role="head", in_features=64, out_features=2, parameters=130
+    )
+    return StudyFacts(
+        hardware=HardwareProfile(
+            host=HostProfile(
+                cpu_model="Some CPU",
+                physical_cores=2,
+                logical_cores=2,
+                ram_total_bytes=2**34,
+                ram_available_bytes=2**33,
+                disk_free_bytes=2**36,
+                platform="Linux",
+                python_version="3.11.0",
+                native_bf16=False,
+            ),
+            gpus=(
+                GpuProfile(
+                    uuid="GPU-1", index=0, name="Some GPU", total_bytes=2**34, compute_capability=(8, 0)
+                ),
+            ),
+        ),
+        model=ModelProfile(
+            source="models/tiny",
+            path="models/tiny",
+            revision=None,
+            architecture="BertForSequenceClassification",
+            model_type="bert",
+            parameters=100_000,
+            weight_bytes=400_000,
+            structure_sha256="0" * 64,
+            hidden_size=64,
+            layers=2,
+            max_positions=512,
+            supports_gradient_checkpointing=True,
+            modules=(*modules, head),
+            new_modules=("classifier",),
+        ),
+        dataset=DatasetProfile(
+            source="reviews.csv",
+            path="reviews.csv",
+            sha256="0" * 64,
+            format="csv",
+            size_bytes=1000,
+            rows=400,
+            usable_rows=400,
+            columns=("text", "label"),
+            task=TaskProfile(
+                kind=TaskKind.TEXT_CLASSIFICATION, text_column="text", label_column="label", labels=("0", "1")
+            ),
+            lengths=LengthProfile(
+                p50=9, p90=20, p99=30, max=40, mean=12.5, rows_measured=400, estimated=False
+            ),
+        ),
+        recipe=Recipe(max_length=64),
+        tokens_path="tokens",
+        pad_id=0,
+        heldout_share=0.1,
+        train_rows=360,
+        heldout_rows=40,
+        truncated_rows=0,
+        truncated_tokens_share=0.0,
+    )
+
+
+def run_study(store: Store, home: Home, server: FakeServer, **changes: Any) -> tuple[Study, list[Trial]]:
+    """Run a study of two trials, one probe and one training, to its end."""
+    request = StudyRequest(
+        model="models/tiny",
+        dataset="reviews.csv",
+        methods=(Method.LORA,),
+        max_trials=changes.pop("max_trials", 2),
+    )
+    study_id = store.create_study(dataclasses.replace(request, **changes)).id
+    store.claim_study(only=study_id)
+    study = store.save_facts(study_id, make_facts())
+    StudyRun(
+        store=store,
+        home=home,
+        study=study,
+        warm_server=lambda: server,  # type: ignore[arg-type, return-value]
+        should_stop=lambda: False,
+        worker="test",
+    ).run()
+    return store.get_study(study_id), store.list_trials(study_id)
+
+
+def kinds(store: Store, study: Study) -> list[str]:
+    history = store.events_after(study.id, 0)
+    return [event.kind for event in history if event.kind.startswith("trial.")]
+
+
+def speed(trial: Trial) -> float | None:
+    return trial.measurement.tokens_per_s if trial.measurement else None
+
+
+def marks(trial: Trial) -> tuple[str, ...]:
+    return trial.measurement.disturbances if trial.measurement else ()
+
+
+pytestmark = pytest.mark.usefixtures("watch")
+
+
+def test_undisturbed(store: Store, home: Home, server: FakeServer) -> None:
+    study, (probe, training) = run_study(store, home, server)
+    assert study.state is StudyState.SUCCEEDED
+    assert (probe.plan.rung, training.plan.rung) == (Rung.PROBE, Rung.TRAIN)
+    assert probe.measurement is not None
+    assert probe.measurement.peak_device_bytes == 3 * 2**30
+    assert [spec["rung"] for spec in server.launched] == ["probe", "train"]
+    assert store.get_recommendation(study.id).measured_s == 10.0
+
+
+class TestDisturbed:
+    def test_once_is_repeated_and_the_second_is_kept(
+        self, store: Store, home: Home, server: FakeServer, watch: type[FakeWatch]
+    ) -> None:
+        watch.script += [NEIGHBOUR]
+        study, (probe, _) = run_study(store, home, server)
+        assert study.state is StudyState.SUCCEEDED
+        assert (probe.outcome, probe.attempts) == (Outcome.OK, 2)
+        assert (speed(probe), marks(probe)) == (102.0, ())
+        assert kinds(store, study)[:5] == [
+            "trial.planned",
+            "trial.running",
+            "trial.disturbed",
+            "trial.running",
+            "trial.finished",
+        ]
+
+    def test_twice_is_marked_and_later_trials_are_not_repeated(
+        self, store: Store, home: Home, server: FakeServer, watch: type[FakeWatch]
+    ) -> None:
+        watch.script += [NEIGHBOUR] * 10
+        _, (first, second, *_) = run_study(store, home, server, max_trials=4)
+        assert (first.outcome, first.attempts) == (Outcome.OK, 2)
+        assert (speed(first), marks(first)) == (102.0, NEIGHBOUR)
+        assert (second.plan.rung, second.outcome, second.attempts) == (Rung.PROBE, Outcome.OK, 1)
+        assert marks(second) == NEIGHBOUR
+
+    def test_is_not_repeated_where_the_budget_is_spent(
+        self, store: Store, home: Home, server: FakeServer, watch: type[FakeWatch]
+    ) -> None:
+        watch.script += [NEIGHBOUR]
+        _, (probe, *_) = run_study(store, home, server, budget_s=1e-6)
+        assert (probe.attempts, marks(probe)) == (1, NEIGHBOUR)
+
+    def test_lack_of_memory_beside_a_neighbour_is_no_evidence(
+        self, store: Store, home: Home, server: FakeServer, watch: type[FakeWatch]
+    ) -> None:
+        watch.script += [NEIGHBOUR]
+        server.failures += [OOM]
+        _, (probe, _) = run_study(store, home, server)
+        assert (probe.outcome, probe.attempts, probe.reason) == (Outcome.OK, 2, None)
+
+    def test_lack_of_memory_twice_is_what_there_is(
+        self, store: Store, home: Home, server: FakeServer, watch: type[FakeWatch]
+    ) -> None:
+        watch.script += [NEIGHBOUR] * 2
+        server.failures += [OOM] * 2
+        _, (probe, *_) = run_study(store, home, server)
+        assert (probe.outcome, probe.attempts, probe.reason) == (Outcome.OOM, 2, "CUDA out of memory")
+        assert marks(probe) == NEIGHBOUR
+
+    def test_a_training_keeps_what_it_learnt(
+        self, store: Store, home: Home, server: FakeServer, watch: type[FakeWatch]
+    ) -> None:
+        watch.script += [(), NEIGHBOUR]
+        _, (_, training) = run_study(store, home, server)
+        assert (training.outcome, training.attempts, marks(training)) == (Outcome.OK, 1, ())
+
+
+class TestReuse:
+    def test_a_shape_is_measured_once(self, store: Store, home: Home, server: FakeServer) -> None:
+        _, (measured, _) = run_study(store, home, server)
+        study, (reused, *others) = run_study(store, home, server)
+        assert (reused.state, reused.outcome, reused.attempts) == (TrialState.FINISHED, Outcome.OK, 0)
+        assert (reused.measurement, reused.reused_from) == (measured.measurement, measured.id)
+        assert reused.wall_s == 0.0
+        assert kinds(store, study)[:2] == ["trial.planned", "trial.finished"]
+
+        probed = [spec["candidate"] for spec in server.launched if spec["rung"] == Rung.PROBE]
+        assert to_json(measured.candidate) in probed
+        assert all(probed.count(candidate) == 1 for candidate in probed)
+        assert [trial.reused_from for trial in others] == [None] * len(others)
+        assert store.get_recommendation(study.id).measured_s == 5.0 * len(others)
+
+    def test_from_the_trial_that_measured_and_never_in_a_chain(
+        self, store: Store, home: Home, server: FakeServer
+    ) -> None:
+        runs = [run_study(store, home, server)[1] for _ in range(3)]
+        first, second, third = (trials[0] for trials in runs)
+        assert (second.reused_from, third.reused_from) == (first.id, first.id)
+
+    def test_not_where_a_neighbour_had_marked_it(
+        self, store: Store, home: Home, server: FakeServer, watch: type[FakeWatch]
+    ) -> None:
+        watch.script += [NEIGHBOUR] * 2
+        run_study(store, home, server)
+        _, (probe, *_) = run_study(store, home, server)
+        assert (probe.reused_from, probe.attempts) == (None, 1)
+
+    @pytest.mark.parametrize("changes", [{"seed": 1}, {"memory_limit_bytes": 2**33}], ids=["seed", "limit"])
+    def test_not_where_it_would_differ(
+        self, store: Store, home: Home, server: FakeServer, changes: dict[str, Any]
+    ) -> None:
+        run_study(store, home, server)
+        _, (probe, _) = run_study(store, home, server, **changes)
+        assert (probe.reused_from, probe.attempts) == (None, 1)
