@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..optimizer.domain import SCHEMA_VERSION, Method, Recommendation, Study, Trial
+from ..optimizer.domain import SCHEMA_VERSION, Recommendation, Study, Trial
 from ..optimizer.exports.peft import adapter_config
-from .schemas import RecommendationDocument, StudyDocument, TrialDocument
+from ..optimizer.recipe import steps_for
+from .response_schemas import RecommendationDocument, StudyDocument, TrialDocument
 
 _ONLY_HTTP = {"links", "schema_version"}
 
@@ -34,10 +35,11 @@ def study_document(study: Study, trials: Sequence[Trial]) -> dict[str, Any]:
 
 def adapter_config_of(study: Study, recommendation: Recommendation) -> dict[str, Any] | None:
     """PEFT's ``adapter_config.json``; None where every weight is trained."""
-    if recommendation.candidate.adapter.method is Method.FULL or study.facts is None:
+    if study.facts is None:
         return None
     return adapter_config(
         recommendation.candidate,
         task_kind=study.facts.dataset.task.kind,
         base_model=study.facts.model.source,
+        total_steps=steps_for(study.facts.train_rows, study.facts.recipe),
     )

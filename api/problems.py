@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..errors import Conflict, InputError, NotFound, NothingFits, PathNotAllowed, RankwiseError, StoreError
-from .schemas import POINTERS, UNIT_ERROR
+from .request_schemas import POINTERS, UNIT_ERROR
 from .submission import InvalidRequest
 
 MEDIA_TYPE = "application/problem+json"

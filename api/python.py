@@ -5,39 +5,24 @@ Runs the same study as the command line does. Imports neither torch nor peft unt
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
-from enum import StrEnum
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Unpack
 
-from ..errors import InputError
 from ..home import Home
 from ..optimizer import domain
-from ..optimizer.domain import (
-    Candidate,
-    Measurement,
-    Method,
-    Objective,
-    Scoring,
-    Study,
-    StudyRequest,
-    Trial,
-    Weights,
-)
+from ..optimizer.domain import Candidate, Measurement, Study, Trial
 from ..runners.ready_files import write_ready_files
 from ..store import Store
+from .asking import StudyOptions, read_request
 from .documents import adapter_config_of, report_document
 from .following import failure_of, follow
 from .submission import check_request
-from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-
-Choice = TypeVar("Choice", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +80,10 @@ def recommend(
     model: str | PathLike[str],
     dataset: str | PathLike[str],
     *,
-    objective: Objective | str = Objective.BALANCED,
-    weights: Weights | None = None,
-    scoring: Scoring | str = Scoring.COMPARABLE,
-    memory_limit: str | int | None = None,
-    budget: str | float = "10m",
-    max_trials: int = 16,
-    seed: int = 0,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    task: str | None = None,
-    max_length: int | None = None,
-    effective_batch: int = 16,
-    epochs: float = 3.0,
-    methods: Collection[Method | str] = (),
     allow_remote_code: bool = False,
     home: str | PathLike[str] | None = None,
     out: str | PathLike[str] | None = None,
+    **options: Unpack[StudyOptions],
 ) -> Recommendation:
     """Measure the configurations that matter on this machine, and recommend one of them.
 
@@ -119,51 +91,45 @@ def recommend(
     it is interrupted, ``rankwise recommend --resume ID`` goes on with what was measured.
 
     Args:
-        model: folder with a model, or its id on the hub.
-        dataset: CSV, JSON or JSONL file.
-        objective: ``balanced``, ``speed``, ``quality`` or ``memory``: what counts most.
-        weights: what counts how much, instead of an objective.
-        scoring: ``comparable``, or ``classic`` for the first design's formula.
-        memory_limit: most memory a trial may take: ``"10GiB"`` or a number of bytes.
-        budget: time to spend: ``"10m"`` or a number of seconds.
-        max_trials: most trials to run.
-        seed: equal seeds make equal choices.
-        text_column: column with the text; found by itself if None, like the next two.
-        label_column: column with the labels.
-        task: ``text-classification`` or ``causal-lm``.
-        max_length: tokens per row; from the data if None.
-        effective_batch: rows per optimizer step.
-        epochs: passes over the data that the final training will make.
-        methods: consider only these (``lora``, ``ia3``, ``full``); empty means all.
+        model: folder with a model, a bare ``config.json``, or an id on the hub.
+        dataset: file or folder of files (CSV, TSV, JSON Lines, Parquet, text), or an id on the hub.
         allow_remote_code: run code that comes with the model; trust its author.
         home: where studies are kept; ``$RANKWISE_HOME`` if None.
         out: folder to write the ready files to.
+        options: any of
+
+            - objective: ``balanced`` (the default), ``speed``, ``quality`` or ``memory``: what counts most.
+            - weights: what counts how much, instead of an objective: ``"speed=1,quality=2"``.
+            - scoring: ``comparable`` (the default), or ``classic`` for the first design's formula.
+            - methods: consider only these, one or several of ``lora``, ``adalora``, ``ia3``, ``oft``,
+              ``miss``, ``full``.
+            - quantizations: consider only these, one or several of ``none``, ``int8``, ``nf4``, ``fp4``.
+            - use_tiers, complexity: only what the first design fixed for the free memory, and for a task
+              that is ``simple``, ``medium``, ``complex`` or ``very complex``.
+            - memory_limit: most memory a trial may take: ``"10GiB"`` or a number of bytes.
+            - budget: time to spend: ``"10m"`` (the default) or a number of seconds.
+            - max_trials: most trials to run; 16.
+            - seed: equal seeds make equal choices; 0.
+            - task: ``text-classification``, ``regression``, ``causal-lm``, ``prompt-completion``, ``chat``
+              or ``seq2seq``; told from the columns if left out, like the columns themselves:
+            - text_column, context_column, target_column, label_column: the text or prompt, a second part of
+              it, the text to be written, the label.
+            - max_length: tokens per row; from the data if left out.
+            - effective_batch: rows per optimizer step; 16.
+            - epochs: passes over the data that the final training will make; 3.
+            - packing: whether several short samples share a row.
+            - loss_mask: which tokens are learnt: ``all``, ``completion`` or ``assistant``.
+            - chat_template: file with a Jinja template in place of the tokenizer's.
 
     Raises:
         InputError: model, data or an argument are refused.
         NothingFits: no configuration meets the memory limit.
         RunnerError: the study failed.
     """
-    place = (Home.from_environment() if home is None else Home(Path(home).expanduser().resolve())).create()
-    asked = StudyRequest(
-        model=fspath(model),
-        dataset=fspath(dataset),
-        objective=_choice(Objective, objective),
-        weights=weights,
-        scoring=_choice(Scoring, scoring),
-        memory_limit_bytes=None if memory_limit is None else parse_bytes(memory_limit),
-        budget_s=parse_seconds(budget),
-        max_trials=max_trials,
-        seed=seed,
-        text_column=text_column,
-        label_column=label_column,
-        task=task,
-        max_length=max_length,
-        effective_batch=effective_batch,
-        epochs=epochs,
-        methods=tuple(_choice(Method, method) for method in methods),
+    request = check_request(
+        read_request(model, dataset, **options), roots=None, allow_remote_code=allow_remote_code
     )
-    request = check_request(asked, roots=None, allow_remote_code=allow_remote_code)
+    place = (Home.from_environment() if home is None else Home(Path(home).expanduser().resolve())).create()
     with closing(Store.open(place.database)) as store:
         study = follow(store, store.create_study(request).id, place, allow_remote_code=allow_remote_code)
         if error := failure_of(study):
@@ -177,14 +143,3 @@ def recommend(
     if out is not None:
         found.save(out)
     return found
-
-
-def _choice(kind: type[Choice], value: str) -> Choice:
-    """A member of an enumeration, from itself or its text."""
-    try:
-        return kind(value)
-    except ValueError:
-        known = ", ".join(kind)
-        raise InputError(
-            f"{kind.__name__.lower()} {value!r} is unknown", next_step=f"use one of {known}"
-        ) from None

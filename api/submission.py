@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..optimizer.domain import StudyRequest
-from ..probes.dataset import check_dataset, resolve_dataset
+from ..optimizer.domain import LossMask, Method, Quantization, StudyRequest
+from ..optimizer.recipe import LOSS_MASKS
+from ..probes.dataset import check_dataset
+from ..probes.dataset_source import is_hub_dataset, resolve_dataset
 from ..probes.model_source import is_hub_id, resolve_model
+from ..probes.paths import nearest_names, resolve_path
+from ..probes.profiles import TaskKind
+from ..probes.tasks import Asked, check_asked
 from .units import MAX_BYTES, MAX_SECONDS, format_bytes, format_seconds
 
 
@@ -38,6 +43,11 @@ BOUNDS = {
     "epochs": Bounds(0.001, 10_000, "0.001 to 10000"),
 }
 """What the numbers of a request may be; the HTTP schema states the same ranges."""
+
+MAX_TEMPLATE_BYTES = 100_000
+"""Several times the longest chat template of a published model."""
+
+_KINDS = {kind.value: kind for kind in TaskKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +95,104 @@ def examine_request(
     request: StudyRequest, *, roots: Sequence[Path] | None, allow_remote_code: bool = False
 ) -> tuple[StudyRequest, tuple[RequestProblem, ...]]:
     """Like :func:`check_request`, with the problems returned: empty where the request may be stored."""
-    problems = [*_range_problems(request), *_weight_problems(request)]
-    model, dataset = request.model, request.dataset
-    try:
-        if not is_hub_id(model):
-            found = resolve_model(model, allowed_roots=roots, allow_remote_code=allow_remote_code)
-            model = str(found.path)
-    except InputError as error:
-        problems.append(RequestProblem("model", error))
-    try:
-        path = resolve_dataset(dataset, allowed_roots=roots)
-        check_dataset(
-            path,
-            text_column=request.text_column,
-            label_column=request.label_column,
+    problems = [*_range_problems(request), *_weight_problems(request), *_combination_problems(request)]
+
+    def looked_up(field: str, look_up: Callable[[str], str]) -> str:
+        value: str = getattr(request, field)
+        try:
+            return look_up(value)
+        except InputError as error:
+            problems.append(RequestProblem(field, error))
+            return value
+
+    def model(source: str) -> str:
+        if is_hub_id(source):
+            return source
+        return str(resolve_model(source, allowed_roots=roots, allow_remote_code=allow_remote_code).path)
+
+    def dataset(source: str) -> str:
+        asked = Asked(
             task=request.task,
+            text_column=request.text_column,
+            context_column=request.context_column,
+            target_column=request.target_column,
+            label_column=request.label_column,
         )
-        dataset = str(path)
-    except InputError as error:
-        problems.append(RequestProblem("dataset", error))
-    return dataclasses.replace(request, model=model, dataset=dataset), tuple(problems)
+        if is_hub_dataset(source):
+            check_asked(asked)
+            return source
+        path = resolve_dataset(source, allowed_roots=roots)
+        check_dataset(path, **dataclasses.asdict(asked))
+        return str(path)
+
+    checked = dataclasses.replace(
+        request,
+        model=looked_up("model", model),
+        dataset=looked_up("dataset", dataset),
+        chat_template=None
+        if request.chat_template is None
+        else looked_up("chat_template", lambda source: str(_checked_template(source, roots))),
+    )
+    return checked, tuple(problems)
+
+
+def _checked_template(source: str, roots: Sequence[Path] | None) -> Path:
+    """The absolute path of a file that can be a chat template."""
+    path = resolve_path(source, roots)
+    if not path.is_file():
+        raise InputError(
+            f"chat template {path} {'is no file' if path.exists() else 'does not exist'}",
+            next_step=nearest_names(path) or "name a file with a Jinja template",
+        )
+    cause = None
+    try:
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
+            cause = f"is larger than {MAX_TEMPLATE_BYTES:,} bytes"
+        elif not path.read_text("utf-8").strip():
+            cause = "is empty"
+    except UnicodeDecodeError:
+        cause = "is no text in UTF-8"
+    except OSError as error:
+        cause = f"cannot be read ({error.strerror})"
+    if cause:
+        raise InputError(f"chat template {path} {cause}", next_step="name a file with a Jinja template")
+    return path
+
+
+def _combination_problems(request: StudyRequest) -> Iterator[RequestProblem]:
+    """Choices that contradict each other, whatever model and data are."""
+
+    def problem(field: str, message: str, next_step: str) -> RequestProblem:
+        return RequestProblem(field, InputError(message, next_step=next_step))
+
+    if request.complexity is not None and not request.use_tiers:
+        yield problem(
+            "complexity",
+            f"complexity {request.complexity.value!r} is asked by the tiers only",
+            "ask for the tiers too, or leave it out",
+        )
+    if request.methods == (Method.FULL,) and Quantization.NONE not in (request.quantizations or Quantization):
+        yield problem(
+            "quantizations",
+            f"full fine-tuning trains all weights, and those in {'/'.join(request.quantizations)} are frozen",
+            "allow the quantization none, or a method with an adapter",
+        )
+    kind = _KINDS.get(request.task or "")
+    if kind is None:
+        return
+    if request.packing and not kind.is_causal:
+        yield problem("packing", f"samples of the task {kind} cannot be packed", "leave packing out")
+    masks = LOSS_MASKS.get(kind, (LossMask.ALL,))
+    if request.loss_mask is not None and request.loss_mask not in masks:
+        yield problem(
+            "loss_mask",
+            f"the loss mask {request.loss_mask} does not suit the task {kind}",
+            f"use {' or '.join(masks)}, or leave it out",
+        )
+    if request.chat_template is not None and kind is not TaskKind.CHAT:
+        yield problem(
+            "chat_template", f"the task {kind} has no conversations for a chat template", "leave it out"
+        )
 
 
 def _range_problems(request: StudyRequest) -> Iterator[RequestProblem]:

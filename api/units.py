@@ -9,8 +9,10 @@ from ..errors import InputError
 
 _BYTES_PER_UNIT = {
     "B": 1,
-    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
     **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
+    # A bare letter is binary, as Slurm, Docker and systemd read it where they limit memory.
+    **{prefix: 1024**power for power, prefix in enumerate("KMGT", start=1)},
 }
 _UNIT_BY_LOWER = {unit.lower(): unit for unit in _BYTES_PER_UNIT}
 _SECONDS_PER_UNIT = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -27,7 +29,7 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[dhms])", re.IGNORECASE | re
 
 
 def parse_bytes(value: str | int) -> int:
-    """``"10GiB"`` (2**30), ``"10 GB"`` (10**9), ``"512MiB"`` or a number of bytes, as bytes.
+    """``"10GiB"`` or ``"10G"`` (2**30), ``"10 GB"`` (10**9) or a number of bytes, as bytes; any case.
 
     Raises:
         InputError: no number, no unit or an unknown one, nothing or less, or more than 1 PiB.

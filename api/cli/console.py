@@ -23,6 +23,8 @@ EXIT_USAGE = 2
 EXIT_NOTHING_FITS = 3
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
+EXIT_TERMINATED = 143
+"""128 + SIGTERM."""
 
 
 def print_json(data: Any) -> None:

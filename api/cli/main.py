@@ -13,7 +13,7 @@ import typer
 
 from ... import __version__
 from ...errors import RankwiseError
-from . import db, probe, recommend, serve, studies
+from . import db, inspect, probe, recommend, serve, studies
 from .console import exit_code, print_error
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ def root(
 
 app.command(epilog=recommend.EXAMPLES)(recommend.recommend)
 app.command(epilog=probe.EXAMPLES)(probe.probe)
+app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.add_typer(studies.app, name="studies")
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.add_typer(db.app, name="db")

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from rich.table import Table
+from rich.text import Text
 
 from ...home import Home
 from ...optimizer.codec import to_json
-from ...optimizer.domain import StudyRequest
+from ...optimizer.domain import (
+    SCHEMA_VERSION,
+    Candidate,
+    Measurement,
+    Outcome,
+    Rung,
+    StudyRequest,
+    Trial,
+    TrialPlan,
+    TrialState,
+    Weights,
+)
+from ...optimizer.search import RunTrial, SearchLimits, next_step
 from ..units import format_bytes, format_seconds
 from .console import print_json, results
+from .progress import describe_facts
+from .report import describe_settings
+
+FIRST_TRIALS = 5
+"""Trials that are listed: the further ahead, the more what will be measured decides."""
 
 
 def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_code: bool) -> None:
@@ -20,7 +40,7 @@ def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_
     """
     from ...optimizer.levels import enumerate_candidates
     from ...optimizer.recipe import steps_for
-    from ...optimizer.search import SearchLimits, outline
+    from ...optimizer.search import outline
     from ...runners.jobs import prepare_once
 
     facts = prepare_once(home, request, allow_remote_code=allow_remote_code)
@@ -31,16 +51,19 @@ def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_
         budget_s=request.budget_s,
         spent_s=0.0,
         full_steps=steps_for(facts.train_rows, facts.recipe),
+        can_learn=facts.model.has_weights,
     )
     expected = outline(candidates, limits)
     trials = expected.max_probes + expected.max_trainings
+    first = list(first_probes(candidates, limits, request.effective_weights))
     bytes_read = facts.dataset.size_bytes + facts.model.weight_bytes
     if as_json:
         print_json(
             {
-                "schema_version": 1,
+                "schema_version": SCHEMA_VERSION,
                 "request": to_json(request),
                 "candidates": [{"id": candidate.id, **to_json(candidate)} for candidate in candidates],
+                "first_trials": [_trial_document(plan) for plan in first],
                 "max_trials": trials,
                 "max_probes": expected.max_probes,
                 "max_trainings": expected.max_trainings,
@@ -49,19 +72,53 @@ def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_
             }
         )
         return
-    results.print(f"{facts.model.architecture}, {facts.dataset.task.kind}: {facts.dataset.task.reason}")
-    results.print(
-        f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out, "
-        f"at most {facts.recipe.max_length} tokens each"
-    )
+    results.print(f"{facts.dataset.task.kind}: {facts.dataset.task.reason}")
+    results.print(describe_facts(facts))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
-    table.add_row("candidates", f"{expected.candidates}, made of {expected.adapters} adapters")
+    table.add_row("candidates", f"{expected.candidates:,}, made of {expected.adapters} adapters")
     table.add_row(
         "trials", f"{trials} at most: {expected.max_probes} probes, {expected.max_trainings} trainings"
     )
     table.add_row("time", f"{format_seconds(expected.max_trials_s)} at most, then the last trial is finished")
     table.add_row("read", f"{format_bytes(bytes_read)} of model and data")
     results.print(table)
+    results.print("\nThe first probes, where each fits; what is measured decides how it goes on:")
+    for number, plan in enumerate(first, start=1):
+        results.print(f"{number:3}  {plan.candidate.adapter.describe()} ({plan.reason})")
+        results.print(Text(f"     {describe_settings(plan.candidate)}", "dim"))
     results.print("\nNothing was run. Leave out --plan to start.")
+
+
+def first_probes(
+    candidates: Sequence[Candidate], limits: SearchLimits, weights: Weights
+) -> Iterator[TrialPlan]:
+    """What the search asks for first, if every probe fits and none is better than the one before it."""
+    trials: list[Trial] = []
+    while len(trials) < FIRST_TRIALS:
+        step = next_step(candidates, trials, limits, weights)
+        if not isinstance(step, RunTrial) or step.plan.rung is not Rung.PROBE:
+            return
+        yield step.plan
+        number = len(trials) + 1
+        trials.append(
+            Trial(
+                id=str(number),
+                study_id="",
+                number=number,
+                plan=step.plan,
+                state=TrialState.FINISHED,
+                outcome=Outcome.OK,
+                measurement=Measurement(tokens_per_s=1.0, peak_process_bytes=1),
+            )
+        )
+
+
+def _trial_document(plan: TrialPlan) -> dict[str, str]:
+    return {
+        "candidate_id": plan.candidate.id,
+        "rung": plan.rung.value,
+        "description": plan.candidate.describe(),
+        "purpose": plan.reason,
+    }

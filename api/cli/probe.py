@@ -17,7 +17,7 @@ from .console import print_json, results
 from .options import AsJson
 
 if TYPE_CHECKING:
-    from ...probes.profiles import HardwareProfile
+    from ...probes.profiles import GpuProcess, GpuProfile, HardwareProfile
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -69,8 +69,10 @@ def probe(
 def _hardware_rows(hardware: HardwareProfile) -> Iterator[tuple[str, str]]:
     host = hardware.host
     for gpu in hardware.gpus:
-        free = "" if gpu.free_bytes is None else f", {format_bytes(gpu.free_bytes)} free"
-        yield f"GPU {gpu.index}", f"{gpu.name}, {format_bytes(gpu.total_bytes)}{free}"
+        for line, text in enumerate(_gpu_lines(gpu)):
+            yield "" if line else f"GPU {gpu.index}", text
+    if hardware.gpus and hardware.gpus[0].driver_version is not None:
+        yield "driver", f"NVIDIA {hardware.gpus[0].driver_version}"
     if not hardware.gpus:
         yield "GPU", f"none: {hardware.gpu_note}"
     cores = f"{host.logical_cores} threads"
@@ -81,6 +83,41 @@ def _hardware_rows(hardware: HardwareProfile) -> Iterator[tuple[str, str]]:
     yield "disk", f"{format_bytes(host.disk_free_bytes)} free below $RANKWISE_HOME"
     yield "system", f"{host.platform}, Python {host.python_version}"
     yield "libraries", ", ".join(f"{name} {version}" for name, version in host.libraries.items()) or "none"
+
+
+def _gpu_lines(gpu: GpuProfile) -> Iterator[str]:
+    """What is known of a GPU: the device, its state, its users, what is wrong with it."""
+    free = "" if gpu.free_bytes is None else f", {format_bytes(gpu.free_bytes)} free"
+    generation = gpu.compute_capability
+    capability = "" if generation is None else f", capability {generation[0]}.{generation[1]}"
+    yield f"{gpu.name}, {format_bytes(gpu.total_bytes)}{free}{capability}"
+    yield gpu.uuid if gpu.pci_bus_id is None else f"{gpu.uuid}, PCI {gpu.pci_bus_id}"
+    state = []
+    if gpu.utilisation_percent is not None:
+        state.append(f"{gpu.utilisation_percent} % busy")
+    if gpu.temperature_c is not None:
+        state.append(f"{gpu.temperature_c} °C")
+    if gpu.power_w is not None:
+        limit = "" if gpu.power_limit_w is None else f" of {gpu.power_limit_w:.0f}"
+        state.append(f"{gpu.power_w:.0f}{limit} W")
+    if gpu.sm_clock_hz is not None:
+        highest = "" if gpu.max_sm_clock_hz is None else f" of {gpu.max_sm_clock_hz / 1e6:.0f}"
+        state.append(f"clock {gpu.sm_clock_hz / 1e6:.0f}{highest} MHz")
+    if state:
+        yield ", ".join(state)
+    if gpu.throttle_reasons:
+        yield f"clock held down by: {', '.join(gpu.throttle_reasons)}"
+    if gpu.processes is None:
+        yield "processes: this user may not list them"
+    elif gpu.processes:
+        yield f"processes: {', '.join(_process(process) for process in gpu.processes)}"
+    for problem in gpu.health_problems:
+        yield f"unfit: {problem}"
+
+
+def _process(process: GpuProcess) -> str:
+    size = "memory unknown" if process.used_bytes is None else format_bytes(process.used_bytes)
+    return f"{process.pid} ({size})"
 
 
 def _facts_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:

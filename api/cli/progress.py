@@ -166,17 +166,23 @@ def best_so_far(study: Study, trials: Sequence[Trial]) -> Trial | None:
 
 def describe_facts(facts: StudyFacts) -> str:
     """What was found before the first trial, in a line."""
-    model, recipe = facts.model, facts.recipe
+    model, dataset, recipe = facts.model, facts.dataset, facts.recipe
+    of_weights = "" if model.has_weights else " and no weights, so quality is not measured"
+    every = f" (trials take one in {dataset.every_nth_row})" if dataset.every_nth_row > 1 else ""
     truncated = f", {facts.truncated_rows:,} truncated" if facts.truncated_rows else ""
+    estimated = " by estimate" if facts.tokens_estimated else ""
+    packed = ", packed" if recipe.packing else ""
     return (
-        f"{model.architecture} with {model.parameters / 1e6:,.1f} M parameters; "
-        f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out, "
-        f"at most {recipe.max_length} tokens each{truncated}"
+        f"{model.architecture} with {model.parameters / 1e6:,.1f} M parameters{of_weights}; "
+        f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out{every}, "
+        f"at most {recipe.max_length} tokens each{estimated}{packed}{truncated}"
     )
 
 
 def describe_outcome(trial: Trial) -> str:
     """How a trial ended, in a line."""
     if trial.outcome is Outcome.OK and trial.measurement is not None:
-        return f"ok: {describe_evidence(trial.measurement)}"
+        how = "ok" if trial.reused_from is None else "reused, measured before"
+        disturbed = "".join(f"; disturbed: {cause}" for cause in trial.measurement.disturbances)
+        return f"{how}: {describe_evidence(trial.measurement)}{disturbed}"
     return f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)

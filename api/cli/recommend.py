@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...errors import InputError
 from ...home import Home
-from ...optimizer.domain import Method, Objective, Scoring, StudyRequest
+from ...optimizer.domain import (
+    Complexity,
+    LossMask,
+    Method,
+    Objective,
+    Quantization,
+    Scoring,
+    StudyRequest,
+)
 from ...probes.profiles import TaskKind
-from .console import EXIT_INTERRUPTED, print_json, print_note
-from .options import parse_weights
+from .console import EXIT_INTERRUPTED, EXIT_TERMINATED, print_json, print_note
 from .plan import show_plan
 from .progress import show_progress
 from .report import Report
@@ -30,30 +40,66 @@ rankwise recommend --model ./all-MiniLM-L6-v2 --data reviews.csv
 
 rankwise recommend --model ./llama --data chats.jsonl --memory-limit 10GiB --budget 30m --out tuned
 
-rankwise recommend --model ./llama --data chats.jsonl --plan
+rankwise recommend --model ./llama --data chats.jsonl --method lora --quantization nf4 --plan
 
 rankwise recommend --resume 01K5ZJ9V0M3Q8R7T6Y2X4W1N0B
 """
 
+WITH_RESUME = {"resume", "out", "as_json", "allow_remote_code", "quiet"}
+"""Parameters that mean something where a study goes on as it was asked for."""
+
 _default = StudyRequest(model="", dataset="")
 _task_option = partial(typer.Option, rich_help_panel="What to learn")
-_choice_option = partial(typer.Option, rich_help_panel="How to choose")
+_choice_option = partial(typer.Option, rich_help_panel="How to choose", case_sensitive=False)
 _limit_option = partial(typer.Option, rich_help_panel="Limits")
 _run_option = partial(typer.Option, rich_help_panel="Running and results")
+_run_flag = partial(_run_option, metavar="")
 
 
 def recommend(
+    context: typer.Context,
     model: Annotated[
-        str | None, _task_option(metavar="M", help="Folder with a model, or its id on the hub.")
+        str | None, _task_option(metavar="M", help="Folder with a model, a config.json, or an id on the hub.")
     ] = None,
-    data: Annotated[str | None, _task_option(metavar="FILE", help="CSV, JSON or JSONL file.")] = None,
+    data: Annotated[
+        str | None,
+        _task_option(
+            metavar="D", help="CSV, TSV, JSONL, Parquet or text; a folder of these; or an id on the hub."
+        ),
+    ] = None,
     task: Annotated[
-        TaskKind | None, _task_option(metavar="TASK", help=f"{' or '.join(TaskKind)}; told from the columns.")
+        TaskKind | None,
+        _task_option(
+            metavar="TASK", case_sensitive=False, help=f"Told from the columns, or {', '.join(TaskKind)}."
+        ),
     ] = None,
-    text_column: Annotated[str | None, _task_option(metavar="NAME", help="Column with the text.")] = None,
-    label_column: Annotated[str | None, _task_option(metavar="NAME", help="Column with the labels.")] = None,
+    text_column: Annotated[
+        str | None, _task_option(metavar="NAME", help="Column with the text, prompt or messages.")
+    ] = None,
+    context_column: Annotated[
+        str | None, _task_option(metavar="NAME", help="Column with a second part of the input.")
+    ] = None,
+    target_column: Annotated[
+        str | None, _task_option(metavar="NAME", help="Column with the text to be written.")
+    ] = None,
+    label_column: Annotated[
+        str | None, _task_option(metavar="NAME", help="Column with the labels or numbers.")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, _task_option(metavar="FILE", help="Jinja template in place of the tokenizer's.")
+    ] = None,
+    loss_mask: Annotated[
+        LossMask | None,
+        _task_option(
+            metavar="NAME", case_sensitive=False, help=f"Learn {', '.join(LossMask)} tokens; by the task."
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, _task_option(metavar="N", help="Tokens per row; from the data if left out.")
+    ] = None,
+    packing: Annotated[
+        bool | None,
+        _task_option("--packing/--no-packing", metavar="", help="Let short samples share rows; by the data."),
     ] = None,
     effective_batch: Annotated[
         int, _task_option(metavar="N", help="Rows per optimizer step.")
@@ -74,6 +120,16 @@ def recommend(
         list[Method] | None,
         _choice_option(metavar="NAME", help=f"Only this of {', '.join(Method)}; may be repeated."),
     ] = None,
+    quantization: Annotated[
+        list[Quantization] | None,
+        _choice_option(metavar="NAME", help=f"Only this of {', '.join(Quantization)}; may be repeated."),
+    ] = None,
+    tiers: Annotated[
+        bool, _choice_option("--tiers", metavar="", help="Only the first design's few for the free memory.")
+    ] = False,
+    complexity: Annotated[
+        Complexity | None, _choice_option(metavar="NAME", help=f"For --tiers: {', '.join(Complexity)}.")
+    ] = None,
     memory_limit: Annotated[
         str | None, _limit_option(metavar="SIZE", help="Most memory a trial may take, like 10GiB.")
     ] = None,
@@ -82,35 +138,29 @@ def recommend(
     ] = "10m",
     max_trials: Annotated[int, _limit_option(metavar="N", help="Most trials to run.")] = _default.max_trials,
     seed: Annotated[int, _limit_option(metavar="N", help="Equal seeds make equal choices.")] = _default.seed,
-    plan: Annotated[bool, _run_option("--plan", help="Show what would run, and stop.")] = False,
+    plan: Annotated[bool, _run_flag("--plan", help="Show what would run, and stop.")] = False,
     resume: Annotated[str | None, _run_option(metavar="ID", help="Go on with this study.")] = None,
     out: Annotated[
         Path | None, _run_option(metavar="DIR", help="Write the files to train with here.")
     ] = None,
-    as_json: Annotated[bool, _run_option("--json", help="Print one JSON document instead of text.")] = False,
+    as_json: Annotated[bool, _run_flag("--json", help="Print one JSON document instead of text.")] = False,
     allow_remote_code: Annotated[
-        bool,
-        _run_option("--allow-remote-code", help="Run code that comes with the model. Trust its author."),
+        bool, _run_flag("--allow-remote-code", help="Run code that comes with the model. Trust its author.")
     ] = False,
-    quiet: Annotated[bool, _run_option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Annotated[bool, _run_flag("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Measure the few configurations that matter, and recommend one of them.
 
     Progress goes to standard error, results to standard output. Ctrl-C keeps what was measured.
     """
     from ...store import Store
+    from ..asking import read_request
     from ..submission import check_request
-    from ..units import parse_bytes, parse_seconds
 
     home = Home.from_environment().create()
     run = partial(_run, home=home, out=out, as_json=as_json, quiet=quiet, allow_remote_code=allow_remote_code)
-    if out is not None:
-        _create_folder(out)
     if resume is not None:
-        if model is not None or data is not None or plan:
-            raise InputError(
-                "--resume goes on with a study as it was asked for", next_step="leave out the rest"
-            )
+        _refuse_beside_resume(context)
         with closing(Store.open(home.database)) as store:
             run(store, resume)
         return
@@ -119,33 +169,57 @@ def recommend(
             name for name, value in (("--model", model), ("--data", data)) if value is None
         )
         raise InputError(f"{missing} missing", next_step="see rankwise recommend --help")
-    request = check_request(
-        StudyRequest(
-            model=model,
-            dataset=data,
-            objective=objective,
-            weights=None if weights is None else parse_weights(weights),
-            scoring=scoring,
-            memory_limit_bytes=None if memory_limit is None else parse_bytes(memory_limit),
-            budget_s=parse_seconds(budget),
-            max_trials=max_trials,
-            seed=seed,
-            text_column=text_column,
-            label_column=label_column,
-            task=task,
-            max_length=max_length,
-            effective_batch=effective_batch,
-            epochs=epochs,
-            methods=tuple(method or ()),
-        ),
-        roots=None,
-        allow_remote_code=allow_remote_code,
+    asked = read_request(
+        model,
+        data,
+        task=task,
+        text_column=text_column,
+        context_column=context_column,
+        target_column=target_column,
+        label_column=label_column,
+        chat_template=chat_template,
+        loss_mask=loss_mask,
+        max_length=max_length,
+        packing=packing,
+        effective_batch=effective_batch,
+        epochs=epochs,
+        objective=objective,
+        weights=weights,
+        scoring=scoring,
+        methods=method or (),
+        quantizations=quantization or (),
+        use_tiers=tiers,
+        complexity=complexity,
+        memory_limit=memory_limit,
+        budget=budget,
+        max_trials=max_trials,
+        seed=seed,
     )
+    request = check_request(asked, roots=None, allow_remote_code=allow_remote_code)
     if plan:
         show_plan(home, request, as_json=as_json, allow_remote_code=allow_remote_code)
         return
     with closing(Store.open(home.database)) as store:
         run(store, store.create_study(request).id)
+
+
+def _refuse_beside_resume(context: typer.Context) -> None:
+    """Options that would have no effect are no use to anybody who gave them."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in WITH_RESUME and _is_given(context, name)
+    ]
+    if given:
+        raise InputError(
+            f"--resume goes on with a study as it was asked for, so {', '.join(given)} would have no effect",
+            next_step="leave out the rest, or start a new study: what was measured is not measured again",
+        )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _create_folder(folder: Path) -> None:
@@ -171,16 +245,20 @@ def _run(
     from ...runners.ready_files import write_ready_files
     from ..following import failure_of, follow
 
+    if out is not None:
+        _create_folder(out)
     try:
-        with show_progress(quiet=quiet) as display:
+        with _terminated_like_interrupted(), show_progress(quiet=quiet) as display:
             study = follow(
                 store, study_id, home, display.update, display.note, allow_remote_code=allow_remote_code
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        is_terminated = isinstance(interrupt, _Terminated)
         print_note(
-            f"interrupted; what was measured is kept. Go on with: rankwise recommend --resume {study_id}"
+            f"{'terminated' if is_terminated else 'interrupted'}; what was measured is kept. "
+            f"Go on with: rankwise recommend --resume {study_id}"
         )
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
     report = Report.load(store, study)
     if report.recommendation is not None and out is not None:
         report = replace(report, files=tuple(write_ready_files(store, study_id, out)))
@@ -192,3 +270,21 @@ def _run(
         raise error
     if out is None and not quiet:
         print_note(f"files to train with: rankwise recommend --resume {study_id} --out DIR")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM unwind the block as Ctrl-C does, so that the supervisor hands the study back."""
+
+    def unwind(_number: int, _frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

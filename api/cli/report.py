@@ -5,15 +5,15 @@ Shared by ``recommend`` and ``studies show``. Computes nothing: every number com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
+from ...optimizer.comparison import comparable_trials
 from ...optimizer.domain import (
     Candidate,
     Measurement,
@@ -32,8 +32,19 @@ from .console import results
 if TYPE_CHECKING:
     from ...store import Store
 
+Value = TypeVar("Value", int, float)
+
 UNKNOWN = "–"
 """Stands where a value was not measured."""
+
+REUSED = "reused"
+DISTURBED = "disturbed"
+FIGURES = ("tokens/s", "memory", "loss", "score")
+
+GAP = 2
+"""Spaces between columns."""
+
+LEAST_ADAPTER_WIDTH = 16
 
 STATE_STYLES = {
     StudyState.SUCCEEDED: "green",
@@ -76,14 +87,9 @@ class Report:
         """Write it to standard output for people."""
         results.print(_heading(self.study), end="\n\n")
         if self.trials:
-            results.print(_trials_table(self.trials, self.recommendation))
-        failures: dict[str, list[str]] = {}
-        for trial in self.trials:
-            if trial.outcome not in (None, Outcome.OK):
-                cause = f"{trial.outcome}: {trial.reason or 'no reason given'}"
-                failures.setdefault(cause, []).append(f"#{trial.number}")
-        for cause, numbers in failures.items():
-            results.print(Text(f"{', '.join(numbers)} {cause}", "yellow"))
+            _print_trials(self.trials, self.study.request, self.recommendation)
+        for footnote in _footnotes(self.trials):
+            results.print(Text(footnote, "yellow"))
         if self.recommendation is not None:
             _print_recommendation(self.recommendation)
         if self.files:
@@ -122,10 +128,16 @@ def describe_settings(candidate: Candidate) -> str:
 
 
 def outcome_text(trial: Trial) -> Text:
-    """How the trial ended, or where it stands."""
+    """How the trial ended, or where it stands: a word."""
     if trial.outcome is None:
         return Text(trial.state, "dim" if trial.state is TrialState.QUEUED else "cyan")
-    return Text(trial.outcome, "green" if trial.outcome is Outcome.OK else "red")
+    if trial.outcome is not Outcome.OK:
+        return Text(trial.outcome, "red")
+    if trial.measurement and trial.measurement.disturbances:
+        return Text(DISTURBED, "yellow")
+    if trial.reused_from is not None:
+        return Text(REUSED, "green")
+    return Text("probed" if trial.plan.rung is Rung.PROBE else "trained", "green")
 
 
 def describe_request(request: StudyRequest) -> str:
@@ -144,45 +156,94 @@ def _heading(study: Study) -> Text:
     return heading
 
 
-def _trials_table(trials: Sequence[Trial], recommendation: Recommendation | None) -> Table:
-    scores = {scored.trial_id: scored.score for scored in recommendation.ranking} if recommendation else {}
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("configuration", ratio=1, min_width=24)
-    table.add_column("rung", no_wrap=True)
-    for name in ("tokens/s", "memory", "loss", "score"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("outcome", no_wrap=True)
-    # A training takes its speed from the probe of its shape, as the ranking does.
-    probed = {
-        t.candidate.shape_key: t.measurement for t in trials if t.measurement and t.plan.rung is Rung.PROBE
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A trial as it is shown: a line with its figures, and below it the settings over the whole width."""
+
+    number: str
+    adapter: str
+    figures: tuple[str, ...]
+    outcome: Text
+    settings: str
+    style: str
+
+
+def _print_trials(trials: Sequence[Trial], request: StudyRequest, best: Recommendation | None) -> None:
+    """One table for all trials. Lines are laid out here because cells of rich's tables span no columns."""
+    head = _Row("#", "configuration", FIGURES, Text("outcome"), "", "bold")
+    rows = [head, *_rows(trials, request, best)]
+    number_width = max(len(row.number) for row in rows)
+    widths = [max(len(row.figures[column]) for row in rows) for column in range(len(FIGURES))]
+    outcome_width = max(len(row.outcome) for row in rows)
+    taken = number_width + sum(widths) + outcome_width + GAP * (len(widths) + 2)
+    room = max(LEAST_ADAPTER_WIDTH, min(results.width - taken, max(len(row.adapter) for row in rows)))
+    gap, indent = " " * GAP, " " * (number_width + GAP)
+    for row in rows:
+        first, *rest = wrap(row.adapter, room)
+        figures = [text.rjust(width) for text, width in zip(row.figures, widths, strict=True)]
+        line = gap.join((row.number.rjust(number_width), first.ljust(room), *figures))
+        results.print(Text.assemble((line + gap, row.style), row.outcome), soft_wrap=True)
+        for part in rest:
+            results.print(Text(indent + part, row.style), soft_wrap=True)
+        for part in wrap(row.settings, results.width - len(indent)):
+            results.print(Text(indent + part, "dim"), soft_wrap=True)
+
+
+def _rows(trials: Sequence[Trial], request: StudyRequest, best: Recommendation | None) -> Iterator[_Row]:
+    scores = {scored.trial_id: scored.score for scored in best.ranking} if best else {}
+    # The figures that the scores rest on: a training's speed and memory are those of its shape's probe.
+    compared = {
+        each.trial.id: each.measurement for each in comparable_trials(trials, request.memory_limit_bytes)
     }
     for trial in trials:
-        is_best = recommendation is not None and trial.id == recommendation.trial_id
-        measured = trial.measurement or Measurement()
-        score = scores.get(trial.id)
-        speed = measured.tokens_per_s or probed.get(trial.candidate.shape_key, Measurement()).tokens_per_s
-        table.add_row(
-            f"→ {trial.number}" if is_best else str(trial.number),
-            Text.assemble(
-                trial.candidate.adapter.describe(), "\n", (describe_settings(trial.candidate), "dim")
+        is_best = best is not None and trial.id == best.trial_id
+        measured = compared.get(trial.id) or trial.measurement or Measurement()
+        yield _Row(
+            number=f"→ {trial.number}" if is_best else str(trial.number),
+            adapter=trial.candidate.adapter.describe(),
+            figures=(
+                _shown(measured.tokens_per_s, "{:,.0f}".format),
+                _shown(measured.memory_bytes, format_bytes),
+                _shown(measured.heldout_loss, "{:.3f}".format),
+                _shown(scores.get(trial.id), "{:.1f}".format),
             ),
-            trial.plan.rung.value,
-            UNKNOWN if speed is None else f"{speed:,.0f}",
-            UNKNOWN if measured.memory_bytes is None else format_bytes(measured.memory_bytes),
-            UNKNOWN if measured.heldout_loss is None else f"{measured.heldout_loss:.3f}",
-            UNKNOWN if score is None else f"{score:.1f}",
-            outcome_text(trial),
+            outcome=outcome_text(trial),
+            settings=describe_settings(trial.candidate),
             style="bold" if is_best else "",
         )
-    return table
+
+
+def _shown(value: Value | None, form: Callable[[Value], str]) -> str:
+    return UNKNOWN if value is None else form(value)
+
+
+def _footnotes(trials: Sequence[Trial]) -> Iterator[str]:
+    """What words in the column of outcomes mean, with the trials that they stand at."""
+    numbers: dict[str, list[str]] = {}
+    for trial in trials:
+        for remark in _remarks(trial):
+            numbers.setdefault(remark, []).append(f"#{trial.number}")
+    for remark, found in numbers.items():
+        yield f"{', '.join(found)} {remark}"
+
+
+def _remarks(trial: Trial) -> Iterator[str]:
+    if trial.outcome not in (None, Outcome.OK):
+        yield f"{trial.outcome}: {trial.reason or 'no reason given'}"
+    if trial.reused_from is not None:
+        yield f"{REUSED}: measured before in this environment, not run again"
+    for disturbance in trial.measurement.disturbances if trial.measurement else ():
+        yield f"{DISTURBED}: {disturbance}"
 
 
 def _print_recommendation(best: Recommendation) -> None:
+    heading = "Recommended: " if best.quality_measured else "Recommended by speed and memory alone: "
     adapter = best.candidate.adapter.describe()
-    results.print(Text.assemble("\n", ("Recommended: ", "bold green"), (adapter, "bold")))
-    for line in (describe_settings(best.candidate), *(f"• {reason}" for reason in best.reasons)):
-        results.print(Padding(line, (0, 0, 0, 2), expand=False))
+    results.print(Text.assemble("\n", (heading, "bold green"), (adapter, "bold")))
+    results.print(f"  {describe_settings(best.candidate)}")
+    for reason in best.reasons:
+        for line in wrap(reason, results.width - 4, initial_indent="• ", subsequent_indent="  "):
+            results.print(f"  {line}", soft_wrap=True)
     if best.overhead_share is not None:
         share = f"{best.overhead_share:.0%} of the wall time ({format_seconds(best.wall_s)})"
         results.print(f"\n{share} was spent outside measured steps.")

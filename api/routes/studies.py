@@ -17,11 +17,10 @@ from ...store import Store
 from ..documents import adapter_config_of
 from ..following import failure_of
 from ..problems import problem_docs, problem_of, problem_response
-from ..schemas import (
-    STUDY_EXAMPLES,
+from ..request_schemas import STUDY_EXAMPLES, StudyBody
+from ..response_schemas import (
     EventList,
     RecommendationDocument,
-    StudyBody,
     StudyDocument,
     StudyLinks,
     StudyList,

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from rankwise.api.app import create_app
 from rankwise.api.problems import MEDIA_TYPE
-from rankwise.api.schemas import StudyBody
+from rankwise.api.request_schemas import StudyBody
 from rankwise.api.security import SECURITY_HEADERS
 from rankwise.api.settings import ServerSettings
 from rankwise.home import Home
@@ -94,7 +94,7 @@ def test_every_operation_is_documented_with_its_problems(app: FastAPI) -> None:
 
 def test_the_documented_examples_are_valid(app: FastAPI) -> None:
     content = app.openapi()["paths"]["/v1/studies"]["post"]["requestBody"]["content"]["application/json"]
-    assert len(content["examples"]) == 2
+    assert len(content["examples"]) == 3
     for example in content["examples"].values():
         StudyBody.model_validate(example["value"])
 

@@ -1,19 +1,26 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import re
+import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rankwise
-from rankwise.api.cli.console import exit_code
+from rankwise.api.cli.console import exit_code, results
 from rankwise.api.cli.main import main
+from rankwise.api.cli.report import Report
 from rankwise.errors import (
     Conflict,
     DatasetError,
@@ -24,7 +31,17 @@ from rankwise.errors import (
     RunnerError,
     StoreError,
 )
-from rankwise.optimizer.domain import Rung, StudyState
+from rankwise.optimizer.domain import (
+    Adapter,
+    Candidate,
+    Level,
+    Measurement,
+    Method,
+    Quantization,
+    Rung,
+    StudyRequest,
+    StudyState,
+)
 
 HEAVY = {"torch", "transformers", "fastapi", "sqlalchemy", "sqlmodel", "uvicorn", "pyarrow"}
 
@@ -138,7 +155,11 @@ def test_exit_codes(error: RankwiseError, code: int):
         ("recommend --model {tmp} --data {data} --weights pace=1", "weight 'pace' is unknown"),
         ("recommend --model {tmp} --data {data} --method adaline", "adaline"),
         ("recommend --model {tmp} --data {data} --objective cheap", "cheap"),
-        ("recommend --resume X --plan", "--resume goes on with a study as it was asked for"),
+        ("recommend --model {tmp} --data {data} --complexity simple", "asked by the tiers only"),
+        ("recommend --model {tmp} --data {data} --quantization nf8", "nf8"),
+        ("recommend --model {tmp} --data {data} --chat-template {tmp}/no.jinja", "no.jinja"),
+        ("recommend --resume X --plan", "--plan would have no effect"),
+        ("recommend --resume X --budget 10m --no-packing", "--budget, --packing would have no effect"),
         ("recommend --resume X", "there is no study X"),
         ("recommend --resume X --out {data}", "cannot create"),
         ("probe --model m", "--model and --data go together"),
@@ -158,6 +179,40 @@ def test_bad_usage_is_one_message_and_exit_code_2(
     assert message in result.err
     assert "Traceback" not in result.err
     assert result.out == ""
+
+
+def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
+    asked: list[StudyRequest] = []
+
+    def stop(request: StudyRequest, **_: object) -> None:
+        asked.append(request)
+        raise InputError("seen")
+
+    monkeypatch.setattr("rankwise.api.submission.check_request", stop)
+    options = """
+        --model m --data d --objective SPEED --weights speed=1 --scoring classic --memory-limit 10g
+        --budget 61s --max-trials 3 --seed 9 --text-column t --label-column l --task chat --max-length 64
+        --effective-batch 2 --epochs 0.5 --method LoRA --method ia3 --quantization NF4 --tiers
+        --complexity "very complex" --context-column c --target-column g --no-packing --loss-mask all
+        --chat-template x.jinja
+    """
+    run("recommend", *shlex.split(options))
+
+    for field in dataclasses.fields(StudyRequest):
+        assert getattr(asked[0], field.name) != field.default, f"{field.name} cannot be asked for"
+    assert asked[0].methods == (Method.LORA, Method.IA3)
+    assert asked[0].quantizations == (Quantization.NF4,)
+    assert asked[0].memory_limit_bytes == 10 * 2**30
+
+
+def test_a_plan_creates_no_folder(run: Run, monkeypatch, tmp_path: Path, data: str):
+    monkeypatch.setattr("rankwise.api.submission.check_request", lambda request, **_: request)
+    monkeypatch.setattr("rankwise.api.cli.recommend.show_plan", lambda *_, **__: None)
+
+    result = run(*f"recommend --model m --data {data} --plan --out {tmp_path}/out".split())
+
+    assert result.code == 0
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_that_is_wrong_with_a_request_is_said_at_once(run: Run, tmp_path: Path):
@@ -256,6 +311,76 @@ def test_an_interrupt_says_how_to_go_on(run: Run, script, monkeypatch):
     assert result.code == 130
     assert f"rankwise recommend --resume {script.id}" in result.err
     assert result.out == ""
+
+
+def test_a_termination_says_how_to_go_on(run: Run, script, monkeypatch):
+    def terminate(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("rankwise.api.following.follow", terminate)
+
+    result = run("recommend", "--resume", script.id)
+
+    assert result.code == 143
+    assert "terminated" in result.err
+    assert f"rankwise recommend --resume {script.id}" in result.err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_of_the_table_is_wider_than_the_terminal(
+    run: Run, script, monkeypatch, candidates, probed: Measurement, trained: Measurement, width: int
+):
+    adapter = Adapter(
+        method=Method.LORA,
+        rank=16,
+        alpha=32.0,
+        use_rslora=True,
+        use_dora=True,
+        targets=("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"),
+    )
+    level = Level(gradient_checkpointing=True, compute_dtype="bfloat16", quantization=Quantization.NF4)
+    elaborate: Candidate = replace(candidates[0], adapter=adapter, level=level)
+    script.begin()
+    script.run(elaborate, Rung.PROBE, replace(probed, tokens_per_s=1.5e6))
+    script.recommend(script.run(elaborate, Rung.TRAIN, trained))
+    monkeypatch.setattr(results, "_width", width)
+
+    table = run("recommend", "--resume", script.id).out.split("\n\n")[1]
+
+    assert max(map(len, table.splitlines())) <= width
+    assert table.count("\n     GradCP + AMP bfloat16 + nf4, batch 4×4, lr 0.0005") == 2
+    assert re.search(r"1,500,000 +430 MiB +– +– +probed", table)
+
+
+def test_a_training_is_shown_with_the_figures_that_its_score_rests_on(run: Run, script):
+    script.play()
+
+    lines = run("recommend", "--resume", script.id).out.splitlines()
+
+    [training] = [line for line in lines if line.startswith("→ 3")]
+    assert re.search(r"2,346 +430 MiB +0\.412 +87\.5 +trained", training)
+
+
+def test_reused_and_disturbed_trials_are_marked_and_explained(run: Run, script, store, candidates, probed):
+    disturbed = replace(probed, disturbances=("another process used the device",))
+    script.begin()
+    script.run(candidates[0], Rung.PROBE, disturbed)
+    trials = store.list_trials(script.id)
+    reused = replace(trials[0], number=2, measurement=probed, reused_from="an older trial")
+
+    with results.capture() as printed:
+        Report(study=store.get_study(script.id), trials=[*trials, reused]).print()
+
+    table, footnotes = printed.get().split("\n\n")[1].split("#1 disturbed")
+    assert re.search(r"^1 .* disturbed$", table, re.MULTILINE)
+    assert re.search(r"^2 .* reused$", table, re.MULTILINE)
+    assert footnotes.splitlines() == [
+        ": another process used the device",
+        "#2 reused: measured before in this environment, not run again",
+    ]
 
 
 # studies, db

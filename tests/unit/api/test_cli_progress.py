@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 
@@ -8,7 +9,16 @@ import pytest
 from rich.console import Console
 
 from rankwise.api.cli import progress
-from rankwise.api.cli.progress import LineDisplay, LiveDisplay, best_so_far, clock, remaining_s, show_progress
+from rankwise.api.cli.progress import (
+    LineDisplay,
+    LiveDisplay,
+    best_so_far,
+    clock,
+    describe_facts,
+    describe_outcome,
+    remaining_s,
+    show_progress,
+)
 from rankwise.optimizer.domain import Outcome, Rung, StudyRequest
 
 
@@ -95,6 +105,32 @@ def test_what_is_left_follows_the_budget_and_then_the_pace(script, store, candid
     later = trials[1].started_at + timedelta(seconds=15)
     assert remaining_s(few, trials, later) == pytest.approx(5.0)
     assert remaining_s(few, trials, later + timedelta(hours=1)) == 0.0
+
+
+def test_what_limits_the_facts_is_said(script, store):
+    script.begin()
+    facts = store.get_study(script.id).facts
+    odd = replace(
+        facts,
+        model=replace(facts.model, has_weights=False),
+        dataset=replace(facts.dataset, every_nth_row=7),
+        recipe=replace(facts.recipe, packing=True),
+        tokens_estimated=True,
+        truncated_rows=3,
+    )
+    assert describe_facts(odd) == (
+        "BertModel with 22.7 M parameters and no weights, so quality is not measured; "
+        "320 rows to train on, 80 held out (trials take one in 7), "
+        "at most 128 tokens each by estimate, packed, 3 truncated"
+    )
+
+
+def test_reused_and_disturbed_trials_say_so(script, candidates, probed):
+    script.begin()
+    disturbed = replace(probed, disturbances=("a neighbour woke up",))
+    trial = script.run(candidates[0], Rung.PROBE, disturbed)
+    assert describe_outcome(trial).endswith("430 MiB at its peak; disturbed: a neighbour woke up")
+    assert describe_outcome(replace(trial, reused_from="x")).startswith("reused, measured before: 2,346")
 
 
 def test_quiet_shows_nothing(script, store, stderr: StringIO):

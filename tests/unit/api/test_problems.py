@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from rankwise import errors
 from rankwise.api.problems import MEDIA_TYPE, Problem, problem_of, problem_response
-from rankwise.api.schemas import POINTERS
+from rankwise.api.request_schemas import POINTERS, StudyBody
 from rankwise.api.submission import BOUNDS, InvalidRequest, RequestProblem
 from rankwise.errors import InputError, PathNotAllowed, RankwiseError
 
@@ -57,8 +58,13 @@ def test_several_problems_share_a_status_only_where_they_agree() -> None:
     assert problem_of(InvalidRequest([outside, wrong])).status == 422
 
 
-def test_every_checked_field_has_a_place_in_the_body() -> None:
-    assert {*BOUNDS, "model", "dataset", "weights"} == set(POINTERS)
+def test_every_field_has_a_place_in_the_body() -> None:
+    body = StudyBody(model="m", dataset="d").model_dump()
+    assert {*BOUNDS, "model", "dataset", "weights", "chat_template"} <= POINTERS.keys()
+    for pointer in POINTERS.values():
+        place: Any = body
+        for name in pointer.removeprefix("/").split("/"):
+            place = place[name]
 
 
 @pytest.mark.parametrize("detail", ["naïve", "lone surrogate \ud800", "line\nbreak"])

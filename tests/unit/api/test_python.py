@@ -10,7 +10,7 @@ import pytest
 from rankwise.api import python
 from rankwise.api.python import recommend
 from rankwise.errors import InputError, NothingFits
-from rankwise.optimizer.domain import Method, Objective, Rung, StudyRequest
+from rankwise.optimizer.domain import Method, Objective, Quantization, Rung, StudyRequest
 
 
 @pytest.fixture
@@ -84,6 +84,14 @@ def test_arguments_become_a_request(script, asked):
             methods=(Method.LORA, Method.IA3),
         )
     ]
+
+
+def test_one_method_may_be_a_text_in_any_case(script, asked):
+    script.play()
+
+    recommend("models/MiniLM", "data/reviews.csv", methods="LoRA", quantizations="nf4")
+
+    assert (asked[0].methods, asked[0].quantizations) == ((Method.LORA,), (Quantization.NF4,))
 
 
 @pytest.mark.parametrize("wrong", [{"objective": "cheap"}, {"scoring": "golf"}, {"methods": ["adaline"]}])

@@ -5,12 +5,16 @@ import json
 import math
 from datetime import UTC, datetime
 
-from rankwise.api.schemas import StudyBody, StudyDocument, TrialDocument
+from rankwise.api.request_schemas import StudyBody
+from rankwise.api.response_schemas import StudyDocument, TrialDocument
 from rankwise.optimizer.domain import (
     Candidate,
+    Complexity,
+    LossMask,
     Measurement,
     Method,
     Objective,
+    Quantization,
     Rung,
     Scoring,
     Study,
@@ -39,6 +43,14 @@ UNUSUAL = StudyRequest(
     effective_batch=2,
     epochs=0.5,
     methods=(Method.IA3,),
+    quantizations=(Quantization.NF4, Quantization.NONE),
+    use_tiers=True,
+    complexity=Complexity.VERY_COMPLEX,
+    context_column="c",
+    target_column="g",
+    packing=False,
+    loss_mask=LossMask.COMPLETION,
+    chat_template="chat.jinja",
 )
 
 
@@ -73,3 +85,19 @@ def test_what_is_no_number_is_null(candidates: tuple[Candidate, Candidate]) -> N
     measurement = json.loads(TrialDocument.of(trial).model_dump_json())["measurement"]
     assert measurement["heldout_loss"] is None
     assert measurement["tokens_per_s"] is None
+
+
+def test_a_trial_says_what_was_reused_and_what_disturbed_it(candidates: tuple[Candidate, Candidate]) -> None:
+    trial = Trial(
+        id="t",
+        study_id="s",
+        number=1,
+        plan=TrialPlan(candidate=candidates[0], rung=Rung.PROBE),
+        state=TrialState.FINISHED,
+        measurement=Measurement(tokens_per_s=5.0, disturbances=("a neighbour took 3 GiB",)),
+        reused_from="older",
+    )
+    wire = json.loads(TrialDocument.of(trial).model_dump_json())
+    assert wire["reused_from"] == "older"
+    assert wire["measurement"]["disturbances"] == ["a neighbour took 3 GiB"]
+    assert wire["candidate"]["level"]["quantization"] == "none"

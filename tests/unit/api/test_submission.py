@@ -9,7 +9,7 @@ import pytest
 
 from rankwise.api.submission import InvalidRequest, check_request
 from rankwise.errors import DatasetError, InputError, ModelError, PathNotAllowed
-from rankwise.optimizer.domain import StudyRequest, Weights
+from rankwise.optimizer.domain import Complexity, LossMask, Method, Quantization, StudyRequest, Weights
 
 
 @pytest.fixture
@@ -73,6 +73,12 @@ def test_code_of_a_model_needs_the_operators_consent(request_in: StudyRequest, r
         ({"weights": Weights(speed=-1, memory=1, quality=1)}, InputError),
         ({"weights": Weights(speed=1, memory=math.nan, quality=1)}, InputError),
         ({"weights": Weights(speed=math.inf, memory=1, quality=1)}, InputError),
+        ({"complexity": Complexity.SIMPLE}, InputError),
+        ({"methods": (Method.FULL,), "quantizations": (Quantization.NF4, Quantization.INT8)}, InputError),
+        ({"packing": True, "task": "text-classification"}, InputError),
+        ({"loss_mask": LossMask.ASSISTANT, "task": "text-classification"}, InputError),
+        ({"loss_mask": LossMask.COMPLETION, "task": "causal-lm"}, InputError),
+        ({"chat_template": "missing.jinja"}, InputError),
     ],
 )
 def test_one_problem_is_raised_as_what_it_is(
@@ -104,9 +110,70 @@ def test_the_nearest_name_is_offered(request_in: StudyRequest, root: Path) -> No
     assert "reviews.csv" in caught.value.next_step
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"complexity": Complexity.SIMPLE, "use_tiers": True},
+        {"methods": (Method.FULL, Method.LORA), "quantizations": (Quantization.NF4,)},
+        {"methods": (Method.FULL,), "quantizations": (Quantization.NONE, Quantization.NF4)},
+        {"methods": (Method.FULL,)},
+        {"packing": False, "task": "text-classification"},
+        {"loss_mask": LossMask.ALL, "task": "causal-lm"},
+    ],
+)
+def test_choices_that_go_together_are_accepted(request_in: StudyRequest, change: dict[str, object]) -> None:
+    asked = dataclasses.replace(request_in, **change)
+    assert check_request(asked, roots=None) == asked
+
+
+def test_a_chat_template_comes_back_absolute(
+    request_in: StudyRequest, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    monkeypatch.chdir(root)
+    asked = dataclasses.replace(request_in, chat_template="chat.jinja")
+    assert check_request(asked, roots=[root]).chat_template == str(root / "chat.jinja")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (b"\xff\xfe{{", "UTF-8"), (b"x" * 100_001, "larger than 100,000 bytes")],
+)
+def test_what_can_be_no_chat_template_is_refused(
+    request_in: StudyRequest, root: Path, content: bytes, message: str
+) -> None:
+    template = root / "chat.jinja"
+    template.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        check_request(dataclasses.replace(request_in, chat_template=str(template)), roots=[root])
+
+
+def test_a_folder_is_no_chat_template(request_in: StudyRequest, root: Path) -> None:
+    with pytest.raises(InputError, match="is no file"):
+        check_request(dataclasses.replace(request_in, chat_template=str(root)), roots=[root])
+
+
+def test_a_chat_template_needs_conversations(request_in: StudyRequest, root: Path) -> None:
+    (root / "chat.jinja").write_text("{{ messages }}")
+    asked = dataclasses.replace(request_in, chat_template=str(root / "chat.jinja"), task="causal-lm")
+    with pytest.raises(InputError, match="no conversations"):
+        check_request(asked, roots=[root])
+
+
+def test_a_hub_dataset_is_left_to_the_study(request_in: StudyRequest) -> None:
+    request = dataclasses.replace(request_in, dataset="some-org/some-data")
+    assert check_request(request, roots=None).dataset == "some-org/some-data"
+
+
+@pytest.mark.parametrize("field", ["dataset", "chat_template"])
 @pytest.mark.parametrize("way_out", ["../secret.csv", "link.csv", "/etc/hostname", "~/secret.csv"])
 def test_no_way_leads_out_of_the_roots(
-    request_in: StudyRequest, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way_out: str
+    request_in: StudyRequest,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+    way_out: str,
 ) -> None:
     secret = tmp_path / "secret.csv"
     secret.write_text("text,label\na,b\n")
@@ -114,4 +181,4 @@ def test_no_way_leads_out_of_the_roots(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(root)
     with pytest.raises(PathNotAllowed):
-        check_request(dataclasses.replace(request_in, dataset=way_out), roots=[root])
+        check_request(dataclasses.replace(request_in, **{field: way_out}), roots=[root])

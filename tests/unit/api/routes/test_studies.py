@@ -52,6 +52,14 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
         "effective_batch": 8,
         "epochs": 1.5,
         "methods": ["lora", "ia3"],
+        "quantizations": ["none", "nf4"],
+        "use_tiers": True,
+        "complexity": "very complex",
+        "context_column": None,
+        "target_column": None,
+        "packing": False,
+        "loss_mask": "all",
+        "chat_template": None,
     }
     study = client.post("/v1/studies", json=wanted).json()
     shown = wanted | {
@@ -75,6 +83,10 @@ def test_every_mistake_in_the_form_is_reported_at_once(client: TestClient, body:
             "seed": "7",
             "epochs": True,
             "methods": ["lora", "magic"],
+            "quantizations": ["nf4", "nf8"],
+            "packing": "yes",
+            "loss_mask": "some",
+            "complexity": "hard",
             "shoe/size": 43,
         },
     )
@@ -90,6 +102,10 @@ def test_every_mistake_in_the_form_is_reported_at_once(client: TestClient, body:
         "/seed",
         "/epochs",
         "/methods/1",
+        "/quantizations/1",
+        "/packing",
+        "/loss_mask",
+        "/complexity",
         "/shoe~1size",
     }
     steps = {error["pointer"]: error["next_step"] for error in problem["errors"]}
@@ -111,10 +127,19 @@ def test_every_mistake_in_the_meaning_is_reported_at_once(client: TestClient, ro
             "dataset": str(root / "gone.csv"),
             "weights": {"speed": 0, "memory": 0, "quality": 0},
             "budget": {"seconds": 0.5},
+            "complexity": "simple",
+            "chat_template": str(root / "gone.jinja"),
         },
     )
     assert answer.status_code == 422
-    assert pointers(answer.json()) == {"/model", "/dataset", "/weights", "/budget/seconds"}
+    assert pointers(answer.json()) == {
+        "/model",
+        "/dataset",
+        "/weights",
+        "/budget/seconds",
+        "/complexity",
+        "/chat_template",
+    }
 
 
 def test_a_missing_file_is_answered_with_the_nearest_name(
@@ -129,7 +154,7 @@ def test_a_missing_file_is_answered_with_the_nearest_name(
     assert "reviews.csv" in problem["next_step"]
 
 
-@pytest.mark.parametrize("field", ["model", "dataset"])
+@pytest.mark.parametrize("field", ["model", "dataset", "chat_template"])
 @pytest.mark.parametrize(
     "way_out", ["/etc/hostname", "{root}/../outside.csv", "{root}/link.csv", "../../../etc"]
 )
@@ -237,6 +262,11 @@ def test_a_finished_study_shows_facts_trials_and_recommendation(client: TestClie
     assert study["progress"] == {"planned": 3, "running": 0, "finished": 3}
     assert study["facts"]["model"]["parameters"] == 22_700_000
     assert "modules" not in study["facts"]["model"]
+    assert study["facts"]["model"]["has_weights"] is True
+    assert study["facts"]["model"]["attention_kernels"] == ["sdpa", "eager"]
+    assert study["facts"]["dataset"]["every_nth_row"] == 1
+    assert study["facts"]["dataset"]["task"]["kind"] == "text-classification"
+    assert study["facts"]["tokens_estimated"] is False
     assert study["facts"]["devices"] == ["a CPU"]
 
     trials = client.get(study["links"]["trials"]).json()["trials"]
@@ -245,6 +275,7 @@ def test_a_finished_study_shows_facts_trials_and_recommendation(client: TestClie
     assert trials[0]["measurement"]["peak_process_bytes"] == 430 * 2**20
     assert trials[0]["measurement"]["peak_reserved_bytes"] is None
     assert trials[1]["measurement"] is None
+    assert trials[0]["reused_from"] is None
     assert "full fine-tuning" in trials[1]["description"]
 
     found = client.get(study["links"]["recommendation"]).json()
@@ -253,6 +284,7 @@ def test_a_finished_study_shows_facts_trials_and_recommendation(client: TestClie
     assert found["candidate"] == trials[2]["candidate"]
     assert found["evidence"] == trials[2]["measurement"]
     assert found["ranking"][0]["parts"] == {"speed": 1.0, "memory": 0.6, "quality": 0.9}
+    assert found["quality_measured"] is True
     assert found["overhead_share"] == pytest.approx(0.35)
     assert found["adapter_config"]["peft_type"] == "LORA"
     assert found["adapter_config"]["r"] == 16

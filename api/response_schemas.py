@@ -1,4 +1,4 @@
-"""The wire: what HTTP requests and responses look like, and how they map to the domain's types.
+"""The wire, outwards: studies, trials, recommendations and hardware as JSON documents.
 
 Times are ISO 8601 in UTC, sizes bytes, durations seconds; unknown is null, never 0 or NaN. Knows nothing
 of routes, the store or files.
@@ -7,21 +7,17 @@ of routes, the store or files.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict
 
-from ..errors import InputError
 from ..optimizer.domain import (
     SCHEMA_VERSION,
     Candidate,
     Event,
     Measurement,
-    Method,
-    Objective,
     Outcome,
     Recipe,
     Recommendation,
@@ -30,177 +26,13 @@ from ..optimizer.domain import (
     Scoring,
     Study,
     StudyFacts,
-    StudyRequest,
     StudyState,
     Trial,
     TrialState,
     Weights,
 )
-from ..probes.profiles import GpuProfile, HardwareProfile, HostProfile, LengthProfile, TaskKind, TaskProfile
-from .submission import BOUNDS
-from .units import parse_bytes, parse_seconds
-
-POINTERS = {
-    "model": "/model",
-    "dataset": "/dataset",
-    "weights": "/weights",
-    "seed": "/seed",
-    "memory_limit_bytes": "/constraints/memory_limit",
-    "max_length": "/constraints/max_length",
-    "budget_s": "/budget/seconds",
-    "max_trials": "/budget/max_trials",
-    "effective_batch": "/effective_batch",
-    "epochs": "/epochs",
-}
-"""Where the body of ``POST /v1/studies`` holds each checked field of :class:`StudyRequest`."""
-
-UNIT_ERROR = "unit"
-"""Type of the validation errors about sizes and durations; their message shows the value itself."""
-
-
-def _within(field: str) -> Any:
-    """The bounds of a field of StudyRequest as a pydantic field."""
-    bounds = BOUNDS[field]
-    return Field(ge=bounds.minimum, le=bounds.maximum)
-
-
-def _parsed_by(parse: Callable[[Any], float], *, written_as: Any) -> BeforeValidator:
-    """Read sizes and durations as people write them, and report what is wrong as pydantic does."""
-
-    def validate(value: Any) -> Any:
-        try:
-            return parse(value)
-        except InputError as error:
-            raise PydanticCustomError(
-                UNIT_ERROR, "{message}", {"message": error.message, "next_step": error.next_step}
-            ) from error
-
-    return BeforeValidator(validate, json_schema_input_type=written_as)
-
-
-Size = Annotated[int, _parsed_by(parse_bytes, written_as=int | str)]
-Duration = Annotated[float, _parsed_by(parse_seconds, written_as=float | str)]
-Count = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True)]
-Source = Annotated[str, Field(min_length=1, max_length=4096)]
-Column = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class WeightsBody(_Body):
-    """How much speed, memory and quality count; only ratios matter."""
-
-    speed: Annotated[Number, Field(ge=0)]
-    memory: Annotated[Number, Field(ge=0)]
-    quality: Annotated[Number, Field(ge=0)]
-
-
-class ConstraintsBody(_Body):
-    """What the recommended configuration must keep to."""
-
-    memory_limit: Size | None = None
-    """Bytes, or text such as ``"10GiB"``."""
-    max_length: Annotated[Count, _within("max_length")] | None = None
-    """Tokens per row; longer rows are cut. Derived from the data if left out."""
-
-
-class BudgetBody(_Body):
-    """What the study may cost."""
-
-    seconds: Duration = 600.0
-    """Seconds, or text such as ``"10m"``."""
-    max_trials: Annotated[Count, _within("max_trials")] = 16
-
-
-class StudyBody(_Body):
-    """A model, a dataset, and what is wanted of the fine-tuning."""
-
-    model: Source
-    """Folder of a model with safetensors weights, or a hub id."""
-    dataset: Source
-    """CSV or JSON Lines file."""
-    objective: Objective = Objective.BALANCED
-    weights: WeightsBody | None = None
-    """Overrides the objective's weights."""
-    scoring: Scoring = Scoring.COMPARABLE
-    constraints: ConstraintsBody = ConstraintsBody()
-    budget: BudgetBody = BudgetBody()
-    seed: Annotated[Count, _within("seed")] = 0
-    task: TaskKind | None = None
-    """Derived from the columns if left out."""
-    text_column: Column | None = None
-    label_column: Column | None = None
-    effective_batch: Annotated[Count, _within("effective_batch")] = 16
-    epochs: Annotated[Number, _within("epochs")] = 3.0
-    methods: tuple[Method, ...] = ()
-    """Only these methods; empty means all."""
-
-    def to_request(self) -> StudyRequest:
-        """The domain's form."""
-        return StudyRequest(
-            model=self.model,
-            dataset=self.dataset,
-            objective=self.objective,
-            weights=Weights(**self.weights.model_dump()) if self.weights else None,
-            scoring=self.scoring,
-            memory_limit_bytes=self.constraints.memory_limit,
-            budget_s=self.budget.seconds,
-            max_trials=self.budget.max_trials,
-            seed=self.seed,
-            text_column=self.text_column,
-            label_column=self.label_column,
-            task=self.task,
-            max_length=self.constraints.max_length,
-            effective_batch=self.effective_batch,
-            epochs=self.epochs,
-            methods=self.methods,
-        )
-
-    @classmethod
-    def from_request(cls, request: StudyRequest) -> StudyBody:
-        """The wire's form of a stored request; trusted, so nothing is validated again."""
-        return cls.model_construct(
-            model=request.model,
-            dataset=request.dataset,
-            objective=request.objective,
-            weights=WeightsBody.model_validate(request.weights, from_attributes=True)
-            if request.weights
-            else None,
-            scoring=request.scoring,
-            constraints=ConstraintsBody.model_construct(
-                memory_limit=request.memory_limit_bytes, max_length=request.max_length
-            ),
-            budget=BudgetBody.model_construct(seconds=request.budget_s, max_trials=request.max_trials),
-            seed=request.seed,
-            task=TaskKind(request.task) if request.task else None,
-            text_column=request.text_column,
-            label_column=request.label_column,
-            effective_batch=request.effective_batch,
-            epochs=request.epochs,
-            methods=request.methods,
-        )
-
-
-STUDY_EXAMPLES: dict[str, Any] = {
-    "smallest": {
-        "summary": "A model and a dataset; everything else is derived",
-        "value": {"model": "models/bert-mini", "dataset": "data/reviews.csv"},
-    },
-    "constrained": {
-        "summary": "Quality first, below 10 GiB, at most ten minutes",
-        "value": {
-            "model": "models/bert-mini",
-            "dataset": "data/reviews.csv",
-            "objective": "quality",
-            "constraints": {"memory_limit": "10GiB", "max_length": 256},
-            "budget": {"seconds": "10m", "max_trials": 12},
-            "methods": ["lora", "ia3"],
-        },
-    },
-}
+from ..probes.profiles import GpuProfile, HardwareProfile, HostProfile, LengthProfile, TaskProfile
+from .request_schemas import StudyBody
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
@@ -266,6 +98,15 @@ class ModelSummary(_Part):
     weight_bytes: int
     layers: int | None
     hidden_size: int | None
+    max_positions: int | None
+    has_weights: bool
+    """False where only a configuration is at hand: trials run on random weights, quality is not measured."""
+    is_encoder_decoder: bool
+    attention_kernels: tuple[str, ...]
+    """What there is for this model, preferred first."""
+    supports_gradient_checkpointing: bool
+    supports_packing: bool
+    runs_remote_code: bool
 
 
 class DatasetSummary(_Part):
@@ -276,12 +117,18 @@ class DatasetSummary(_Part):
     sha256: str
     format: str
     size_bytes: int
+    revision: str | None
+    """Commit on the hub; null for local data."""
     rows: int
     usable_rows: int
+    every_nth_row: int
+    """Above 1 the data are so large that only every nth row was looked at, and is used."""
     duplicate_rows: int | None
     columns: tuple[str, ...]
     task: TaskProfile
+    label_counts: Mapping[str, int]
     lengths: LengthProfile | None
+    """Tokens per row before any truncation."""
 
 
 class FactsSummary(_Part):
@@ -294,6 +141,8 @@ class FactsSummary(_Part):
     heldout_rows: int
     truncated_rows: int
     truncated_tokens_share: float
+    tokens_estimated: bool
+    """No tokenizer was at hand: a token is taken to have four characters."""
     devices: tuple[str, ...]
     """Names of the GPUs; the processor's where there is none."""
 
@@ -363,6 +212,8 @@ class TrialDocument(_Part):
     attempts: int
     outcome: Outcome | None
     reason: str | None
+    reused_from: str | None
+    """The trial, of any study, that measured this before; nothing was run for this one."""
     candidate_id: str
     candidate: Candidate
     description: str
@@ -410,6 +261,7 @@ class RecommendationDocument(_Document):
     ranking: tuple[ScoredTrial, ...]
     evidence: Measurement
     quality_measured: bool
+    """False where no training finished, or the model had no weights: the score rests on the other parts."""
     wall_s: float
     measured_s: float
     overhead_share: float | None

@@ -1,0 +1,136 @@
+"""A request as people write it, on a command line or in Python, read into the domain's form.
+
+Reads sizes, durations and the names of choices. Knows nothing of whether the request can be served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping
+from enum import StrEnum
+from functools import partial
+from os import PathLike, fspath
+from typing import Any, TypedDict, TypeVar, Unpack
+
+from ..errors import InputError
+from ..optimizer.codec import from_json
+from ..optimizer.domain import (
+    Complexity,
+    LossMask,
+    Method,
+    Objective,
+    Quantization,
+    Scoring,
+    StudyRequest,
+    Weights,
+)
+from ..probes.profiles import TaskKind
+from .units import parse_bytes, parse_seconds
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+class StudyOptions(TypedDict, total=False):
+    """What may be asked beside model and data; what is left out has the default of :class:`StudyRequest`."""
+
+    objective: str
+    weights: Weights | str | None
+    scoring: str
+    memory_limit: str | int | None
+    budget: str | float
+    max_trials: int
+    seed: int
+    task: str | None
+    text_column: str | None
+    context_column: str | None
+    target_column: str | None
+    label_column: str | None
+    max_length: int | None
+    effective_batch: int
+    epochs: float
+    packing: bool | None
+    loss_mask: str | None
+    chat_template: str | PathLike[str] | None
+    methods: str | Collection[str]
+    quantizations: str | Collection[str]
+    use_tiers: bool
+    complexity: str | None
+
+
+def read_request(
+    model: str | PathLike[str], dataset: str | PathLike[str], **options: Unpack[StudyOptions]
+) -> StudyRequest:
+    """The request in the domain's form.
+
+    Raises:
+        TypeError: an argument that there is none of.
+        InputError: a value that is not understood.
+    """
+    for name in options.keys() - StudyOptions.__annotations__.keys():
+        raise TypeError(f"a study has no argument {name!r}")
+    values = {
+        _FIELDS.get(name, name): _READERS[name](value) if name in _READERS and value is not None else value
+        for name, value in options.items()
+    }
+    return from_json(StudyRequest, {"model": fspath(model), "dataset": fspath(dataset), **values})
+
+
+def parse_weights(text: str) -> Weights:
+    """``speed=0.5,memory=0.1,quality=0.4``; a part that is not named counts nothing.
+
+    Raises:
+        InputError: an unknown or repeated part, or a value that is no number.
+    """
+    known = [item.name for item in dataclasses.fields(Weights)]
+    hint = "write it like speed=0.5,memory=0.1,quality=0.4"
+    values = dict.fromkeys(known, 0.0)
+    named: set[str] = set()
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        if name not in known or name in named:
+            what = "given twice" if name in named else f"unknown (known: {', '.join(known)})"
+            raise InputError(f"weight {name!r} is {what} in the weights {text}", next_step=hint)
+        named.add(name)
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise InputError(f"weight {name}={number!r} is not a number", next_step=hint) from None
+    return Weights(**values)
+
+
+def _choice(kind: type[Choice], value: str) -> Choice:
+    """A member of an enumeration, from itself or its text in any case."""
+    try:
+        return kind(value.strip().lower())
+    except (AttributeError, ValueError):
+        what = " ".join(re.findall("[A-Z][a-z]+", kind.__name__)).lower()
+        raise InputError(f"{what} {value!r} is unknown", next_step=f"use one of {', '.join(kind)}") from None
+
+
+def _choices(kind: type[Choice], values: str | Collection[str]) -> tuple[Choice, ...]:
+    """Each once, in the order of writing; a single text is a choice of one."""
+    names = [values] if isinstance(values, str) else values
+    return tuple(dict.fromkeys(_choice(kind, name) for name in names))
+
+
+def _weights(value: Weights | str) -> Weights:
+    return parse_weights(value) if isinstance(value, str) else value
+
+
+_FIELDS = {"memory_limit": "memory_limit_bytes", "budget": "budget_s"}
+"""Fields of StudyRequest that are called differently because people write a unit."""
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "objective": partial(_choice, Objective),
+    "weights": _weights,
+    "scoring": partial(_choice, Scoring),
+    "memory_limit": parse_bytes,
+    "budget": parse_seconds,
+    "task": partial(_choice, TaskKind),
+    "loss_mask": partial(_choice, LossMask),
+    "chat_template": fspath,
+    "methods": partial(_choices, Method),
+    "quantizations": partial(_choices, Quantization),
+    "complexity": partial(_choice, Complexity),
+}

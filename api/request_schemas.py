@@ -1,0 +1,198 @@
+"""The wire, inwards: what the body of ``POST /v1/studies`` looks like, and how it maps to the domain.
+
+Sizes are bytes and durations seconds, or text with a unit. Knows nothing of routes, the store or files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import reduce
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from ..errors import InputError
+from ..optimizer.domain import (
+    Complexity,
+    LossMask,
+    Method,
+    Objective,
+    Quantization,
+    Scoring,
+    StudyRequest,
+    Weights,
+)
+from ..probes.profiles import TaskKind
+from .submission import BOUNDS
+from .units import parse_bytes, parse_seconds
+
+_GROUPED = {
+    "memory_limit_bytes": ("constraints", "memory_limit"),
+    "max_length": ("constraints", "max_length"),
+    "budget_s": ("budget", "seconds"),
+    "max_trials": ("budget", "max_trials"),
+}
+_PLACES = {field.name: _GROUPED.get(field.name, (field.name,)) for field in dataclasses.fields(StudyRequest)}
+"""Where the body holds each field of :class:`StudyRequest`: most under their own name."""
+
+POINTERS = {name: "/" + "/".join(place) for name, place in _PLACES.items()}
+"""The same as JSON pointers."""
+
+UNIT_ERROR = "unit"
+"""Type of the validation errors about sizes and durations; their message shows the value itself."""
+
+
+def _within(field: str) -> Any:
+    """The bounds of a field of StudyRequest as a pydantic field."""
+    bounds = BOUNDS[field]
+    return Field(ge=bounds.minimum, le=bounds.maximum)
+
+
+def _parsed_by(parse: Callable[[Any], float], *, written_as: Any) -> BeforeValidator:
+    """Read sizes and durations as people write them, and report what is wrong as pydantic does."""
+
+    def validate(value: Any) -> Any:
+        try:
+            return parse(value)
+        except InputError as error:
+            raise PydanticCustomError(
+                UNIT_ERROR, "{message}", {"message": error.message, "next_step": error.next_step}
+            ) from error
+
+    return BeforeValidator(validate, json_schema_input_type=written_as)
+
+
+Size = Annotated[int, _parsed_by(parse_bytes, written_as=int | str)]
+Duration = Annotated[float, _parsed_by(parse_seconds, written_as=float | str)]
+Count = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
+Source = Annotated[str, Field(min_length=1, max_length=4096)]
+Column = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class WeightsBody(_Body):
+    """How much speed, memory and quality count; only ratios matter."""
+
+    speed: Annotated[Number, Field(ge=0)]
+    memory: Annotated[Number, Field(ge=0)]
+    quality: Annotated[Number, Field(ge=0)]
+
+
+class ConstraintsBody(_Body):
+    """What the recommended configuration must keep to."""
+
+    memory_limit: Size | None = None
+    """Bytes, or text such as ``"10GiB"``."""
+    max_length: Annotated[Count, _within("max_length")] | None = None
+    """Tokens per row; longer rows are cut. Derived from the data if left out."""
+
+
+class BudgetBody(_Body):
+    """What the study may cost."""
+
+    seconds: Duration = 600.0
+    """Seconds, or text such as ``"10m"``."""
+    max_trials: Annotated[Count, _within("max_trials")] = 16
+
+
+class StudyBody(_Body):
+    """A model, a dataset, and what is wanted of the fine-tuning."""
+
+    model: Source
+    """Folder of a model with safetensors weights, a bare ``config.json``, or a hub id."""
+    dataset: Source
+    """File or folder of files (CSV, TSV, JSON Lines, Parquet, text), or a hub id."""
+    objective: Objective = Objective.BALANCED
+    weights: WeightsBody | None = None
+    """Overrides the objective's weights."""
+    scoring: Scoring = Scoring.COMPARABLE
+    constraints: ConstraintsBody = ConstraintsBody()
+    budget: BudgetBody = BudgetBody()
+    seed: Annotated[Count, _within("seed")] = 0
+    task: TaskKind | None = None
+    """Derived from the columns if left out, like the four columns that follow."""
+    text_column: Column | None = None
+    """The text, the prompt, the source text, or a conversation's messages."""
+    context_column: Column | None = None
+    """A second part of the input, appended to the first."""
+    target_column: Column | None = None
+    """The text to be written: a completion, a translation, …"""
+    label_column: Column | None = None
+    """The class, or the number of a regression."""
+    effective_batch: Annotated[Count, _within("effective_batch")] = 16
+    epochs: Annotated[Number, _within("epochs")] = 3.0
+    packing: Switch | None = None
+    """Several short samples share a row. Null: where it saves much and the model can keep them apart."""
+    loss_mask: LossMask | None = None
+    """Which tokens a language model learns; null: what suits the task."""
+    chat_template: Source | None = None
+    """File with a Jinja template to use in place of the tokenizer's."""
+    methods: tuple[Method, ...] = ()
+    """Only these methods; empty means those that are tried unasked."""
+    quantizations: tuple[Quantization, ...] = ()
+    """Only these; empty means all."""
+    use_tiers: Switch = False
+    """Only the few candidates that are fixed for the free memory."""
+    complexity: Complexity | None = None
+    """How hard the task is; asked by the tiers only."""
+
+    def to_request(self) -> StudyRequest:
+        """The domain's form."""
+        values: dict[str, Any] = {name: reduce(getattr, place, self) for name, place in _PLACES.items()}
+        if self.weights:
+            values["weights"] = Weights(**self.weights.model_dump())
+        return StudyRequest(**values)
+
+    @classmethod
+    def from_request(cls, request: StudyRequest) -> StudyBody:
+        """The wire's form of a stored request; trusted, so nothing is validated again."""
+        values: dict[str, Any] = {"constraints": {}, "budget": {}}
+        for name, (*group, key) in _PLACES.items():
+            reduce(dict.__getitem__, group, values)[key] = getattr(request, name)
+        if request.weights:
+            values["weights"] = WeightsBody.model_validate(request.weights, from_attributes=True)
+        return cls.model_construct(
+            **values
+            | {
+                "task": TaskKind(request.task) if request.task else None,
+                "constraints": ConstraintsBody.model_construct(**values["constraints"]),
+                "budget": BudgetBody.model_construct(**values["budget"]),
+            }
+        )
+
+
+STUDY_EXAMPLES: dict[str, Any] = {
+    "smallest": {
+        "summary": "A model and a dataset; everything else is derived",
+        "value": {"model": "models/bert-mini", "dataset": "data/reviews.csv"},
+    },
+    "constrained": {
+        "summary": "Quality first, below 10 GiB, at most ten minutes",
+        "value": {
+            "model": "models/bert-mini",
+            "dataset": "data/reviews.csv",
+            "objective": "quality",
+            "constraints": {"memory_limit": "10GiB", "max_length": 256},
+            "budget": {"seconds": "10m", "max_trials": 12},
+            "methods": ["lora", "ia3"],
+        },
+    },
+    "chat": {
+        "summary": "A decoder learns the assistant's part of conversations, its frozen weights in 4 bits",
+        "value": {
+            "model": "models/llama-mini",
+            "dataset": "data/chats.jsonl",
+            "task": "chat",
+            "loss_mask": "assistant",
+            "packing": True,
+            "quantizations": ["nf4"],
+        },
+    },
+}

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.api.asking import parse_weights, read_request
+from rankwise.errors import InputError
+from rankwise.optimizer.domain import (
+    Complexity,
+    LossMask,
+    Method,
+    Objective,
+    Quantization,
+    Scoring,
+    StudyRequest,
+    Weights,
+)
+
+WRITTEN: dict[str, Any] = {
+    "objective": "Speed",
+    "weights": "speed=1,memory=2",
+    "scoring": "CLASSIC",
+    "memory_limit": "2GiB",
+    "budget": "90s",
+    "max_trials": 4,
+    "seed": 3,
+    "task": "Chat",
+    "text_column": "t",
+    "context_column": "c",
+    "target_column": "w",
+    "label_column": "l",
+    "max_length": 64,
+    "effective_batch": 8,
+    "epochs": 1,
+    "packing": False,
+    "loss_mask": "assistant",
+    "chat_template": Path("chat.jinja"),
+    "methods": ["LoRA", Method.IA3, "lora"],
+    "quantizations": "NF4",
+    "use_tiers": True,
+    "complexity": "very complex",
+}
+UNDERSTOOD = StudyRequest(
+    model="m",
+    dataset="d",
+    objective=Objective.SPEED,
+    weights=Weights(speed=1.0, memory=2.0, quality=0.0),
+    scoring=Scoring.CLASSIC,
+    memory_limit_bytes=2 * 2**30,
+    budget_s=90.0,
+    max_trials=4,
+    seed=3,
+    task="chat",
+    text_column="t",
+    context_column="c",
+    target_column="w",
+    label_column="l",
+    max_length=64,
+    effective_batch=8,
+    epochs=1.0,
+    packing=False,
+    loss_mask=LossMask.ASSISTANT,
+    chat_template="chat.jinja",
+    methods=(Method.LORA, Method.IA3),
+    quantizations=(Quantization.NF4,),
+    use_tiers=True,
+    complexity=Complexity.VERY_COMPLEX,
+)
+
+
+def test_everything_that_a_study_knows_can_be_asked_for() -> None:
+    for field in dataclasses.fields(StudyRequest):
+        assert getattr(UNDERSTOOD, field.name) != field.default, f"{field.name} is not tested"
+    assert read_request("m", Path("d"), **WRITTEN) == UNDERSTOOD
+
+
+def test_what_is_left_out_has_the_default() -> None:
+    assert read_request("m", "d") == StudyRequest(model="m", dataset="d")
+    assert read_request("m", "d", memory_limit=None, task=None, weights=None) == read_request("m", "d")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"objective": "cheap"}, "objective 'cheap' is unknown — use one of balanced, "),
+        ({"loss_mask": "some"}, "loss mask 'some' is unknown — use one of all, "),
+        ({"methods": "lora,ia3"}, "method 'lora,ia3' is unknown — use one of lora, "),
+        ({"methods": [3]}, "method 3 is unknown"),
+        ({"quantizations": ["nf4", "nf8"]}, "quantization 'nf8' is unknown"),
+        ({"max_trials": "many"}, "max_trials"),
+        ({"packing": "perhaps"}, "packing"),
+        ({"memory_limit": "much"}, "'much' is not a size"),
+        ({"budget": None}, "budget_s"),
+    ],
+)
+def test_a_value_that_is_not_understood_is_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_request("m", "d", **wrong)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["method", "memory_limit_bytes"])
+def test_an_argument_that_there_is_none_of_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=name):
+        read_request("m", "d", **{name: 1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("speed=0.5,memory=0.1,quality=0.4", Weights(speed=0.5, memory=0.1, quality=0.4)),
+        (" quality = 3 , speed=1 ", Weights(speed=1.0, memory=0.0, quality=3.0)),
+    ],
+)
+def test_weights(text: str, weights: Weights) -> None:
+    assert parse_weights(text) == weights
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pace=1", "unknown"),
+        ("speed=1,speed=2", "given twice"),
+        ("speed", "not a number"),
+        ("speed=fast", "not a number"),
+        ("", "unknown"),
+    ],
+)
+def test_weights_that_cannot_be_read(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse_weights(text)
+    assert "speed=0.5" in caught.value.next_step
