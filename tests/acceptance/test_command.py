@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_a_recommendation_is_made_of_trials_measured_in_this_run(
     measured = {trial["id"]: trial for trial in trials if trial["outcome"] == "ok"}
     assert {scored["trial_id"] for scored in best["ranking"]} <= measured.keys()
     for trial in measured.values():
-        assert trial["attempts"] == 1
+        assert trial["attempts"] <= 2  # one that other work on the machine disturbed is repeated once
         assert trial["measurement"]["measured_s"] > 0
     # Speed is measured by probes, loss by trainings.
     chosen, evidence = measured[best["trial_id"]], best["evidence"]
@@ -57,24 +58,46 @@ def test_a_recommendation_is_made_of_trials_measured_in_this_run(
     assert json.loads(resumed.stdout) == {**document, "files": []}
 
 
-def test_a_plan_runs_nothing(home: Home, minilm_path: Path, reviews_csv: Path):
-    done = rankwise("recommend", "--model", minilm_path, "--data", reviews_csv, "--plan", "--json")
+def test_a_plan_runs_nothing(home: Home, minilm_path: Path, reviews_csv: Path, tmp_path: Path):
+    out = tmp_path / "tuned"
+    data = ("--model", minilm_path, "--data", reviews_csv)
+    done = rankwise("recommend", *data, "--plan", "--json", "--out", out)
 
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert 1 < plan["max_trials"] <= plan["request"]["max_trials"]
     assert plan["max_trials"] == plan["max_probes"] + plan["max_trainings"]
-    assert plan["candidates"]
+    by_id = {candidate["id"]: candidate for candidate in plan["candidates"]}
+    assert 1 < len(plan["first_trials"]) <= plan["max_trials"]
+    assert all(trial["candidate_id"] in by_id and trial["purpose"] for trial in plan["first_trials"])
+    assert not out.exists()
     assert plan["bytes_read"] > reviews_csv.stat().st_size
     assert json.loads(rankwise("studies", "list", "--json").stdout)["studies"] == []
 
 
 def test_a_limit_that_nothing_can_meet_exits_with_3(home: Home, minilm_path: Path, reviews_csv: Path):
-    done = rankwise("recommend", "--model", minilm_path, "--data", reviews_csv, "--memory-limit", "8MiB")
+    done = rankwise("recommend", "--model", minilm_path, "--data", reviews_csv, "--memory-limit", "4MiB")
 
     assert done.returncode == 3
     assert "error: no configuration of" in done.stderr
     assert "raise the memory limit" in done.stderr
+
+
+def test_a_terminated_study_says_how_to_go_on_and_does(home: Home, minilm_path: Path, reviews_csv: Path):
+    command = [Path(sys.executable).with_name("rankwise"), "recommend"]
+    options = ["--model", minilm_path, "--data", reviews_csv, "--max-trials", "2", "--budget", "20s"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "trial 1" not in process.stderr.readline():
+            pass
+        process.terminate()
+        rest = process.stderr.read()
+
+    assert process.returncode == 143
+    [resume] = re.findall(r"rankwise (recommend --resume \w+)", rest)
+    done = rankwise(*resume.split(), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["study"]["state"] == "succeeded"
 
 
 def test_a_model_without_its_tokenizer_is_refused(

@@ -1,19 +1,29 @@
-"""Candidates on real models: PEFT adapts what was meant, with as many parameters as were estimated."""
+"""The registry against PEFT itself: it adapts what was meant, with as many parameters as were estimated.
+
+That PEFT and the others still refuse what the rules forbid is in ``test_rules_libraries.py``.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.oft.layer import OFTLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from rankwise.optimizer.domain import Candidate, Method, Recipe, StudyFacts, StudyRequest
+from rankwise.optimizer.adapters import AdapterFactory
+from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe, StudyFacts, StudyRequest
 from rankwise.optimizer.exports.peft import adapter_config
-from rankwise.optimizer.levels import adapted_modules, enumerate_candidates, estimated_trainable
+from rankwise.optimizer.levels import enumerate_candidates
+from rankwise.optimizer.methods import METHODS, oft_block, rank_schedule
+from rankwise.optimizer.sizes import estimated_trainable
+from rankwise.optimizer.targets import Targets, adapted_modules
 from rankwise.probes.model import inspect_model
 from rankwise.probes.profiles import (
     DatasetProfile,
@@ -40,6 +50,18 @@ SMALL_CONFIGS = {
     "roberta": transformers.RobertaConfig(vocab_size=100, num_labels=3, **SIZES),
     "distilbert": transformers.DistilBertConfig(vocab_size=100, dim=32, hidden_dim=64, n_layers=2, n_heads=2),
     "albert": transformers.AlbertConfig(vocab_size=100, embedding_size=16, **SIZES),
+    "mixtral": transformers.MixtralConfig(
+        vocab_size=100, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, **SIZES
+    ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        vocab_size=100,
+        num_key_value_heads=2,
+        head_dim=16,
+        moe_intermediate_size=24,
+        num_experts=4,
+        num_experts_per_tok=2,
+        **SIZES,
+    ),
 }
 
 
@@ -57,7 +79,7 @@ def model_path(request, tmp_path_factory, minilm_path, tiny_llama):
 
 
 def candidates_of(path: Path, kind: TaskKind) -> tuple[ModelProfile, list[Candidate]]:
-    """One candidate of each adapter."""
+    """One candidate of each method, variant and target set."""
     host = HostProfile(
         cpu_model=None,
         physical_cores=1,
@@ -94,9 +116,20 @@ def candidates_of(path: Path, kind: TaskKind) -> tuple[ModelProfile, list[Candid
         truncated_rows=0,
         truncated_tokens_share=0.0,
     )
-    found = enumerate_candidates(facts, StudyRequest(model=str(path), dataset="rows.csv"))
-    first = {candidate.adapter: candidate for candidate in reversed(found)}
+    request = StudyRequest(model=str(path), dataset="rows.csv", methods=methods_for(model))
+    first = {
+        (c.adapter.method, c.adapter.target_set, c.adapter.use_rslora, c.adapter.use_dora): c
+        for c in reversed(enumerate_candidates(facts, request))
+    }
     return model, list(first.values())
+
+
+def methods_for(model: ModelProfile) -> tuple[Method, ...]:
+    """All that can sit on the kinds of modules that the model has."""
+    kinds = {module.kind for module in model.modules}
+    return tuple(
+        m for m, spec in METHODS.items() if m is Method.FULL or spec.kinds & kinds & {"linear", "conv1d"}
+    )
 
 
 def build_model(path: Path, kind: TaskKind) -> torch.nn.Module:
@@ -106,12 +139,13 @@ def build_model(path: Path, kind: TaskKind) -> torch.nn.Module:
 
 def load_config(candidate: Candidate, kind: TaskKind, folder: Path, base_model: str) -> PeftConfig:
     """As a user would: from the exported file."""
-    config = adapter_config(candidate, task_kind=kind, base_model=base_model)
+    config = adapter_config(candidate, task_kind=kind, base_model=base_model, total_steps=100)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return PeftConfig.from_pretrained(folder)
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+@pytest.mark.filterwarnings("ignore:Invalid .oft_block_size.:UserWarning")
 @pytest.mark.parametrize(
     ("model_path", "kind"),
     [
@@ -123,39 +157,105 @@ def load_config(candidate: Candidate, kind: TaskKind, folder: Path, base_model: 
         ("llama", TaskKind.TEXT_CLASSIFICATION),
         ("llama", TaskKind.CAUSAL_LM),
         ("gpt2", TaskKind.CAUSAL_LM),
+        ("mixtral", TaskKind.CAUSAL_LM),
+        ("qwen3_moe", TaskKind.CAUSAL_LM),
     ],
     indirect=["model_path"],
 )
 def test_peft_adapts_what_was_meant(model_path, kind, tmp_path):
     profile, candidates = candidates_of(model_path, kind)
-    assert {candidate.adapter.method for candidate in candidates} == set(Method)
+    expected = set(Method) - ({Method.OFT, Method.MISS} if profile.model_type == "gpt2" else set())
+    assert {candidate.adapter.method for candidate in candidates} == expected
+    has_experts = any(module.kind == "experts" for module in profile.modules)
+    assert has_experts == any(candidate.adapter.target_parameters for candidate in candidates)
     for candidate in candidates:
-        model = build_model(model_path, kind)
-        if candidate.adapter.method is not Method.FULL:
-            model = get_peft_model(model, load_config(candidate, kind, tmp_path, str(model_path)))
-            adapted = {
-                name.removeprefix("base_model.model.")
-                for name, module in model.named_modules()
-                if isinstance(module, BaseTunerLayer)
-            }
-            assert adapted == {module.name for module in adapted_modules(candidate.adapter, profile)}
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        assert estimated_trainable(candidate, profile) == sum(p.numel() for p in trained.values())
-        tokens = torch.tensor([[5, 6, 7, 8]])
-        labels = tokens if kind is TaskKind.CAUSAL_LM else torch.tensor([1])
-        model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).loss.backward()
-        assert [name for name, p in trained.items() if p.grad is None] == []
+        check(candidate, profile, kind, tmp_path, model_path)
+
+
+def check(candidate: Candidate, profile: ModelProfile, kind: TaskKind, folder: Path, path: Path) -> None:
+    """Built by PEFT, it is what was estimated, and a gradient reaches all of it."""
+    model = build_model(path, kind)
+    if candidate.adapter.method is not Method.FULL:
+        model = get_peft_model(model, load_config(candidate, kind, folder, str(path)))
+        assert adapted_names(model) == {m.name for m in adapted_modules(candidate.adapter, profile)}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert estimated_trainable(candidate, profile) == sum(p.numel() for p in trained.values())
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    labels = tokens if kind is TaskKind.CAUSAL_LM else torch.tensor([1])
+    model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).loss.backward()
+    assert [name for name, p in trained.items() if p.grad is None] == []
+
+
+def adapted_names(model: torch.nn.Module) -> set[str]:
+    """Names of adapted modules and, of stacked experts, of their adapted parameters."""
+    names = set()
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            original = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            wrapped = isinstance(module, ParamWrapper)
+            names.add(f"{original}.{module.parameter_name}" if wrapped else original)
+    return names
+
+
+@pytest.mark.parametrize("model_path", ["llama"], indirect=True)
+@pytest.mark.parametrize("init_weights", ["gaussian", "pissa", "pissa_niter_4", "olora", "orthogonal"])
+@pytest.mark.parametrize("rank", [8, 128])
+def test_initialisations_train_what_was_estimated(model_path, init_weights, rank, tmp_path):
+    kind = TaskKind.CAUSAL_LM
+    profile = inspect_model(model_path, source="", revision=None, task=TASKS[kind])
+    lora = AdapterFactory(Targets(profile, kind), dropout=0.0).lora(rank, "full")
+    check(candidate_of(replace(lora, init_weights=init_weights)), profile, kind, tmp_path, model_path)
+
+
+@pytest.mark.parametrize("in_features", [12, 48, 64, 384, 1000])
+@pytest.mark.parametrize("wanted", [5, 16, 32, 64, 700])
+def test_peft_takes_the_block_size_that_was_expected(in_features, wanted):
+    adjusted = OFTLayer.adjust_oft_parameters(None, in_features, wanted)
+    assert adjusted == oft_block(in_features, wanted)
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 10, 29])
+def test_adalora_keeps_its_ranks_however_short_the_training(tiny_llama, tmp_path, total_steps):
+    """Steps count from 0. After a single one nothing is pruned: PEFT has no importance to go by."""
+    adapter = Adapter(
+        method=Method.ADALORA, rank=8, initial_rank=12, alpha=24.0, targets=("q_proj", "v_proj")
+    )
+    config = adapter_config(
+        candidate_of(adapter),
+        task_kind=TaskKind.CAUSAL_LM,
+        base_model=str(tiny_llama),
+        total_steps=total_steps,
+    )
+    assert rank_schedule(total_steps).items() <= config.items()
+    torch.manual_seed(0)
+    model = get_peft_model(build_model(tiny_llama, TaskKind.CAUSAL_LM), PeftConfig.from_peft_type(**config))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    for step in range(total_steps):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    values = [p for name, p in model.named_parameters() if "lora_E" in name]
+    kept = sum(int(value.count_nonzero()) for value in values)
+    assert kept == len(values) * (12 if total_steps == 1 else 8)
+
+
+def candidate_of(adapter: Adapter) -> Candidate:
+    return Candidate(
+        adapter=adapter, level=Level(), recipe=Recipe(max_length=64), micro_batch=1, learning_rate=1e-3
+    )
 
 
 def test_the_exported_file_equals_the_config_built_by_hand(minilm_path, tmp_path):
     kind = TaskKind.TEXT_CLASSIFICATION
-    _, candidates = candidates_of(minilm_path, kind)
+    profile = inspect_model(minilm_path, source="", revision=None, task=TASKS[kind])
+    factory = AdapterFactory(Targets(profile, kind), dropout=0.1)
     shared = {
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": "some/model",
         "modules_to_save": ["classifier"],
     }
-    by_name = {candidate.adapter.describe(): candidate for candidate in candidates}
     lora = LoraConfig(
         **shared,
         r=16,
@@ -163,7 +263,8 @@ def test_the_exported_file_equals_the_config_built_by_hand(minilm_path, tmp_path
         lora_dropout=0.1,
         target_modules=["query", "key", "value", "attention.output.dense"],
     )
-    assert load_config(by_name["LORA r=16 α=32 balanced"], kind, tmp_path, "some/model") == lora
+    ours = candidate_of(factory.lora(16, "balanced"))
+    assert load_config(ours, kind, tmp_path, "some/model") == lora
     outputs = [f"{layer}.output.dense" for layer in range(6)]
     ia3 = IA3Config(**shared, target_modules=["key", "value", *outputs], feedforward_modules=outputs)
-    assert load_config(by_name["IA3 key,value,mlp_out"], kind, tmp_path, "some/model") == ia3
+    assert load_config(candidate_of(factory.ia3("own")), kind, tmp_path, "some/model") == ia3

@@ -15,7 +15,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BartConfig,
     GPT2Config,
     LlamaConfig,
     MixtralConfig,
@@ -25,13 +27,15 @@ from transformers import (
 )
 
 from rankwise.errors import ModelError
-from rankwise.probes.model import inspect_model
+from rankwise.probes.model import inspect_model, is_encoder_decoder, natural_task, task_without_data
 from rankwise.probes.profiles import ModelProfile, TaskKind, TaskProfile
 
 CLASSIFY = TaskProfile(
     kind=TaskKind.TEXT_CLASSIFICATION, text_column="text", label_column="label", labels=("a", "b", "c")
 )
 CONTINUE = TaskProfile(kind=TaskKind.CAUSAL_LM, text_column="text")
+MEASURE = TaskProfile(kind=TaskKind.REGRESSION, text_column="text", label_column="number")
+REWRITE = TaskProfile(kind=TaskKind.SEQ2SEQ, text_column="source", target_column="target")
 
 LLAMA = {
     "vocab_size": 100,
@@ -41,6 +45,7 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+T5 = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
 BERT = {
     "vocab_size": 100,
     "hidden_size": 32,
@@ -244,12 +249,109 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path: Path) -> None:
 def test_models_that_read_both_ways_cannot_continue_texts(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="a bert model reads texts in both directions"):
         inspect(minilm(), CONTINUE)
-    t5 = saved(tmp_path / "t5", AutoModel, T5Config(vocab_size=100, d_model=32, d_kv=8, d_ff=64, num_heads=4))
-    with pytest.raises(ModelError, match="a t5 model reads texts in both directions"):
-        inspect(t5, CONTINUE)
+    t5 = saved(tmp_path / "t5", AutoModel, T5Config(**T5))
+    for kind in (TaskKind.CAUSAL_LM, TaskKind.PROMPT_COMPLETION, TaskKind.CHAT):
+        with pytest.raises(ModelError, match="a t5 model reads texts in both directions") as caught:
+            inspect(t5, task_without_data(kind))
+        assert "--task seq2seq" in caught.value.next_step
     albert = saved(tmp_path / "albert", AutoModel, AlbertConfig(**BERT, embedding_size=16))
     with pytest.raises(ModelError, match="both directions"):
         inspect(albert, CONTINUE)
+
+
+def test_a_decoder_cannot_write_one_text_from_another(tmp_path: Path) -> None:
+    folder = saved(tmp_path, AutoModelForCausalLM, LlamaConfig(**LLAMA))
+    with pytest.raises(ModelError, match="a llama model is no encoder-decoder") as caught:
+        inspect(folder, REWRITE)
+    assert "prompt-completion" in caught.value.next_step
+    for kind in (TaskKind.PROMPT_COMPLETION, TaskKind.CHAT):
+        assert inspect(folder, task_without_data(kind)).architecture == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        T5Config(**T5),
+        BartConfig(
+            vocab_size=100,
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+        ),
+    ],
+    ids=["t5", "bart"],
+)
+def test_encoder_decoders_rewrite_texts(tmp_path: Path, config: PretrainedConfig) -> None:
+    folder = saved(tmp_path, AutoModelForSeq2SeqLM, config)
+    stored = load_file(folder / "model.safetensors")
+    found = inspect(folder, REWRITE)
+    assert found.is_encoder_decoder
+    assert not found.supports_packing
+    assert found.new_modules == ()
+    assert found.parameters == AutoModelForSeq2SeqLM.from_config(config).num_parameters()
+    assert found.weight_bytes == sum(tensor.nbytes for tensor in stored.values())
+    assert is_encoder_decoder(folder)
+    assert not is_encoder_decoder(minilm())
+
+
+def test_regression_has_one_output() -> None:
+    found = inspect(minilm(), MEASURE)
+    head = next(module for module in found.modules if module.name == "classifier")
+    assert (head.out_features, found.new_modules) == (1, ("classifier",))
+
+
+def test_a_configuration_is_enough_for_the_structure(tmp_path: Path) -> None:
+    config = LlamaConfig(**LLAMA, dtype="bfloat16", tie_word_embeddings=True)
+    whole = inspect(saved(tmp_path / "whole", AutoModelForCausalLM, config), CONTINUE)
+    config.save_pretrained(tmp_path / "bare")
+    bare = inspect(tmp_path / "bare", CONTINUE)
+    assert (whole.has_weights, bare.has_weights) == (True, False)
+    assert bare.weight_bytes == 2 * bare.parameters
+    for name in ("parameters", "modules", "new_modules", "structure_sha256", "supports_packing"):
+        assert getattr(bare, name) == getattr(whole, name), name
+    assert bare.supports_packing
+    assert inspect(tmp_path / "bare", CLASSIFY).new_modules == ("score",)
+
+
+def test_without_weights_only_the_head_is_new(tmp_path: Path) -> None:
+    RobertaConfig(**BERT).save_pretrained(tmp_path)
+    assert inspect(tmp_path, CLASSIFY).new_modules == ("classifier.dense", "classifier.out_proj")
+    assert inspect(tmp_path, CLASSIFY).weight_bytes == 4 * inspect(tmp_path, CLASSIFY).parameters
+    T5Config(**T5).save_pretrained(tmp_path)
+    assert inspect(tmp_path, REWRITE).new_modules == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "kind", "labels"),
+    [
+        (LlamaConfig(**LLAMA), "LlamaForCausalLM", TaskKind.CAUSAL_LM, 0),
+        (LlamaConfig(**LLAMA), None, TaskKind.CAUSAL_LM, 0),
+        (LlamaConfig(**LLAMA), "LlamaForSequenceClassification", TaskKind.TEXT_CLASSIFICATION, 2),
+        (GPT2Config(), "GPT2LMHeadModel", TaskKind.CAUSAL_LM, 0),
+        (T5Config(**T5), "T5ForConditionalGeneration", TaskKind.SEQ2SEQ, 0),
+        (RobertaConfig(**BERT), "RobertaForMaskedLM", TaskKind.TEXT_CLASSIFICATION, 2),
+        (
+            RobertaConfig(**BERT, num_labels=5),
+            "RobertaForSequenceClassification",
+            TaskKind.TEXT_CLASSIFICATION,
+            5,
+        ),
+        (RobertaConfig(**BERT, is_decoder=True), "RobertaForCausalLM", TaskKind.CAUSAL_LM, 0),
+    ],
+)
+def test_a_model_says_what_it_was_made_for(
+    tmp_path: Path, config: PretrainedConfig, architecture: str | None, kind: TaskKind, labels: int
+) -> None:
+    config.save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", architectures=architecture and [architecture])
+    task = natural_task(tmp_path)
+    assert (task.kind, len(task.labels)) == (kind, labels)
+    assert task.reason
+    assert inspect(tmp_path, task).parameters > 0
 
 
 @pytest.mark.parametrize(

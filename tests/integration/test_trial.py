@@ -27,6 +27,7 @@ from rankwise.optimizer.domain import (
     StudyFacts,
     StudyRequest,
 )
+from rankwise.optimizer.exports.peft import adapter_config
 from rankwise.runners.guard import Limits
 from rankwise.runners.jobs import read_facts, start_prepare
 from rankwise.runners.messages import TrialSpec
@@ -94,6 +95,9 @@ def make_spec(facts: StudyFacts, candidate: Candidate, **changes: Any) -> TrialS
         tokens_path=facts.tokens_path,
         task=to_json(facts.dataset.task),
         candidate=to_json(candidate),
+        adapter_config=adapter_config(
+            candidate, task_kind=facts.dataset.task.kind, base_model=facts.model.source, total_steps=100
+        ),
         rung="train",
         total_steps=4,
         pad_id=facts.pad_id,
