@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftConfig, get_peft_model
 
 from .weights import load_base
 
@@ -82,6 +81,8 @@ def add_adapter(
 
     A saved adapter names its base as the configuration does; PEFT would put the model's folder there.
     """
+    from peft import PeftConfig, get_peft_model  # imports bitsandbytes: see make_optimizer
+
     model.name_or_path = adapter_config["base_model_name_or_path"]
     wrapped: torch.nn.Module = get_peft_model(model, PeftConfig.from_peft_type(**adapter_config))
     for name, parameter in wrapped.named_parameters():

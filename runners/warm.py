@@ -36,7 +36,7 @@ JOBS = {
 """Job name → module with ``run(spec, report)``."""
 
 PRELOADED = ("torch", "pyarrow", "accelerate", "transformers", "transformers.modeling_utils")
-PRELOADED_WITHOUT_CUDA = ("peft", *JOBS.values())
+PRELOADED_WITHOUT_CUDA = (*JOBS.values(), "peft")
 """peft imports bitsandbytes, which asks a CUDA device for its capability and so initialises CUDA."""
 
 MAX_REQUEST_BYTES = 65536

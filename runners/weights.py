@@ -13,6 +13,10 @@ from typing import Any
 import torch
 import transformers
 
+# On import bitsandbytes says which optional kernels it did not find, and in each int8 product that it takes
+# float16 inputs.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 MODEL_CLASSES = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "regression": transformers.AutoModelForSequenceClassification,
@@ -122,8 +126,6 @@ def quantization_config(
     kind = level["quantization"]
     if kind == "none":
         return None
-    # It says once a layer and step that int8 products take float16 inputs.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     kept = list(trained_modules) or None
     if kind == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)

@@ -170,6 +170,7 @@ def test_initialisation_quantized(tiny_llama, init_weights, error, quantization)
 
 
 def test_float16_without_gpu():
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of what ran before
     accelerator = accelerate.Accelerator(mixed_precision="fp16", cpu=True)
     try:
         assert not accelerator.native_amp
