@@ -184,13 +184,16 @@ class Adapter:
         """Short and human: ``LORA r=16 α=32 minimal``, ``IA3 key,value``, ``full fine-tuning``."""
         if self.method is Method.FULL:
             return "full fine-tuning"
-        where = self.target_set if self.target_set != "custom" else ",".join(self.targets)
-        if self.method is Method.IA3:
-            return f"IA3 {where}"
-        extras = "".join(
-            f" {name}" for name, on in (("rsLoRA", self.use_rslora), ("DoRA", self.use_dora)) if on
-        )
-        return f"LORA r={self.rank} α={self.alpha:g}{extras} {where}"
+        parts = [self.method.upper()]
+        if self.rank is not None:
+            start = "" if self.initial_rank is None else f"{self.initial_rank}→"
+            parts.append(f"r={start}{self.rank}")
+        if self.alpha is not None:
+            parts.append(f"α={self.alpha:g}")
+        variants = {"rsLoRA": self.use_rslora, "DoRA": self.use_dora, self.init_weights: True}
+        parts += [name for name, on in variants.items() if on and name]
+        parts.append(self.target_set if self.target_set != "custom" else ",".join(self.targets))
+        return " ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +236,18 @@ class Level:
         else:
             parts.append(f"AMP {self.compute_dtype}" if self.amp else self.compute_dtype)
         if self.quantization is not Quantization.NONE:
-            parts.append(self.quantization)
+            parts.append(f"{self.quantization}{' double' if self.double_quantization else ''}")
+        usual = Level()
+        parts += [
+            text
+            for text, differs in (
+                (f"{self.attention} attention", self.attention != usual.attention),
+                (f"{self.loss} loss", self.loss != usual.loss),
+                (self.optimizer, self.optimizer != usual.optimizer),
+                ("compiled", self.compile),
+            )
+            if differs
+        ]
         return " + ".join(parts)
 
 

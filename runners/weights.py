@@ -79,7 +79,21 @@ def load_base(
         )
     if level["quantization"] in FOUR_BIT:
         keep_settings(model)
+    if device.type == "cpu":
+        widen_norms(model)
     return model
+
+
+def widen_norms(model: torch.nn.Module) -> None:
+    """Keep the parameters of layer norms in float32, as a CPU needs them.
+
+    On a GPU autocast computes layer norms in float32. On a CPU (torch 2.13) it leaves them alone, and they
+    take 16-bit parameters for inputs of the same dtype only; some of PEFT's layers (0.21: IA3 on 4-bit
+    weights, AdaLoRA on 8-bit ones) give float32.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.float()
 
 
 def keep_settings(model: torch.nn.Module) -> None:
@@ -151,8 +165,10 @@ class RandomTensor:
 
     def __getitem__(self, _: Any) -> torch.Tensor:
         """The whole tensor: it is asked for with an ellipsis only."""
-        generator = torch.Generator(self.device).manual_seed(self.seed)
         empty = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        if empty.is_meta:  # a dry run: there is nothing to draw
+            return empty
+        generator = torch.Generator(self.device).manual_seed(self.seed)
         return empty.normal_(0.0, self.std, generator=generator)
 
 

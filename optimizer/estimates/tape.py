@@ -1,0 +1,370 @@
+"""Allocations of one training step in the order in which they happen, and what follows from them.
+
+A :class:`Tape` is recorded on a model that is cut to a few layers, then stretched to its full depth: layers
+that are alike allocate alike. Knows nothing of torch, of how a tape is recorded, and of devices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from fractions import Fraction
+from itertools import groupby
+from typing import NamedTuple
+
+GRANULE_BYTES = 512
+"""CUDA's caching allocator rounds every request up to this (``kMinBlockSize``)."""
+
+TRACED_LAYERS = 4
+"""The first, two to compare and to repeat, and the last: the outer ones border on other modules."""
+
+
+class Kind(StrEnum):
+    """What a block of memory holds."""
+
+    BASE_WEIGHTS = "base_weights"
+    ADAPTER = "adapter"
+    GRADIENTS = "gradients"
+    OPTIMIZER_STATE = "optimizer_state"
+    ACTIVATIONS = "activations"
+    LOGITS_AND_LOSS = "logits_and_loss"
+    DEQUANTISED = "dequantised"
+    INPUTS = "inputs"
+    TEMPORARIES = "temporaries"
+
+
+class Phase(StrEnum):
+    """Part of a step, in the order of a tape."""
+
+    BUILD = "build"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+    EVALUATION = "evaluation"
+    SAVE = "save"
+
+
+STEP = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER})
+"""The phases of a training step."""
+
+
+class Place(NamedTuple):
+    """A layer of one of a model's stacks of layers."""
+
+    stack: str
+    """Name of the list of layers, such as ``model.layers``."""
+    layer: int
+
+
+class Uneven(Exception):
+    """Layers that should be alike are not: this tape cannot be stretched."""
+
+
+class Event(NamedTuple):
+    """A block allocated (``size_bytes`` > 0, before rounding) or freed (0)."""
+
+    block: int
+    size_bytes: int
+    phase: Phase
+    place: Place | None = None
+    """None where the event belongs to no layer."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What is computed: floating-point operations of matrix products and attention by dtype, bytes that all
+    other operators read and write, kernels launched."""
+
+    flops: Counter[str] = field(default_factory=Counter)
+    moved_bytes: int = 0
+    kernels: int = 0
+
+    def add(self, other: Work, times: int = 1) -> None:
+        """Add another's, so many times."""
+        for dtype, number in other.flops.items():
+            self.flops[dtype] += number * times
+        self.moved_bytes += other.moved_bytes * times
+        self.kernels += other.kernels * times
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """Everything that one training step, an evaluation and a checkpoint allocate and compute."""
+
+    events: Sequence[Event]
+    kinds: Mapping[int, Kind]
+    """What each block holds."""
+    work: Mapping[Place | None, Work]
+    """Of the training step alone, by layer."""
+
+
+def stretch(tape: Tape, depths: Mapping[str, int]) -> Tape:
+    """The tape of a model whose stacks have this many layers in place of :data:`TRACED_LAYERS`.
+
+    The second layer is repeated. Blocks keep their order: those that a layer leaves to its neighbour are
+    left by each copy to its neighbour.
+
+    Raises:
+        Uneven: the second and the third layer differ, or layers do not come one after another.
+    """
+    for stack, depth in depths.items():
+        if depth != TRACED_LAYERS:
+            tape = replace(tape, events=list(_sorted_frees(tape.events)))
+            tape = _Stretching(tape, stack, depth).result()
+    return tape
+
+
+def _sorted_frees(events: Sequence[Event]) -> Iterator[Event]:
+    """The events, where blocks of several layers are freed at once layer by layer.
+
+    At the end of autocast, and of the graph, what was kept goes in no order; none matters, as nothing is
+    allocated in between.
+    """
+    owners = {event.block: event.place for event in events if event.size_bytes}
+    for is_free, run in groupby(events, key=lambda event: not event.size_bytes):
+        own = list(run)
+        if not is_free or not any(_is_far(event.place, owners[event.block]) for event in own):
+            yield from own
+            continue
+        relabelled = [event._replace(place=owners[event.block]) for event in own]
+        yield from sorted(relabelled, key=lambda event: (event.place or ("", 0), event.block))
+
+
+def _is_far(place: Place | None, owner: Place | None) -> bool:
+    """Freed neither in the layer that allocated it nor in one beside it."""
+    if owner is None:
+        return False
+    return place is None or place.stack != owner.stack or abs(place.layer - owner.layer) > 1
+
+
+class _Stretching:
+    """One stack of one tape being stretched."""
+
+    def __init__(self, tape: Tape, stack: str, depth: int) -> None:
+        self.tape, self.stack, self.depth = tape, stack, depth
+        # Block → traced layer that allocates it; blocks of other modules are not in here.
+        self.owners = {
+            event.block: event.place.layer
+            for event in tape.events
+            if event.size_bytes and event.place and event.place.stack == stack
+        }
+        self.kinds = dict(tape.kinds)
+        self.copies = dict(self._number_copies())
+        # Block of the first or third layer → the block of the second that is its like.
+        self.second_like: dict[int, int] = {}
+
+    def result(self) -> Tape:
+        """The stretched tape."""
+        segments = [(place, list(own)) for place, own in groupby(self.tape.events, key=self._own)]
+        events: list[Event] = []
+        at = 0
+        while at < len(segments):
+            place, own = segments[at]
+            at += 1
+            if place is None or place.layer in (0, TRACED_LAYERS - 1):
+                events += [self._moved(event, place) for event in own]
+                continue
+            next_place, following = segments[at] if at < len(segments) else (None, [])
+            at += 1
+            if next_place is None or place.layer + next_place.layer != 3:
+                raise Uneven(f"layers of {self.stack} do not follow one another")
+            ascending = place.layer == 1
+            second, third = (own, following) if ascending else (following, own)
+            self._require_alike(second, third)
+            layers = range(1, self.depth - 2)
+            order = layers if ascending else reversed(layers)
+            copies = [event for layer in order for event in self._copied(second, layer)]
+            moved = [self._moved(event, Place(self.stack, 2)) for event in third]
+            events += copies + moved if ascending else moved + copies
+        return Tape(events, self.kinds, self._work())
+
+    def _number_copies(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """(Block of the second layer, layer of the copy) → the copy's block."""
+        number = max(self.kinds, default=0)
+        for block, layer in self.owners.items():
+            if layer == 1:
+                for copy in range(2, self.depth - 2):
+                    number += 1
+                    self.kinds[number] = self.kinds[block]
+                    yield (block, copy), number
+
+    def _own(self, event: Event) -> Place | None:
+        return event.place if event.place is not None and event.place.stack == self.stack else None
+
+    def _deep(self, layer: int) -> int:
+        """Where a traced layer that is not repeated comes to lie."""
+        return layer if layer < 2 else layer - TRACED_LAYERS + self.depth
+
+    def _numbered(self, block: int, layer: int) -> int:
+        """The counterpart in this layer of a block of the second."""
+        return block if layer == 1 else self.copies[block, layer]
+
+    def _moved(self, event: Event, place: Place | None) -> Event:
+        """An event that is not repeated. Of the second layer's blocks it meets those of the nearest copy."""
+        is_seconds = event.size_bytes == 0 and self.owners.get(event.block) == 1
+        if place is None:
+            if is_seconds:
+                raise Uneven(f"what layers of {self.stack} allocate is freed outside of them")
+            return event
+        block = event.block
+        if is_seconds:
+            block = self._numbered(block, 1 if place.layer == 0 else self.depth - 3)
+        return Event(block, event.size_bytes, event.phase, Place(self.stack, self._deep(place.layer)))
+
+    def _copied(self, second: Sequence[Event], layer: int) -> Iterator[Event]:
+        """The second layer's events as those of a layer in the middle."""
+        place = Place(self.stack, layer)
+        for event in second:
+            block, owner = event.block, self.owners.get(event.block)
+            if event.size_bytes or owner == 1:
+                block = self._numbered(block, layer)
+            elif owner == 0 and layer > 1:
+                block = self._numbered(self.second_like[block], layer - 1)
+            elif owner == 2 and layer < self.depth - 3:
+                block = self._numbered(self.second_like[block], layer + 1)
+            yield Event(block, event.size_bytes, event.phase, place)
+
+    def _require_alike(self, second: Sequence[Event], third: Sequence[Event]) -> None:
+        """Note which blocks correspond; raise if the layers differ."""
+        if len(second) != len(third):
+            raise Uneven(f"layers of {self.stack} differ in how often they allocate")
+        for one, other in zip(second, third, strict=True):
+            if one.size_bytes != other.size_bytes or one.phase != other.phase:
+                raise Uneven(f"layers of {self.stack} allocate {one.size_bytes} and {other.size_bytes} bytes")
+            if one.size_bytes:
+                self.second_like[other.block] = one.block
+                continue
+            own, theirs = self.owners.get(one.block), self.owners.get(other.block)
+            if own is None or theirs != own + 1:
+                raise Uneven(f"layers of {self.stack} free blocks of different owners")
+            if own == 0:
+                self.second_like[one.block] = other.block
+            elif own == 1 and self.second_like[other.block] != one.block:
+                raise Uneven(f"layers of {self.stack} free in different orders")
+
+    def _work(self) -> dict[Place | None, Work]:
+        work: dict[Place | None, Work] = {}
+        for place, done in self.tape.work.items():
+            if place is None or place.stack != self.stack:
+                work[place] = done
+                continue
+            moved = Work()
+            moved.add(done, self.depth - 3 if place.layer == 1 else 1)
+            work[Place(self.stack, self._deep(place.layer))] = moved
+        return work
+
+
+def interpolated(tapes: Mapping[int, Tape], value: int) -> Tape:
+    """The tape at another micro-batch or length, from tapes at two values (a line) or three (a parabola).
+
+    Sizes are products of the two and of constants, so that this is exact as long as the same operations run.
+
+    Raises:
+        Uneven: the tapes are not the same but for sizes.
+    """
+    first = next(iter(tapes.values()))
+    weights = _lagrange(tuple(tapes), value)
+    events: list[Event] = []
+    for each in zip(*(tape.events for tape in tapes.values()), strict=False):
+        head = each[0]
+        if any(
+            other[0] != head[0] or bool(other[1]) != bool(head[1]) or other[2:] != head[2:] for other in each
+        ):
+            raise Uneven("other operations run at other sizes")
+        size = sum(weight * event.size_bytes for weight, event in zip(weights, each, strict=True))
+        events.append(head._replace(size_bytes=max(1, round(size))) if head.size_bytes else head)
+    if any(len(tape.events) != len(events) for tape in tapes.values()):
+        raise Uneven("other operations run at other sizes")
+    return Tape(events, first.kinds, _work_between(tuple(tapes.values()), weights))
+
+
+def steps_of(tape: Tape) -> Iterator[Event]:
+    """Build, two training steps, evaluation and checkpoint.
+
+    What the first step leaves (optimizer state) is not allocated again by the second, which therefore begins
+    with more: blocks of the second step have other numbers.
+    """
+    step = [event for event in tape.events if event.phase in STEP]
+    freed = {event.block for event in step if event.size_bytes == 0}
+    left = {event.block for event in step if event.size_bytes and event.block not in freed}
+    fresh = {event.block for event in step if event.size_bytes} - left
+    offset = max(tape.kinds, default=0) + 1
+    yield from (event for event in tape.events if event.phase is Phase.BUILD)
+    yield from step
+    for event in step:
+        if event.block in fresh:
+            yield event._replace(block=event.block + offset)
+    yield from (event for event in tape.events if event.phase in (Phase.EVALUATION, Phase.SAVE))
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The most bytes that are allocated at a time, in all and by phase, and what they hold at the peak."""
+
+    peak_bytes: int
+    by_phase: Mapping[Phase, int]
+    breakdown: Mapping[Kind, int]
+
+
+def peaks_of(tape: Tape) -> Peaks:
+    """Play a tape; each block counts as many whole granules."""
+    events = list(steps_of(tape))
+    sizes: dict[int, int] = {}
+    total = peak = peak_at = 0
+    by_phase: dict[Phase, int] = {}
+    for at, event in enumerate(events):
+        if event.size_bytes:
+            sizes[event.block] = -(-event.size_bytes // GRANULE_BYTES) * GRANULE_BYTES
+            total += sizes[event.block]
+            if total > peak:
+                peak, peak_at = total, at
+        else:
+            total -= sizes[event.block]
+        by_phase[event.phase] = max(by_phase.get(event.phase, 0), total)
+    held: Counter[Kind] = Counter()
+    offset = max(tape.kinds, default=0) + 1
+    for event in events[: peak_at + 1]:
+        # Blocks of the second step are numbered from the offset on.
+        kind = tape.kinds[event.block % offset]
+        held[kind] += sizes[event.block] if event.size_bytes else -sizes[event.block]
+    return Peaks(peak, by_phase, {kind: size for kind, size in held.items() if size})
+
+
+def total_work(tape: Tape) -> Work:
+    """Of one training step."""
+    total = Work()
+    for work in tape.work.values():
+        total.add(work)
+    return total
+
+
+def _lagrange(points: Sequence[int], value: int) -> list[Fraction]:
+    """Weights of the values at these points in the polynomial through them."""
+    weights = []
+    for point in points:
+        weight = Fraction(1)
+        for other in points:
+            if other != point:
+                weight *= Fraction(value - other, point - other)
+        weights.append(weight)
+    return weights
+
+
+def _work_between(tapes: Sequence[Tape], weights: Sequence[Fraction]) -> dict[Place | None, Work]:
+    work: dict[Place | None, Work] = {}
+    for place in tapes[0].work:
+        own = [tape.work[place] for tape in tapes]
+        dtypes = {dtype for each in own for dtype in each.flops}
+        work[place] = Work(
+            flops=Counter(
+                {
+                    d: round(sum(w * each.flops[d] for w, each in zip(weights, own, strict=True)))
+                    for d in dtypes
+                }
+            ),
+            moved_bytes=round(sum(w * each.moved_bytes for w, each in zip(weights, own, strict=True))),
+            kernels=own[0].kernels,
+        )
+    return work
