@@ -12,16 +12,18 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 from .. import __version__
+from ..runners.jobs import Estimator
 from ..store import Store
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
-from .routes import host, studies
+from .routes import estimates, host, studies
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
 from .supervision import Supervision
 
 DESCRIPTION = """\
 Finds the fine-tuning configuration to run for a model, a dataset and the hardware at hand, from
-measurements. Post a study, follow it, read its recommendation. Times are UTC, sizes bytes, durations
+measurements. Post a study, follow it, read its recommendation; or post an estimate, which is answered at
+once. Times are UTC, sizes bytes, durations
 seconds; null is unknown. Every error is `application/problem+json` with the cause and the next step.
 """
 
@@ -57,6 +59,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
             Supervision(settings.home, allow_remote_code=settings.allow_remote_code) if supervise else None
         )
         app.state.store, app.state.supervision = store, supervision
+        app.state.estimator = estimator = Estimator(settings.home)
         try:
             if supervision:
                 supervision.start()
@@ -64,6 +67,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         finally:
             if supervision:
                 await run_in_threadpool(supervision.stop)
+            await run_in_threadpool(estimator.stop)
             store.close()
 
     app = _Application(
@@ -77,7 +81,9 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         responses={"default": {"model": Problem, "description": "What went wrong, and the next step"}},
     )
     app.state.settings = settings
+    app.state.estimate_turns = estimates.Turns(estimates.AT_ONCE)
     app.include_router(studies.router)
+    app.include_router(estimates.router)
     app.include_router(host.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, allowed_hosts=settings.allowed_hosts)

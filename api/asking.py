@@ -99,7 +99,7 @@ def parse_weights(text: str) -> Weights:
     return Weights(**values)
 
 
-def _choice(kind: type[Choice], value: str) -> Choice:
+def choice(kind: type[Choice], value: str) -> Choice:
     """A member of an enumeration, from itself or its text in any case."""
     try:
         return kind(value.strip().lower())
@@ -111,7 +111,7 @@ def _choice(kind: type[Choice], value: str) -> Choice:
 def _choices(kind: type[Choice], values: str | Collection[str]) -> tuple[Choice, ...]:
     """Each once, in the order of writing; a single text is a choice of one."""
     names = [values] if isinstance(values, str) else values
-    return tuple(dict.fromkeys(_choice(kind, name) for name in names))
+    return tuple(dict.fromkeys(choice(kind, name) for name in names))
 
 
 def _weights(value: Weights | str) -> Weights:
@@ -122,15 +122,15 @@ _FIELDS = {"memory_limit": "memory_limit_bytes", "budget": "budget_s"}
 """Fields of StudyRequest that are called differently because people write a unit."""
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
-    "objective": partial(_choice, Objective),
+    "objective": partial(choice, Objective),
     "weights": _weights,
-    "scoring": partial(_choice, Scoring),
+    "scoring": partial(choice, Scoring),
     "memory_limit": parse_bytes,
     "budget": parse_seconds,
-    "task": partial(_choice, TaskKind),
-    "loss_mask": partial(_choice, LossMask),
+    "task": partial(choice, TaskKind),
+    "loss_mask": partial(choice, LossMask),
     "chat_template": fspath,
     "methods": partial(_choices, Method),
     "quantizations": partial(_choices, Quantization),
-    "complexity": partial(_choice, Complexity),
+    "complexity": partial(choice, Complexity),
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..optimizer.domain import SCHEMA_VERSION, Recommendation, Study, Trial
+from ..optimizer.domain import SCHEMA_VERSION, Recommendation, Study, Trial, TrialState
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.recipe import steps_for
 from .response_schemas import RecommendationDocument, StudyDocument, TrialDocument
@@ -22,15 +23,15 @@ def report_document(
     )
     return {
         "schema_version": SCHEMA_VERSION,
-        "study": study_document(study, trials),
+        "study": study_document(study, Counter(trial.state for trial in trials)),
         "trials": [TrialDocument.of(trial).model_dump(mode="json") for trial in trials],
         "recommendation": best and best.model_dump(mode="json", exclude=_ONLY_HTTP),
     }
 
 
-def study_document(study: Study, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Where a study stands, its trials only counted."""
-    return StudyDocument.of(study, trials).model_dump(mode="json", exclude=_ONLY_HTTP)
+def study_document(study: Study, counts: Mapping[TrialState, int]) -> dict[str, Any]:
+    """Where a study stands; of its trials only how many are in each state."""
+    return StudyDocument.of(study, counts).model_dump(mode="json", exclude=_ONLY_HTTP)
 
 
 def adapter_config_of(study: Study, recommendation: Recommendation) -> dict[str, Any] | None:

@@ -6,14 +6,15 @@ Shared by the command line and the Python entry. Knows nothing about terminals, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .. import errors
 from ..errors import RankwiseError, RunnerError
 from ..home import Home
-from ..optimizer.domain import Study, StudyState, Trial
+from ..optimizer.domain import Event, Study, StudyState, Trial
 from ..runners.supervisor_process import SupervisorProcess, lock_holder
 from ..store import Store
+from ..store.events import EventKind
 
 POLL_S = 0.2
 MAX_FRUITLESS_STARTS = 3
@@ -36,7 +37,7 @@ def follow(
         study_id: a study that is stored already, in whatever state.
         home: where the supervisor is elected.
         on_change: called with the study and its trials at first, after every change and at the end.
-        on_notice: called with sentences about why nothing happens yet.
+        on_notice: called with sentences about why nothing happens yet, or happens again.
         allow_remote_code: a supervisor of our own may run code that comes with the model.
 
     Raises:
@@ -51,6 +52,8 @@ def follow(
             in_hand = keeper.has_supervisor()
             events = store.events_after(study_id, seen)
             study = store.get_study(study_id)
+            for sentence in _repetitions(events):
+                on_notice(sentence)
             if events or study.state.is_final:
                 on_change(study, store.list_trials(study_id))
             if study.state.is_final:
@@ -63,6 +66,15 @@ def follow(
             time.sleep(POLL_S)
     finally:
         keeper.stop()
+
+
+def _repetitions(events: Sequence[Event]) -> Iterator[str]:
+    """Why trials are tried again."""
+    for event in events:
+        if event.kind in (EventKind.TRIAL_DISTURBED, EventKind.TRIAL_LOST):
+            what = "disturbed" if event.kind == EventKind.TRIAL_DISTURBED else "lost"
+            number, attempt = event.payload["number"], event.payload["attempt"]
+            yield f"trial {number}, attempt {attempt}, {what}: {event.payload['reason']}"
 
 
 class _Keeper:

@@ -98,7 +98,7 @@ def problem_of(error: RankwiseError, *, instance: str = "") -> Problem:
         details = tuple(
             ProblemDetail(
                 location="body",
-                pointer=POINTERS[problem.field],
+                pointer=POINTERS.get(problem.field, f"/{problem.field}"),
                 message=problem.error.message,
                 next_step=problem.error.next_step,
             )

@@ -1,4 +1,4 @@
-"""The Python entry: one call from model and data to a measured configuration.
+"""The Python entry: one call from model and data to a measured configuration, or from a model to an estimate.
 
 Runs the same study as the command line does. Imports neither torch nor peft until a peft object is asked for.
 """
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ..home import Home
 from ..optimizer import domain
 from ..optimizer.domain import Candidate, Measurement, Study, Trial
+from ..runners.jobs import estimate_once
 from ..runners.ready_files import write_ready_files
 from ..store import Store
 from .asking import StudyOptions, read_request
 from .documents import adapter_config_of, report_document
+from .estimates import EstimateOptions, answer, read_question
 from .following import failure_of, follow
+from .response_schemas import EstimateDocument
 from .submission import check_request
 
 if TYPE_CHECKING:
@@ -129,7 +132,7 @@ def recommend(
     request = check_request(
         read_request(model, dataset, **options), roots=None, allow_remote_code=allow_remote_code
     )
-    place = (Home.from_environment() if home is None else Home(Path(home).expanduser().resolve())).create()
+    place = _home(home)
     with closing(Store.open(place.database)) as store:
         study = follow(store, store.create_study(request).id, place, allow_remote_code=allow_remote_code)
         if error := failure_of(study):
@@ -143,3 +146,59 @@ def recommend(
     if out is not None:
         found.save(out)
     return found
+
+
+def estimate(
+    model: str | PathLike[str],
+    *,
+    allow_remote_code: bool = False,
+    home: str | PathLike[str] | None = None,
+    **options: Unpack[EstimateOptions],
+) -> EstimateDocument:
+    """Work out what a fine-tuning needs of a GPU and how fast it is, without a GPU and without weights.
+
+    Blocks for some seconds, most of them to start a process that imports torch; this one imports none.
+
+    Args:
+        model: folder with a model, a bare ``config.json``, or an id on the hub.
+        allow_remote_code: run code that comes with the model; trust its author.
+        home: where logs go; ``$RANKWISE_HOME`` if None.
+        options: any of
+
+            - task: as for :func:`recommend`; what the model was made for if left out.
+            - method, rank, alpha, targets, rslora, dora: the adapter. ``lora`` on ``balanced`` targets;
+              targets are ``minimal``, ``balanced``, ``full`` or names of modules, separated by commas.
+            - quantization, double_quantization: ``none``, ``int8``, ``nf4`` or ``fp4``.
+            - precision: ``bf16`` (the default), ``fp16``, ``fp32``, or ``amp-bf16``, ``amp-fp16``.
+            - gradient_checkpointing: True if left out.
+            - attention, loss, optimizer: as ``rankwise estimate --help`` lists them.
+            - batch_size, gradient_accumulation, seq_len: 1, 1 and 1024.
+            - padded, packed: whether rows differ in length, or samples share a row.
+            - zero_stage, fsdp, offload, gpus: how GPUs divide the training.
+            - gpu, memory_limit: what it is judged by: ``"A100-80GB"``, ``"24GiB"`` or a number of bytes.
+            - which_gpu: look for the smallest GPU of the catalogue.
+            - tokens, epochs: of the dataset, to know how long it takes.
+
+    Raises:
+        InputError: the model or an argument is refused.
+        RunnerError: the job could not be run.
+    """
+    question = read_question(model, allow_remote_code=allow_remote_code, **options)
+    place = _home(home)
+    return answer(
+        question,
+        lambda terms, enough: estimate_once(
+            place,
+            question.model,
+            question.settings,
+            terms,
+            task=question.task,
+            enough=enough,
+            allow_remote_code=allow_remote_code,
+        ),
+    )
+
+
+def _home(home: str | PathLike[str] | None) -> Home:
+    place = Home.from_environment() if home is None else Home(Path(home).expanduser().resolve())
+    return place.create()

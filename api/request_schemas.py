@@ -1,4 +1,4 @@
-"""The wire, inwards: what the body of ``POST /v1/studies`` looks like, and how it maps to the domain.
+"""The wire, inwards: what bodies of ``POST`` look like, and how a study's maps to the domain.
 
 Sizes are bytes and durations seconds, or text with a unit. Knows nothing of routes, the store or files.
 """
@@ -71,6 +71,10 @@ Number = Annotated[float, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 Source = Annotated[str, Field(min_length=1, max_length=4096)]
 Column = Annotated[str, Field(min_length=1, max_length=1024)]
+Word = Annotated[str, Field(min_length=1, max_length=100)]
+
+MOST_TOKENS = 10**15
+"""Beyond all data sets."""
 
 
 class _Body(BaseModel):
@@ -167,6 +171,85 @@ class StudyBody(_Body):
             }
         )
 
+
+class EstimateBody(_Body):
+    """A model, what would be trained of it and how, and where."""
+
+    model: Source
+    """Folder of a model, a bare ``config.json``, or a hub id; weights are not needed."""
+    task: TaskKind | None = None
+    """What the model was made for if left out."""
+    method: Method = Method.LORA
+    rank: Count | None = None
+    alpha: Number | None = None
+    targets: Annotated[str, Field(min_length=1, max_length=4096)] = "balanced"
+    """``minimal``, ``balanced``, ``full``, or names of modules, separated by commas."""
+    rslora: Switch = False
+    dora: Switch = False
+    quantization: Quantization = Quantization.NONE
+    double_quantization: Switch = False
+    precision: Word = "bf16"
+    """``bf16``, ``fp16``, ``fp32``, or ``amp-bf16``, ``amp-fp16``: float32 weights under autocast."""
+    gradient_checkpointing: Switch = True
+    attention: Word | None = None
+    """``sdpa``, ``eager``, ``flash_attention_2``; what suits the model if left out."""
+    loss: Word = "plain"
+    """``plain``, ``chunked``, ``liger``."""
+    optimizer: Word = "adamw_torch"
+    """``adamw_torch``, ``adamw_torch_fused``, ``adamw_8bit``, ``paged_adamw_8bit``."""
+    batch_size: Count = 1
+    """Rows of a micro-batch, on each GPU."""
+    gradient_accumulation: Count = 1
+    seq_len: Count = 1024
+    """Tokens a row, padding included."""
+    padded: Switch = False
+    """Rows differ in length."""
+    packed: Switch = False
+    """Several samples share a row."""
+    zero_stage: Count = 0
+    fsdp: Switch = False
+    offload: Word = "none"
+    """What ZeRO or FSDP keeps on the host: ``none``, ``optimizer``, ``all``."""
+    gpus: Count = 1
+    gpu: Word | None = None
+    """A GPU's name, such as ``"A100-80GB"``."""
+    memory_limit: Size | None = None
+    """Device memory that it may take: bytes, or text such as ``"24GiB"``."""
+    which_gpu: Switch = False
+    """Look for the smallest GPU of the catalogue."""
+    tokens: Annotated[Count, Field(ge=1, le=MOST_TOKENS)] | None = None
+    """Of the dataset, for the hours that the training takes."""
+    epochs: Annotated[Number, _within("epochs")] = 1.0
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of :func:`.estimates.read_question`."""
+        return self.model_dump()
+
+
+ESTIMATE_EXAMPLES: dict[str, Any] = {
+    "fits": {
+        "summary": "Whether a QLoRA fits on one GPU, and with which batch",
+        "value": {
+            "model": "models/llama-8b/config.json",
+            "rank": 16,
+            "quantization": "nf4",
+            "batch_size": 4,
+            "seq_len": 4096,
+            "gpu": "RTX 4090",
+        },
+    },
+    "which": {
+        "summary": "The smallest GPU for it, and the hours that 20 million tokens take",
+        "value": {
+            "model": "models/llama-8b/config.json",
+            "batch_size": 4,
+            "seq_len": 4096,
+            "which_gpu": True,
+            "tokens": 20_000_000,
+            "epochs": 3.0,
+        },
+    },
+}
 
 STUDY_EXAMPLES: dict[str, Any] = {
     "smallest": {

@@ -31,7 +31,7 @@ from ..optimizer.domain import (
     TrialState,
     Weights,
 )
-from ..probes.profiles import GpuProfile, HardwareProfile, HostProfile, LengthProfile, TaskProfile
+from ..probes.profiles import GpuProfile, HardwareProfile, HostProfile, LengthProfile, TaskKind, TaskProfile
 from .request_schemas import StudyBody
 
 
@@ -76,13 +76,12 @@ class Progress(_Part):
     finished: int
 
     @classmethod
-    def of(cls, trials: Sequence[Trial]) -> Progress:
-        """Counted over all trials of a study."""
-        states = [trial.state for trial in trials]
+    def of(cls, counts: Mapping[TrialState, int]) -> Progress:
+        """From how many of a study's trials are in each state; none where a state is left out."""
         return cls(
-            planned=len(states),
-            running=states.count(TrialState.RUNNING),
-            finished=states.count(TrialState.FINISHED),
+            planned=sum(counts.values()),
+            running=counts.get(TrialState.RUNNING, 0),
+            finished=counts.get(TrialState.FINISHED, 0),
         )
 
 
@@ -129,6 +128,8 @@ class DatasetSummary(_Part):
     label_counts: Mapping[str, int]
     lengths: LengthProfile | None
     """Tokens per row before any truncation."""
+    notes: tuple[str, ...]
+    """What was left out and why, in sentences."""
 
 
 class FactsSummary(_Part):
@@ -177,13 +178,13 @@ class StudyDocument(_Document):
     links: StudyLinks
 
     @classmethod
-    def of(cls, study: Study, trials: Sequence[Trial]) -> StudyDocument:
-        """A study with its trials counted."""
+    def of(cls, study: Study, counts: Mapping[TrialState, int]) -> StudyDocument:
+        """A study with the numbers of its trials by state."""
         return cls(
             **_fields_of(study)
             | {
                 "request": StudyBody.from_request(study.request),
-                "progress": Progress.of(trials),
+                "progress": Progress.of(counts),
                 "facts": FactsSummary.of(study.facts) if study.facts else None,
                 "links": StudyLinks.of(study.id),
             }
@@ -312,6 +313,80 @@ class EventList(_Document):
             last_seq=events[-1].seq if events else after,
             links=StudyLinks.of(study_id),
         )
+
+
+class Between(_Part):
+    """The middle of what is expected, and the ends that hold it nine times in ten."""
+
+    low: float
+    mid: float
+    high: float
+
+
+class GpuChoice(_Part):
+    """A GPU of the catalogue on which a candidate fits."""
+
+    gpu: str
+    capacity_bytes: int
+    device_bytes: int
+    device_bytes_low: int
+    device_bytes_high: int
+    max_micro_batch: int | None
+    tokens_per_second: Between | None
+    hours: Between | None
+
+
+class EstimateDocument(_Document):
+    """What a candidate would need and how fast it would be, worked out without a GPU."""
+
+    model: ModelSummary
+    task: TaskKind
+    candidate: Candidate
+    description: str
+    stack: Mapping[str, str]
+    """Library → version: what they do between versions makes the difference of whole copies."""
+    gpu: str | None
+    """The catalogue's name of the GPU that was asked about, or the smallest one that fits."""
+    gpu_sources: tuple[str, ...]
+    """Where the GPU's figures come from."""
+    gpus: int
+    """Processes that the training is divided among; all sizes and speeds are those of one."""
+    capacity_bytes: int | None
+    """What the process may hold on the device; null without a limit."""
+    fits: Literal["yes", "no", "too-close"] | None
+    """Yes and no where both ends of the interval agree; null without a limit."""
+    peak_allocated_bytes: int
+    """``torch.cuda.max_memory_allocated``."""
+    peak_allocated_bytes_low: int
+    peak_allocated_bytes_high: int
+    peak_reserved_bytes: int
+    """``torch.cuda.max_memory_reserved``."""
+    peak_reserved_bytes_low: int
+    peak_reserved_bytes_high: int
+    device_bytes: int
+    """As ``nvidia-smi`` shows the process."""
+    device_bytes_low: int
+    device_bytes_high: int
+    calibrated: bool
+    """The intervals rest on enough measurements to hold nine times in ten."""
+    phases: Mapping[str, int]
+    """Most bytes that are allocated in each phase."""
+    breakdown: Mapping[str, int]
+    """What the bytes at the peak are for, largest first: those allocated, and the CUDA context."""
+    max_micro_batch: int | None
+    """Rows that surely fit; null without a limit, or where not even one does."""
+    max_seq_len: int | None
+    """Tokens a row that surely fit at the batch that was asked for; null as for the batch."""
+    tokens_per_second: Between | None
+    """Padding included; null without a GPU of the catalogue, or where it has no unit for the dtype."""
+    hours: Between | None
+    """For the tokens and epochs that were asked about, by all GPUs together."""
+    trainable_params: int
+    choices: tuple[GpuChoice, ...]
+    """GPUs on which it fits, the smallest first; empty unless that was asked."""
+    notes: tuple[str, ...]
+    """What else there is to know, in sentences."""
+    seconds_spent: float
 
 
 class HardwareDocument(_Document):

@@ -52,7 +52,7 @@ _KINDS = {kind.value: kind for kind in TaskKind}
 
 @dataclass(frozen=True, slots=True)
 class RequestProblem:
-    """One thing wrong with a request. ``field`` is a field of :class:`StudyRequest`."""
+    """One thing wrong with a request. ``field`` is a field of :class:`StudyRequest`, or of another body."""
 
     field: str
     error: InputError

@@ -405,6 +405,34 @@ def odd_conversations(random: Random, folder: Path) -> Path:
 
 
 @kind
+def preference_pairs(random: Random, folder: Path) -> Path:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    values = random.choice([("a good answer", "a bad one"), (turns, turns[:1])])
+    names = random.choice([("chosen", "rejected"), ("Chosen", "Rejected"), ("chosen_text", "rejected_text")])
+    row = {"prompt": "hi", **dict(zip(names, values, strict=True)), "score": 1.5}
+    marked = {"prompt": "hi", "completion": "hello", "label": True}
+    rows = [row] * 9 if random.random() < 0.7 else [marked, {**marked, "label": False}] * 9
+    return write_rows(random, folder, rows, ("jsonl", "parquet", "arrow"))
+
+
+@kind
+def half_pairs_in_strings(random: Random, folder: Path) -> Path:
+    """JSON in a string, whose escapes only a second reading finds."""
+    text = random.choice(["\ud800", "\udfff x", "\0", "\ud83d\ude42"])
+    talk = json.dumps([{"role": "user", "content": "hi"}, {"role": "assistant", "content": text}])
+    return write_rows(random, folder, [{"messages": talk}] * 9)
+
+
+@kind
+def missing_values(random: Random, folder: Path) -> Path:
+    missing = random.choice([float("nan"), float("inf"), -float("inf"), None])
+    rows = [{"text": sentence(random), "label": float(n % 2), "n": 1.5 * n} for n in range(60)]
+    for row in random.sample(rows, 20):
+        row[random.choice(["label", "label", "n"])] = missing
+    return write_rows(random, folder, rows)
+
+
+@kind
 def odd_pairs(random: Random, folder: Path) -> Path:
     names = random.choice(
         [
@@ -484,7 +512,13 @@ def archives(random: Random, folder: Path) -> Path:
     with zipfile.ZipFile(file, "w") as packed:
         packed.writestr(random.choice(["data.csv", "xl/workbook.xml"]), content)
     data = random.choice(
-        [gzip.compress(content), file.getvalue(), b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"%PDF-1.7"]
+        [
+            gzip.compress(content),
+            gzip.compress(content)[:-9],
+            file.getvalue(),
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+            b"%PDF-1.7",
+        ]
     )
     name = random.choice(
         ["data.csv", "data.csv.gz", "data.zip", "data.xlsx", "data.json", "data.parquet", "data"]

@@ -3,7 +3,8 @@
     python benchmarks/fuzz_datasets.py [--count 800] [--seed 0] [--kind NAME]
 
 Every file is tried in a process of its own. A traceback, an error without a next step, a crash, more than
-1 GB of memory or more than a minute is a failure. Prints a table by kind; exits 1 if anything failed.
+1 GB of memory beyond that of the libraries, or more than a minute is a failure. Prints a table by kind; exits
+1 if anything failed.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from broken_datasets import KINDS
 from rankwise.errors import InputError
 from rankwise.optimizer.codec import to_json
 from rankwise.probes.dataset import check_dataset, profile_dataset, resolve_dataset
+from rankwise.runners.samples import read_samples
 
 LIMIT_S = 60.0
 LIMIT_BYTES = 1_000_000_000
 LONGEST_MESSAGE = 10_000
+NO_LABELS = ("", "nan", "inf", "infinity")
 ADDRESS_SPACE_BYTES = 8_000_000_000
 """Keeps a failure from taking the machine with it."""
 
@@ -81,7 +84,7 @@ def try_one(name: str, seed: str) -> Outcome:
 
 
 def profile(source: str) -> str:
-    """What a study does with its data before any model is there."""
+    """What a study does with its data before any model is there, and the samples that trials will take."""
     path = resolve_dataset(source, allowed_roots=None)
     check_dataset(path)
     found = profile_dataset(path, source=source)
@@ -89,6 +92,16 @@ def profile(source: str) -> str:
         raise AssertionError(f"{found.usable_rows} usable of {found.rows} rows")
     if set(found.label_counts) != set(found.task.labels):
         raise AssertionError(f"counts of {set(found.label_counts)} for the labels {found.task.labels}")
+    if not {label.strip().lower().lstrip("+-") for label in found.task.labels}.isdisjoint(NO_LABELS):
+        raise AssertionError(f"no classes: {found.task.labels}")
+    if bool(found.notes) != (found.usable_rows < found.rows):
+        raise AssertionError(f"{found.usable_rows} of {found.rows} rows, announced as {found.notes}")
+    samples = 0
+    for sample in read_samples(path, every=found.every_nth_row, task=to_json(found.task)):
+        sample.split_key.encode()
+        samples += 1
+    if found.every_nth_row == 1 and samples != found.usable_rows:
+        raise AssertionError(f"{found.usable_rows} usable rows, {samples} samples")
     text = json.dumps(to_json(found), allow_nan=False)
     return f"{found.task.kind} from {found.rows} rows: {found.task.reason} ({len(text)} bytes)"
 
@@ -111,7 +124,8 @@ def in_child(work: Callable[[], str]) -> Outcome:
         word, _, text = pipe.read().partition(" ")
     _, status, usage = os.wait4(child, 0)
     timer.cancel()
-    seconds, peak = time.monotonic() - started, usage.ru_maxrss * 1024
+    inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, peak = time.monotonic() - started, max(0, usage.ru_maxrss - inherited) * 1024
     if status:
         word, text = "FAILED", f"ended with status {status} after {seconds:.0f} s {text}"
     elif peak > LIMIT_BYTES:

@@ -5,8 +5,10 @@
 
 A real encoder (all-MiniLM-L6-v2, classification) and a real language model (SmolLM2-135M), both cut to
 their first two layers, so that a cell takes seconds. A cell is a family of adapters at a level; the family's
-adapters (ranks, target sets) take turns. Each cell runs in a forked child: build, three optimizer steps,
-and the very checks of a trial. Prints a table; exit code 1 if a cell failed.
+adapters (ranks, target sets) take turns. Rows that several samples share are tried at a few levels in which
+each value of each setting occurs. Each cell runs in a forked child: build, three optimizer steps, the very
+checks of a trial, an evaluation, and a look at whether dtypes and quantization are those of the level.
+Prints a table that ends with totals; exit code 1 if a cell failed.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import select
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -46,11 +50,12 @@ from rankwise.runners.jobs import prepare_once
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = 2
 MAX_LENGTH = 32
+PACKED_LENGTH = 96
 EFFECTIVE_BATCH = 2
 STEPS = 3
 ROWS = 8
-TOTAL_STEPS = 100
-"""Of the training that AdaLoRA's pruning is planned for."""
+PACKED = "packed"
+"""In the name of a model whose rows are shared by several samples."""
 
 CELL_LIMIT_S = 600.0
 POLL_S = 0.05
@@ -87,16 +92,43 @@ class Result:
     seconds: float
     weight_bytes: int | None
     problem: str | None
+    refused: bool = False
+    """The problem is that a library refused to build what the factory made."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cells and print the table; returns the exit code."""
     arguments = parse_arguments(argv)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    sources = run_alone(lambda: prepare_models(arguments.folder))
-    home = Home(arguments.folder / "home").create()
-    cells: list[Cell] = []
-    refusals: dict[str, tuple[str, int]] = {}
+    named = {Path(model).name: (model, data) for model, data in arguments.model}
+    sources = named or run_alone(lambda: prepare_models(arguments.folder))
+    cells, refusals = prepare_cells(arguments.folder, sources)
+    few = covering(cells)
+    if arguments.quick:
+        cells = few
+    print(f"{len(cells)} cells, {arguments.jobs} at a time", flush=True)
+    preload(few)
+    results = []
+    for result in run_cells(cells, arguments.jobs):
+        results.append(result)
+        print(line_of(result), flush=True)
+    return summarise(results, refusals)
+
+
+Refusals = dict[str, tuple[str, int]]
+"""Name of a rule → its reason, and how many adapters at levels it kept out."""
+
+
+def prepare_cells(folder: Path, sources: Mapping[str, tuple[str, str]]) -> tuple[list[Cell], Refusals]:
+    """What the factory makes for models and their data, and what its rules refuse.
+
+    Args:
+        folder: where tokens are kept.
+        sources: name → (model, data).
+    """
+    home = Home(folder / "home").create()
+    cells: dict[tuple[str, str, Level], Cell] = {}
+    refusals: Refusals = {}
     for name, (model, data) in sources.items():
         request = StudyRequest(
             model=model,
@@ -107,30 +139,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         facts = prepare_once(home, request)
         for variant in variants_of(facts):
-            cells += cells_of(name, variant, request)
+            cells.update((cell.place, cell) for cell in cells_of(name, variant, request))
             for left_out in explain_refusals(variant, request):
                 _, before = refusals.get(left_out.rule.name, ("", 0))
                 refusals[left_out.rule.name] = (left_out.rule.reason, before + left_out.count)
-    cells = list(
-        {
-            (cell.model, cell.candidate.level, family_of(cell.candidate.adapter)): cell for cell in cells
-        }.values()
-    )
-    if arguments.quick:
-        cells = covering(cells)
-    print(f"{len(cells)} cells, {arguments.jobs} at a time", flush=True)
-    importlib.import_module("rankwise.runners.trial.job")  # torch and all: children start in milliseconds
-    results = []
-    for result in run_cells(cells, arguments.jobs):
-        results.append(result)
-        print(line_of(result), flush=True)
-    return summarise(results, refusals)
+        if facts.dataset.task.kind.is_causal:
+            packed_request = dataclasses.replace(request, packing=True, max_length=PACKED_LENGTH)
+            packed = next(variants_of(prepare_once(home, packed_request)))
+            few = covering(list(cells_of(f"{name} {PACKED}", packed, packed_request)))
+            cells.update((cell.place, cell) for cell in few)
+    return list(cells.values()), refusals
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """What may be chosen on the command line."""
     parser = argparse.ArgumentParser(description="Build and train what the level factory makes.")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "matrix", help="models go here")
+    parser.add_argument(
+        "--model",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FOLDER", "DATA"),
+        help="try this model with these data instead; may be given again",
+    )
     parser.add_argument("--quick", action="store_true", help="each value of each setting once")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time")
     return parser.parse_args(argv)
@@ -171,6 +203,22 @@ def variants_of(facts: StudyFacts) -> Iterator[StudyFacts]:
         yield dataclasses.replace(facts, hardware=dataclasses.replace(facts.hardware, host=host, gpus=()))
 
 
+def preload(cells: Collection[Cell]) -> None:
+    """Import what these cells import, so that children share it and start in milliseconds."""
+    importlib.import_module("rankwise.runners.trial.job")
+
+    def modules_imported() -> list[str]:
+        before = set(sys.modules)
+        for cell in cells:
+            with suppress(Exception):  # it is reported once the cell has its turn
+                try_cell(cell)
+        return [name for name in sys.modules if name not in before]
+
+    for name in run_alone(modules_imported):
+        with suppress(Exception):  # some stand in sys.modules under a name that cannot be imported
+            importlib.import_module(name)
+
+
 def cells_of(name: str, facts: StudyFacts, request: StudyRequest) -> Iterator[Cell]:
     """One cell for each family of adapters and each level that any of them is made at."""
     made: dict[tuple[str, Level], list[Candidate]] = {}
@@ -203,6 +251,14 @@ def covering(cells: Sequence[Cell]) -> list[Cell]:
 
 class CellFailed(Exception):
     """What a child said, or how it died."""
+
+    def __init__(self, text: str, *, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
+
+
+class Refused(Exception):
+    """A library, or the builder, refused to make what the factory made."""
 
 
 class Child:
@@ -244,7 +300,7 @@ class Child:
             raise CellFailed(f"the process died after {self.seconds:.0f} s: wait status {status}")
         answer = json.loads(self.data)
         if "problem" in answer:
-            raise CellFailed(answer["problem"])
+            raise CellFailed(answer["problem"], refused=answer["refused"])
         return answer["result"]
 
 
@@ -256,9 +312,11 @@ def answer_of(work: Callable[[], Any]) -> dict[str, Any]:
     try:
         return {"result": work()}
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        cause = error.__cause__ or error if isinstance(error, Refused) else error
+        last = traceback.extract_tb(cause.__traceback__)[-1]
         place = f"{Path(last.filename).name}:{last.lineno}"
-        return {"problem": f"{type(error).__name__}: {str(error)[:500]} ({place})"}
+        text = f"{type(cause).__name__}: {str(cause)[:500]} ({place})"
+        return {"problem": text, "refused": isinstance(error, Refused)}
 
 
 def run_cells(cells: Sequence[Cell], jobs: int) -> Iterator[Result]:
@@ -276,7 +334,7 @@ def run_cells(cells: Sequence[Cell], jobs: int) -> Iterator[Result]:
                 try:
                     yield Result(cell, child.seconds, child.result(), None)
                 except CellFailed as error:
-                    yield Result(cell, child.seconds, None, str(error))
+                    yield Result(cell, child.seconds, None, str(error), error.refused)
 
 
 def run_alone(work: Callable[[], Any]) -> Any:
@@ -288,36 +346,89 @@ def run_alone(work: Callable[[], Any]) -> Any:
 
 
 def try_cell(cell: Cell) -> int:
-    """Three checked steps, in the child; returns the bytes of all weights."""
+    """Three checked steps and an evaluation, in the child; returns the bytes of all weights.
+
+    AdaLoRA's pruning is planned for these three steps: it happens in the second.
+    """
     import torch
 
     from rankwise.runners.recipe import step_rows
     from rankwise.runners.tokens import TokenFile
-    from rankwise.runners.trial.job import checked, constant_rate
-    from rankwise.runners.trial.loop import open_session, run_steps
+    from rankwise.runners.trial.evaluation import evaluate
+    from rankwise.runners.trial.job import check_packing, checked
+    from rankwise.runners.trial.loop import run_steps
     from rankwise.runners.trial.measure import weight_bytes
 
     torch.set_num_threads(1)
+    tokens = Path(cell.facts.tokens_path)
+    rows = TokenFile(tokens / "train.arrow")
+    session = open_cell(cell)
+    require_level(session.model, cell.candidate)
+    if cell.candidate.recipe.packing:
+        check_packing(session, rows)
+    chosen = [rows[number] for number in range(ROWS)]
+    order = step_rows(ROWS, effective_batch=EFFECTIVE_BATCH, seed=0)
+    if len(list(checked(session, run_steps(session, chosen, order), STEPS, most=STEPS))) < STEPS:
+        raise CellFailed("fewer steps than asked for")
+    heldout = TokenFile(tokens / "heldout.arrow")
+    if not math.isfinite(evaluate(session, [heldout[number] for number in range(EFFECTIVE_BATCH)]).loss):
+        raise CellFailed("the held-out loss is no number")
+    return weight_bytes(session.model)
+
+
+def open_cell(cell: Cell) -> Any:
+    """The session of a cell.
+
+    Raises:
+        Refused: it cannot be built.
+    """
+    from rankwise.runners.trial.job import constant_rate
+    from rankwise.runners.trial.loop import open_session
+
     facts, candidate = cell.facts, cell.candidate
     config = adapter_config(
-        candidate, task_kind=facts.dataset.task.kind, base_model=facts.model.source, total_steps=TOTAL_STEPS
+        candidate, task_kind=facts.dataset.task.kind, base_model=facts.model.source, total_steps=STEPS
     )
-    session = open_session(
-        facts.model.path,
-        task=to_json(facts.dataset.task),
-        candidate=constant_rate(to_json(candidate)),
-        adapter_config=config,
-        pad_id=facts.pad_id,
-        seed=0,
-        total_steps=TOTAL_STEPS,
-        on_cpu=True,
-    )
-    tokens = TokenFile(Path(facts.tokens_path) / "train.arrow")
-    rows = [tokens[number] for number in range(ROWS)]
-    order = step_rows(ROWS, effective_batch=EFFECTIVE_BATCH, seed=0)
-    if len(list(checked(session, run_steps(session, rows, order), STEPS, most=STEPS))) < STEPS:
-        raise CellFailed("fewer steps than asked for")
-    return weight_bytes(session.model)
+    try:
+        return open_session(
+            facts.model.path,
+            task=to_json(facts.dataset.task),
+            candidate=constant_rate(to_json(candidate)),
+            adapter_config=config,
+            pad_id=facts.pad_id,
+            seed=0,
+            total_steps=STEPS,
+            on_cpu=True,
+        )
+    except Exception as error:
+        raise Refused from error
+
+
+def require_level(model: Any, candidate: Candidate) -> None:
+    """Raise :class:`CellFailed` unless dtypes and quantization are those of the level.
+
+    What is trained is in the adapter's dtype; the layers that the sizes count as quantized are, in the
+    level's way; all other matrices are in the weights' dtype.
+    """
+    import torch
+
+    level = candidate.level
+    stored = {"int8": "Int8Params", "nf4": "Params4bit", "fp4": "Params4bit"}.get(level.quantization)
+    quantized = 0
+    for name, parameter in model.named_parameters():
+        kind, state = type(parameter).__name__, getattr(parameter, "quant_state", None)
+        if kind in ("Int8Params", "Params4bit"):
+            quantized += 1
+            if kind != stored or parameter.requires_grad:
+                raise CellFailed(f"{name} is {kind}")
+            if state and (state.quant_type, state.nested) != (level.quantization, level.double_quantization):
+                raise CellFailed(f"{name} is {state.quant_type}, nested {state.nested}")
+        elif parameter.requires_grad or parameter.dim() > 1:
+            wanted = level.adapter_dtype if parameter.requires_grad else level.weight_dtype
+            if parameter.dtype != getattr(torch, wanted):
+                raise CellFailed(f"{name} is {parameter.dtype}, and the level says {wanted}")
+    if bool(quantized) != bool(stored):
+        raise CellFailed(f"{quantized} weights are quantized")
 
 
 def line_of(result: Result) -> str:
@@ -333,21 +444,27 @@ def line_of(result: Result) -> str:
         level.optimizer,
     ]
     size = "" if result.weight_bytes is None else f"{result.weight_bytes / 2**20:6.1f} MiB"
-    outcome = "ok" if result.problem is None else f"FAILED {result.problem}"
+    verdict = "REFUSED" if result.refused else "FAILED"
+    outcome = "ok" if result.problem is None else f"{verdict} {result.problem}"
     family = family_of(candidate.adapter)
     where = f"{family} r={candidate.adapter.rank or '-'} {candidate.adapter.target_set}"
-    what = f"{result.cell.model:8s} {where:26s} {' '.join(settings):75s}"
+    what = f"{result.cell.model:14s} {where:26s} {' '.join(settings):75s}"
     return f"{what} {result.seconds:5.1f} s {size:11s} {outcome}"
 
 
-def summarise(results: Sequence[Result], refusals: dict[str, tuple[str, int]]) -> int:
-    """Print what the factory left out and the counts; returns the exit code."""
-    print("\nleft out by the factory (adapters at levels):")
+def summarise(results: Sequence[Result], refusals: Refusals) -> int:
+    """Print what the factory's rules left out, and the totals; returns the exit code."""
+    print("\nrefused by rules (adapters at levels):")
     for name, (reason, count) in sorted(refusals.items(), key=lambda item: -item[1][1]):
         print(f"{count:6d}  {name}: {reason}")
-    failed = sum(result.problem is not None for result in results)
-    print(f"\n{len(results) - failed} ok, {failed} FAILED, of {len(results)} cells")
-    return 1 if failed else 0
+    refused = sum(result.refused for result in results)
+    failed = sum(result.problem is not None for result in results) - refused
+    print(f"\n{len(results):6d}  cells")
+    print(f"{len(results) - refused - failed:6d}  ok")
+    print(f"{sum(count for _, count in refusals.values()):6d}  refused by {len(refusals)} rules, see above")
+    print(f"{refused:6d}  made by the factory, then refused by a library")
+    print(f"{failed:6d}  failed in a step, a check or the evaluation")
+    return 1 if refused or failed else 0
 
 
 if __name__ == "__main__":

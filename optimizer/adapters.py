@@ -87,6 +87,10 @@ class AdapterFactory:
         """IA3 on a target set, or where its paper has it: ``own``."""
         return self._adapter(Method.IA3, target_set)
 
+    def ranked(self, method: Method, rank: int, target_set: str) -> Adapter | None:
+        """Any method whose only number is a rank or a block's size."""
+        return self._adapter(method, target_set, rank=rank)
+
     def _of(self, method: Method) -> Iterator[Adapter]:
         for adapter in self._grid(method):
             if adapter is not None:
@@ -105,13 +109,9 @@ class AdapterFactory:
             case Method.IA3:
                 yield from (self.ia3(name) for name in ("own", "full"))
             case Method.OFT:
-                yield from (
-                    self._adapter(method, name, rank=size) for size in OFT_BLOCKS for name in TARGET_SETS
-                )
+                yield from (self.ranked(method, size, name) for size in OFT_BLOCKS for name in TARGET_SETS)
             case Method.MISS:
-                yield from (
-                    self._adapter(method, name, rank=rank) for rank in MISS_RANKS for name in TARGET_SETS
-                )
+                yield from (self.ranked(method, rank, name) for rank in MISS_RANKS for name in TARGET_SETS)
             case Method.FULL:
                 yield Adapter(method=Method.FULL)
 

@@ -23,7 +23,8 @@ def trial_device(hardware: HardwareProfile) -> GpuProfile | None:
 
 
 def environment_key(hardware: HardwareProfile) -> str:
-    """Equal where measurements may be shared: the model of the device that trials run on, host, libraries.
+    """Equal where measurements may be shared: the model of the device that trials run on, host, libraries,
+    and the environment variables that tell these how to compute.
 
     Which of several equal GPUs it is does not matter; what clocks and power it is allowed does. On a GPU
     the processor counts too: it may not keep the device busy.
@@ -46,6 +47,7 @@ def environment_key(hardware: HardwareProfile) -> str:
             "platform": host.platform,
             "python": host.python_version,
             "libraries": dict(host.libraries),
+            "variables": dict(host.variables),
         }
     )
 

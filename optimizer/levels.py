@@ -28,6 +28,7 @@ from .domain import (
 from .methods import METHODS, learning_rate
 from .rules import (
     ADAPTER_RULES,
+    BATCH_RULES,
     LEVEL_RULES,
     PAIR_RULES,
     Rule,
@@ -92,7 +93,7 @@ def enumerate_candidates(facts: StudyFacts, request: StudyRequest) -> tuple[Cand
       changed (double quantization, FP4, attention, loss, optimizer, ``torch.compile``) without
       checkpointing and, where that setting saves memory, with. An adapter has those levels of the list
       that the rules allow and that fit.
-    * Micro-batches: descending.
+    * Micro-batches: descending, those that the rules allow at the level.
 
     Raises:
         InputError: no allowed method suits the model at any allowed level.
@@ -108,10 +109,12 @@ def enumerate_candidates(facts: StudyFacts, request: StudyRequest) -> tuple[Cand
         raise NothingFits(
             f"no configuration of {facts.model.source} fits {memory.capacity_bytes / 2**30:.2f} GiB: the "
             f"weights, gradients and optimizer state of the smallest alone need {least_gib:.2f} GiB",
-            next_step="raise the memory limit, allow more methods or take a smaller model",
+            next_step=f"raise the memory limit above {least_gib:.2f} GiB (activations come on top), allow "
+            "more methods or take a smaller model",
         )
     rates = {method: learning_rate(method, facts.model.hidden_size) for method in METHODS}
-    sizes = micro_batches(facts.recipe)
+    of_level = {level: adapter for adapter, level in fitting}
+    sizes = {level: _allowed_sizes(adapter, level, facts) for level, adapter in of_level.items()}
     return tuple(
         Candidate(
             adapter=adapter,
@@ -121,7 +124,7 @@ def enumerate_candidates(facts: StudyFacts, request: StudyRequest) -> tuple[Cand
             learning_rate=rates[adapter.method],
         )
         for adapter, level in fitting
-        for micro_batch in sizes
+        for micro_batch in sizes[level]
     )
 
 
@@ -147,6 +150,20 @@ def micro_batches(recipe: Recipe) -> tuple[int, ...]:
     divisors = [size for size in range(batch, 0, -1) if batch % size == 0]
     shares = (max(1, batch // share) for share in MICRO_BATCH_SHARES)
     return tuple(dict.fromkeys(next(d for d in divisors if d <= share) for share in shares))
+
+
+def _allowed_sizes(adapter: Adapter, level: Level, facts: StudyFacts) -> tuple[int, ...]:
+    """The usual micro-batches without those that a rule forbids; a single row where that leaves none."""
+    setting = replace(
+        setting_of(adapter, level, facts.model, facts.dataset.task.kind, facts.hardware),
+        packing=facts.recipe.packing,
+    )
+    sizes = (
+        size
+        for size in micro_batches(facts.recipe)
+        if first_refusal(replace(setting, micro_batch=size), BATCH_RULES) is None
+    )
+    return tuple(sizes) or (1,)
 
 
 _Pair = tuple[Adapter, Level]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean, stdev
 
 from .comparison import FAILURES, OUT_OF_MEMORY, Compared, exceeds, memory_column
 from .domain import (
@@ -27,6 +28,12 @@ STANDARD_ERRORS = 2.0
 """Held-out losses closer than this many standard errors are no difference."""
 
 NAMES_SHOWN = 3
+
+LEAST_HALF = 5
+"""Fewer steps than this in half a training say nothing about its direction."""
+
+LIMIT_MARGIN = 1.05
+"""A limit that is proposed is this much above a peak: peaks differ by some percent from run to run."""
 
 LEAST_SHARE_SHOWN = 0.001
 """Below this a difference prints as none."""
@@ -78,16 +85,35 @@ def explain_nothing_fits(trials: Sequence[Trial], memory_limit_bytes: int | None
     message = " ".join((opening, *_ruled_out(trials, memory_limit_bytes)))
     if not any(t.outcome in OUT_OF_MEMORY or exceeds(t.measurement, memory_limit_bytes) for t in trials):
         return message, "read the logs of the trials that failed"
-    peaks = [t.measurement.memory_bytes for t in trials if t.measurement and t.measurement.memory_bytes]
-    enough = f" (the smallest measured peak is {_gib(min(peaks))})" if peaks else ""
-    return message, f"raise the memory limit{enough}, shorten max_length or allow more methods"
+    others = "shorten max_length or allow more methods"
+    if memory_limit_bytes is None:
+        return message, f"{others}, or take a smaller model"
+    return message, f"{_larger_limit(trials, memory_limit_bytes)}, {others}"
+
+
+def _larger_limit(trials: Sequence[Trial], memory_limit_bytes: int) -> str:
+    """Which limit would do, as far as the trials tell: one that was ended at the limit has no peak."""
+    peaks = [
+        t.measurement.memory_bytes
+        for t in trials
+        if t.outcome is Outcome.OK and t.measurement and t.measurement.memory_bytes
+    ]
+    if not peaks:
+        twice = 2 * memory_limit_bytes
+        return f"raise the memory limit (no trial got far enough to say to what: try {_gib(twice)})"
+    hundredths = math.ceil(round(LIMIT_MARGIN * min(peaks) * 100 / 2**30, 3))
+    enough, least = f"{hundredths / 100:.2f} GiB", _gib(min(peaks))
+    return f"raise the memory limit to {enough} (the smallest measured peak is {least})"
 
 
 def _verdict(request: StudyRequest, ranking: Sequence[ScoredTrial], best: Compared) -> str:
     rung = "trained" if best.trial.plan.rung is Rung.TRAIN else "probed"
     name = best.trial.candidate.describe()
     if len(ranking) == 1:
-        return f"{name} is the only {rung} configuration that succeeded: there is none to compare it with."
+        alone = f"{name} is the only {rung} configuration that succeeded: there is none to compare it with"
+        if request.scoring is Scoring.CLASSIC:
+            return f"{alone}."
+        return f"{alone}, and its score of {ranking[0].score:.1f} says nothing."
     score = f"{ranking[0].score:.1f}"
     tied = sum(scored.tied_with_best for scored in ranking)
     place = f"is the smallest of {tied} tied for" if tied else "has"
@@ -183,7 +209,8 @@ def _learnt_more(measurement: Measurement, than: Measurement) -> bool:
 def _disturbed(ranked: Sequence[Compared]) -> Iterator[str]:
     disturbed = [each for each in ranked if each.measurement.disturbances]
     if disturbed:
-        causes = dict.fromkeys(cause for each in disturbed for cause in each.measurement.disturbances)
+        sentences = [cause for each in disturbed for cause in each.measurement.disturbances]
+        causes = dict.fromkeys(sentence.removesuffix(".") for sentence in sentences)
         yield (
             f"Speed and memory of {_count(len(disturbed), 'compared trial')} were measured while something "
             f"else disturbed them, each time that it was tried: {_some(list(causes))}."
@@ -240,22 +267,48 @@ def _ruled_out(trials: Sequence[Trial], memory_limit_bytes: int | None) -> Itera
         yield f"Ruled out, above the limit of {_gib(memory_limit_bytes)}: {_some(large)}."
 
 
-def _learnt_nothing(best: Measurement, study: Study) -> tuple[str, ...]:
-    """A warning where the best classifier is no better than answering by how often each label occurs.
+def _learnt_nothing(best: Measurement, study: Study) -> Iterator[str]:
+    """A warning where what is recommended shows no sign that it learnt anything.
 
-    That answer's loss is the entropy of the labels, in nats. Language models have no such baseline here.
+    Of a classifier: it is no better than answering by how often each label occurs. That answer's loss is the
+    entropy of the labels, in nats. Other tasks have no such baseline, but their losses while they trained.
     """
     counts = study.facts.dataset.label_counts.values() if study.facts else ()
-    if best.heldout_loss is None or len(counts) < 2:
-        return ()
+    if best.heldout_loss is None:
+        return
+    most = best.heldout_loss + STANDARD_ERRORS * (best.heldout_loss_se or 0.0)
+    if len(counts) < 2:
+        yield from _no_progress(best, most)
+        return
     total = sum(counts)
     baseline = -sum(count / total * math.log(count / total) for count in counts if count)
-    if best.heldout_loss + STANDARD_ERRORS * (best.heldout_loss_se or 0.0) < baseline:
-        return ()
-    return (
-        f"Nothing was learnt within this budget: a held-out loss of {best.heldout_loss:.4f} is no better "
-        f"than answering by how often each label occurs ({baseline:.4f}). The comparison of quality says "
-        "little; allow more time.",
+    if most >= baseline:
+        yield (
+            f"Nothing was learnt within this budget: a held-out loss of {best.heldout_loss:.4f} is no "
+            f"better than answering by how often each label occurs ({baseline:.4f}). The comparison of "
+            "quality says little; allow more time."
+        )
+
+
+def _no_progress(measurement: Measurement, most: float) -> Iterator[str]:
+    """A warning where neither the training loss fell nor the held-out one is below where training began.
+
+    The first step's loss is that of the untouched model: an adapter starts as nothing. Halves are compared
+    by the standard errors of their means; batches differ more than what a short training moves, so this
+    says that nothing was seen, not that nothing was there.
+    """
+    losses = [loss for loss in measurement.train_losses if loss is not None]
+    half = len(losses) // 2
+    if half < LEAST_HALF or most < losses[0]:
+        return
+    means = fmean(losses[:half]), fmean(losses[-half:])
+    error = math.hypot(*(stdev(part) / math.sqrt(half) for part in (losses[:half], losses[-half:])))
+    if means[0] - means[1] >= STANDARD_ERRORS * error:
+        return
+    yield (
+        f"No learning could be seen within this budget: the training loss was {means[0]:.4f} in the first "
+        f"half of the {len(losses)} steps and {means[1]:.4f} in the second (± {error:.4f} for the "
+        "difference). The comparison of quality says little; allow more time."
     )
 
 

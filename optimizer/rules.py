@@ -39,6 +39,9 @@ class Setting:
     """Kinds of the modules that the adapter sits on."""
     narrowest_input: int
     """Fewest input features among those modules; 0 where there are none."""
+    packing: bool = False
+    """Samples share rows."""
+    micro_batch: int = 1
 
     def has(self, library: str) -> bool:
         """A package, by its name on PyPI, is installed."""
@@ -186,6 +189,14 @@ PAIR_RULES = (
             s.is_quantized and (s.adapter.init_weights or "").startswith(("pissa", "orthogonal"))
         ),
     ),
+    Rule(
+        name="dora-int8-without-gpu",
+        reason="On a CPU PEFT loses the scales of 8-bit weights when it unpacks them for DoRA.",
+        versions=f"{PEFT}, bitsandbytes 0.50",
+        forbids=lambda s: (
+            s.adapter.use_dora and s.level.quantization is Quantization.INT8 and not s.hardware.gpus
+        ),
+    ),
 )
 """About an adapter at a level."""
 
@@ -305,13 +316,26 @@ LEVEL_RULES = (
 Dtypes come last, so that what was asked for by name is refused for what is wrong with it.
 """
 
-RULES = (*ADAPTER_RULES, *PAIR_RULES, *LEVEL_RULES)
+BATCH_RULES = (
+    Rule(
+        name="packed-flash-attention",
+        reason="FlashAttention tells samples that share a row apart only where a micro-batch is one row.",
+        versions="transformers 5.23",
+        forbids=lambda s: s.packing and s.micro_batch > 1 and s.level.attention.startswith("flash_attention"),
+    ),
+)
+"""About the level and the rows of a micro-batch, whatever the adapter."""
+
+RULES = (*ADAPTER_RULES, *PAIR_RULES, *LEVEL_RULES, *BATCH_RULES)
 
 
 def refusal(
     adapter: Adapter, level: Level, model: ModelProfile, task: TaskKind, hardware: HardwareProfile
 ) -> Rule | None:
-    """The first rule that forbids this adapter at this level; None where it may be tried."""
+    """The first rule that forbids this adapter at this level; None where it may be tried.
+
+    Of a micro-batch of one row, which no rule about batches forbids.
+    """
     return first_refusal(setting_of(adapter, level, model, task, hardware))
 
 

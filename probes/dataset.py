@@ -13,7 +13,7 @@ import random
 from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,19 @@ HEAD_ROWS = 1000
 """Rows that decide which columns there are to choose from and which ones hold texts …"""
 HEAD_CHARACTERS = 32_000_000
 """… unless so much text comes earlier."""
-LOOKED_AT_BYTES = 256 * 1024 * 1024
+LOOKED_AT_BYTES = 128 * 1024 * 1024
 """Of larger data, every nth row is looked at, so that about this much is parsed …"""
-LOOKED_AT_ROWS = 4_000_000
-"""… in about so many rows at most."""
+LOOKED_AT_ROWS = 500_000
+"""… in about so many rows at most …"""
+LOOKED_AT_CELLS = 4_000_000
+"""… and in so many cells: each one is judged as a label."""
+LEAST_EVERY_NTH = 5
 MAX_DISTINCT_ROWS = 2_000_000
 """Beyond this many distinct rows duplicates are not counted: remembering them would take too much memory."""
 SAMPLED_ROWS = 20_000
 LONGEST_ROWS = 256
+SAMPLED_CHARACTERS = 100_000_000
+"""Of long rows fewer are sampled, and fewer of the longest are kept: so many characters of each."""
 
 
 def check_dataset(
@@ -120,20 +125,22 @@ def profile_dataset(
             raise DatasetError(
                 f"label column {chosen.label_column!r} is empty", next_step="pass --label-column with another"
             )
+        rows, usable = counts.rows, min(counts.rows, usable * every)
         return DatasetProfile(
             source=source,
             path=str(path),
             sha256=hashed.result(),
             format=kind,
             size_bytes=sum(file.stat().st_size for file in files),
-            rows=counts.rows,
-            usable_rows=min(counts.rows, usable * every),
+            rows=rows,
+            usable_rows=usable,
             every_nth_row=every,
             revision=hub_commit(path),
             columns=tuple(counts.columns),
             task=chosen,
             label_counts={label: tally.counts[label] * every for label in chosen.labels} if tally else {},
-            duplicate_rows=counts.duplicates if every == 1 else None,
+            duplicate_rows=counts.duplicates,
+            notes=_set_aside(chosen, rows, usable, min(counts.rows, counts.inputs * every), every),
         )
 
 
@@ -153,19 +160,29 @@ class LengthSample:
         self._capacity = capacity
         self._heap_size = longest
         self._heap: list[tuple[int, int, Any]] = []
+        self._sampled_characters = self._longest_characters = 0
 
     def add(self, text: Sized) -> None:
         """Consider the next text."""
         self.rows += 1
         if len(self.sampled) < self._capacity:
             self.sampled.append(text)
+            self._sampled_characters += len(text)
         elif (slot := self._random.randrange(self.rows)) < self._capacity:
+            self._sampled_characters += len(text) - len(self.sampled[slot])
             self.sampled[slot] = text
-        entry = (len(text), -self.rows, text)
-        if len(self._heap) < self._heap_size:
-            heapq.heappush(self._heap, entry)
-        elif entry > self._heap[0]:
-            heapq.heapreplace(self._heap, entry)
+        while self._sampled_characters > SAMPLED_CHARACTERS and len(self.sampled) > 1:
+            # A random half of a uniform sample is one.
+            self._random.shuffle(self.sampled)
+            self._capacity = len(self.sampled) // 2
+            del self.sampled[self._capacity :]
+            self._sampled_characters = sum(map(len, self.sampled))
+        heapq.heappush(self._heap, (len(text), -self.rows, text))
+        self._longest_characters += len(text)
+        while len(self._heap) > 1 and (
+            len(self._heap) > self._heap_size or self._longest_characters > SAMPLED_CHARACTERS
+        ):
+            self._longest_characters -= heapq.heappop(self._heap)[0]
 
     @property
     def longest(self) -> list[Any]:
@@ -175,7 +192,7 @@ class LengthSample:
     @property
     def is_complete(self) -> bool:
         """``sampled`` holds every text: lengths need not be estimated."""
-        return self.rows <= self._capacity
+        return self.rows == len(self.sampled)
 
 
 def length_profile(lengths: Sequence[int], *, estimated: bool, longest: Sequence[int] = ()) -> LengthProfile:
@@ -212,7 +229,7 @@ class _Counts:
     """All, those that were skipped included."""
     inputs: int = 0
     """Rows, of those looked at, that have all but a label; the counts below are over these."""
-    duplicates: int | None = 0
+    duplicates: int | None = None
     columns: dict[str, None] = field(default_factory=dict)
     """Of every row looked at, in the order of appearance."""
     labels: dict[str, LabelTally] = field(default_factory=dict)
@@ -241,7 +258,7 @@ def _outline(path: Path, asked: Asked) -> TaskProfile:
 
 def _count(path: Path, outline: TaskProfile, every: int) -> _Counts:
     counts = _Counts()
-    seen: set[int] = set()
+    seen: set[int] | None = set() if every == 1 else None
     stream = read_rows(path, every=every)
     for number, row in enumerate(stream):
         counts.columns.update(dict.fromkeys(row))
@@ -252,12 +269,11 @@ def _count(path: Path, outline: TaskProfile, every: int) -> _Counts:
         counts.inputs += 1
         for column in row:
             counts.labels.setdefault(column, LabelTally()).add(row, column)
-        if len(seen) <= MAX_DISTINCT_ROWS:
+        if seen is not None:
             seen.add(hash(content))
-            counts.duplicates = counts.inputs - len(seen)
-        else:
-            counts.duplicates = None
+            seen = seen if len(seen) <= MAX_DISTINCT_ROWS else None
     counts.rows = stream.passed
+    counts.duplicates = None if seen is None else counts.inputs - len(seen)
     if not counts.inputs:
         raise DatasetError(
             _emptiness(outline, counts.rows), next_step="pass --text-column with the column to learn from"
@@ -291,33 +307,70 @@ def _emptiness(outline: TaskProfile, rows: int) -> str:
     return f"column {outline.text_column!r} is empty in all {rows} rows"
 
 
+def _set_aside(task: TaskProfile, rows: int, usable: int, inputs: int, every: int) -> tuple[str, ...]:
+    """How many rows are left out, and why, in sentences."""
+    about = "about " if every > 1 else ""
+    parts = {TaskKind.CHAT: "a conversation with known roles and an answer"}
+    needed = repr(task.text_column)
+    if task.target_column is not None:
+        needed += f" or {task.target_column!r}"
+    without = parts.get(task.kind, f"text in {needed}")
+    what = "finite number" if task.kind is TaskKind.REGRESSION else "label"
+    found = (
+        (rows - inputs, f"without {without}"),
+        (inputs - usable, f"without a {what} in {task.label_column!r}"),
+    )
+    return tuple(
+        f"{about}{number:,} of {rows:,} rows are set aside: {reason}" for number, reason in found if number
+    )
+
+
 def _every_nth(kind: str, files: Sequence[Path]) -> int:
     """Which share of the rows to look at, by what it takes to parse them: 1 for all, n for one in n."""
-    found = [_parquet_extent(file) if kind == "parquet" else _text_extent(file) for file in files]
-    size, rows = (sum(extents) for extents in zip(*found, strict=True))
-    return max(1, size // LOOKED_AT_BYTES, rows // LOOKED_AT_ROWS)
+    extent = {"parquet": _parquet_extent, "arrow": _arrow_extent}.get(kind, _text_extent)
+    found = [extent(file) for file in files]
+    size, rows, cells = (sum(extents) for extents in zip(*found, strict=True))
+    least = max(1, size // LOOKED_AT_BYTES, rows // LOOKED_AT_ROWS, cells // LOOKED_AT_CELLS)
+    if least == 1:
+        return 1
+    # Classes often take turns: a prime above the usual number of them meets them all.
+    candidates = count(max(LEAST_EVERY_NTH, least))
+    return next(n for n in candidates if all(n % divisor for divisor in range(2, math.isqrt(n) + 1)))
 
 
-def _parquet_extent(file: Path) -> tuple[int, int]:
-    """Bytes after decompression, and rows."""
+def _parquet_extent(file: Path) -> tuple[int, int, int]:
+    """Bytes after decompression, rows, and cells."""
     from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 
     try:
         found = read_metadata(file)
     except (ArrowException, OSError):
-        return 0, 0  # reading the rows will say what is wrong with it
-    return sum(
-        found.row_group(group).total_byte_size for group in range(found.num_row_groups)
-    ), found.num_rows
+        return 0, 0, 0  # reading the rows will say what is wrong with it
+    size = sum(found.row_group(group).total_byte_size for group in range(found.num_row_groups))
+    return size, found.num_rows, found.num_rows * found.num_columns
 
 
-def _text_extent(file: Path) -> tuple[int, int]:
-    """Bytes and, as far as the lines at the beginning tell, rows."""
+def _arrow_extent(file: Path) -> tuple[int, int, int]:
+    """Bytes and, as far as the first rows tell, rows and cells."""
+    head = list(islice(read_rows(file), 100))
+    size, columns = file.stat().st_size, max(map(len, head), default=0)
+    head_bytes = sum(len(value) if isinstance(value, str) else 8 for row in head for value in row.values())
+    rows = size * len(head) // max(1, head_bytes)
+    return size, rows, rows * columns
+
+
+def _text_extent(file: Path) -> tuple[int, int, int]:
+    """Bytes and, as far as the beginning tells, rows and cells."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         head = opened.read(BLOCK_BYTES)
-    return size, size * head.count(b"\n") // max(1, len(head))
+    rows = size * head.count(b"\n") // max(1, len(head))
+    # Of JSON every key is followed by a colon, of CSV every cell but the last by its delimiter.
+    first = head.partition(b"\n")[0]
+    signs = b":" if file.suffix.lower() in (".json", ".jsonl", ".ndjson") else b",;\t|"
+    columns = min(MAX_COLUMNS, 1 + max(first.count(sign) for sign in signs))
+    return size, rows, 0 if file.suffix.lower() == ".txt" else rows * columns
 
 
 def _check_width(columns: Sized) -> None:

@@ -98,7 +98,8 @@ def errors_about(path: Path) -> Iterator[None]:
         raise _explained(error) from None
     except OSError as error:
         raise DatasetError(
-            f"dataset {path.name} cannot be read ({error.strerror})", next_step="check its permissions"
+            f"dataset {path.name} cannot be read ({error.strerror or error})",
+            next_step="check its permissions",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The machine without its GPUs: processor, memory, disk, library versions.
+"""The machine without its GPUs: processor, memory, disk, libraries and what the environment tells these.
 
 Inside a container or a batch job, memory is what its control group leaves, not what the machine has.
 Imports none of the libraries whose versions it reports. Knows nothing of trials.
@@ -32,7 +32,13 @@ LIBRARIES = (
     "tokenizers",
     "safetensors",
     "numpy",
+    "triton",
+    "liger-kernel",
+    "flash-attn",
+    "kernels",
 )
+SPEED_VARIABLES = ("OMP_", "GOMP_", "MKL_", "NCCL_", "CUDA_DEVICE_")
+"""Beginnings of the names of environment variables that tell libraries how to compute."""
 
 
 def read_hardware(disk: Path) -> HardwareProfile:
@@ -57,6 +63,9 @@ def read_host(disk: Path) -> HostProfile:
         python_version=platform.python_version(),
         native_bf16=None if flags is None else not flags.isdisjoint({"avx512_bf16", "amx_bf16"}),
         libraries=dict(_versions()),
+        variables={
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(SPEED_VARIABLES)
+        },
     )
 
 

@@ -1,8 +1,8 @@
 """A model's structure, found by building it on the meta device: its modules, what is new, what it weighs.
 
 Reads configuration and headers only, never a weight, so it takes seconds and little memory whatever the
-size. The only probe that imports torch and transformers; it runs in a child of the warm server. Knows
-nothing of adapters.
+size. Imports torch and transformers, as only ``roles.py`` and ``attention.py`` do beside it; runs in a child of
+the warm server. Knows nothing of adapters.
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ _NO_STRUCTURE = re.compile(
 
 
 def inspect_model(
-    path: Path, *, source: str, revision: str | None, task: TaskProfile, allow_remote_code: bool = False
+    path: Path,
+    *,
+    source: str,
+    revision: str | None,
+    task: TaskProfile,
+    allow_remote_code: bool = False,
+    try_packing: bool = True,
 ) -> ModelProfile:
     """Return the structure of a model as it will be trained for a task.
 
@@ -74,6 +80,7 @@ def inspect_model(
         source, revision: from the same, copied into the profile.
         task: decides the model's class and, with its labels, the size of the head.
         allow_remote_code: run the Python code that the model brings, if it brings any.
+        try_packing: find out whether samples may share a row; else the profile says that they may not.
 
     Raises:
         ModelError: transformers does not know the model, cannot build it or has no such task for it, or
@@ -106,7 +113,7 @@ def inspect_model(
         has_weights=headers is not None,
         is_encoder_decoder=config.is_encoder_decoder,
         attention_kernels=attention_kernels(model),
-        supports_packing=task.kind.is_causal and supports_packing(model),
+        supports_packing=try_packing and task.kind.is_causal and supports_packing(model),
         runs_remote_code=remote_class is not None,
         modules=module_profiles(model),
         new_modules=_new_modules(model, missing, source),

@@ -100,6 +100,8 @@ class HostProfile:
     """The CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX-BF16)."""
     libraries: Mapping[str, str] = field(default_factory=dict)
     """Installed versions of the packages that can change memory, speed or results."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that change how libraries compute: threads, how they wait, kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,3 +225,5 @@ class DatasetProfile:
     duplicate_rows: int | None = None
     lengths: LengthProfile | None = None
     """None until a tokenizer has seen the rows."""
+    notes: tuple[str, ...] = ()
+    """What was left out and why, in sentences for the user."""

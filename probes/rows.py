@@ -239,14 +239,20 @@ class CsvRecords(Iterator[tuple[int, list[str]]]):
         if self._waiting:
             return skipped
         for line in islice(self._lines, count):
-            lines, record = [line], line[1]
-            while not (is_record := self._is_record(record)) and record.count(b'"') % 2:
-                more = next(self._lines, None) if len(record) <= MAX_LINE_BYTES else None
-                if more is None:
-                    break
+            number, raw = line
+            if b'"' not in raw and raw and not raw.isspace():
+                self._number = number
+                skipped += 1
+                continue
+            lines, length = [line], len(line[1])
+            # Lines are counted, not matched over and over: a cell may have a million of them.
+            is_open = line[1].count(b'"') % 2 == 1
+            while is_open and length <= MAX_LINE_BYTES and (more := next(self._lines, None)):
                 lines.append(more)
-                record += b"\n" + more[1]
-            if not is_record or not record or record.isspace():
+                length += len(more[1])
+                is_open ^= more[1].count(b'"') % 2 == 1
+            record = b"\n".join(raw for _, raw in lines)
+            if is_open or not record or record.isspace() or not self._is_record(record):
                 self._waiting.extend(lines)
                 break
             self._number = lines[-1][0]
@@ -295,9 +301,9 @@ def data_files(path: Path) -> tuple[str, list[Path]]:
 
 
 def row_text(row: Mapping[str, Any], column: str) -> str:
-    """Return a cell as text: a string as it is, "" for null or a missing cell, JSON for anything else."""
+    """Return a cell as text: a string as it is, "" for null, NaN or a missing cell, else JSON."""
     value = cell(row, column)
-    if value is None:
+    if value is None or value != value:  # NaN, which tables have in place of null, equals nothing
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -340,7 +346,9 @@ def conversation(row: Mapping[str, Any], column: str) -> list[dict[str, str]] | 
     turns = cell(row, column)
     if isinstance(turns, str) and turns.lstrip().startswith("["):
         try:
-            turns = json.loads(turns)
+            text, turns = turns, json.loads(turns)
+            if "\\u" in text:
+                _refuse_half_pairs(turns)
         except (ValueError, RecursionError):
             return None
     if not isinstance(turns, list):
@@ -445,7 +453,7 @@ def _saved_files(folder: Path) -> list[Path]:
 def _walk(folder: Path) -> list[Path]:
     """All data files below a folder, sorted; hidden ones and linked folders are left out."""
     found, entries = [], 0
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
         entries += len(names) + len(folders)
         if entries > MAX_FOLDER_ENTRIES:
             raise RowError(
@@ -462,6 +470,11 @@ def _walk(folder: Path) -> list[Path]:
             if path.suffix.lower() in FORMATS and path.stem.lower() not in NO_DATA_STEMS and path.is_file()
         ]
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    """A folder that may not be read would be left out without a word."""
+    raise error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

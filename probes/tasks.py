@@ -53,6 +53,7 @@ SENTENCE_PAIRS = (
     ("text_a", "text_b"),
 )
 """Two texts that have one label."""
+TRUTHS = frozenset(("true", "false", "True", "False"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +147,7 @@ def outline_task(
         require_column(column, tallies, option=option)
     names = {name.lower(): name for name in reversed([*tallies])}
     if not asked.columns and asked.task is None:
-        _refuse_unsupported(names, tallies)
+        _refuse_unsupported(names, tallies, labels)
     if asked.task == TaskKind.CHAT:
         return _chat(asked, tallies)
     if asked.wants_pair:
@@ -209,11 +210,23 @@ def _use(option: str) -> str:
     return option.removeprefix("--").removesuffix("-column")
 
 
-def _refuse_unsupported(names: Mapping[str, str], tallies: Mapping[str, TextTally]) -> None:
-    if names.keys() >= {"chosen", "rejected"}:
+def _refuse_unsupported(
+    names: Mapping[str, str], tallies: Mapping[str, TextTally], labels: Mapping[str, LabelTally]
+) -> None:
+    chosen, rejected = (
+        next((name for lower, name in names.items() if lower.startswith(word)), None)
+        for word in ("chosen", "rejected")
+    )
+    if chosen is not None and rejected is not None:
         raise DatasetError(
-            "it holds preference pairs (columns 'chosen' and 'rejected'), which are not supported yet",
-            next_step="pass --text-column chosen with --task chat or causal-lm for the chosen ones alone",
+            f"it holds preference pairs (columns {chosen!r} and {rejected!r}), which are not supported yet",
+            next_step=f"pass --text-column {chosen} with --task chat or causal-lm for the chosen ones alone",
+        )
+    if names.keys() >= {"prompt", "completion", "label"} and set(labels[names["label"]].counts) <= TRUTHS:
+        raise DatasetError(
+            "it holds completions that are marked as wanted or not (columns 'prompt', 'completion' and "
+            "'label'), which is not supported yet",
+            next_step="keep the wanted rows and drop the column 'label'",
         )
     if names.keys() >= {"prompt", "completion"} and tallies[names["prompt"]].nested:
         raise DatasetError(

@@ -27,11 +27,15 @@ def allocate_ranks(tuner: Any, step: int, *, skipped: bool) -> None:
         step: number of the optimizer step, from 0.
 
     Raises:
-        InvalidTrial: an adapter is outside the forward path. PEFT's own penalty moves its A and B all the
-            same, so that only the missing gradient of E tells.
+        InvalidTrial: an adapter is outside the forward path (PEFT's own penalty moves its A and B all the
+            same, so that only the missing gradient of E tells), or all steps before the last pruning were
+            skipped.
     """
     config = tuner.peft_config[tuner.trainable_adapter_name]
-    if step < config.total_step - config.tfinal:
+    last_pruning = config.total_step - config.tfinal
+    if step == last_pruning and not tuner.rankallocator.ipt:
+        raise InvalidTrial(f"no rank can be pruned: gradients overflowed in all of the first {step} steps")
+    if step < last_pruning:
         if skipped:
             return
         for name, parameter in tuner.model.named_parameters():

@@ -20,6 +20,10 @@ from .weights import load_base
 AUTOCAST_NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 
 
+IA3_VECTOR = ".ia3_l."
+"""In the names of IA3's factors, which PEFT keeps as a row or a column."""
+
+
 class InvalidTrial(Exception):
     """What would run, or ran, is not what was configured."""
 
@@ -65,8 +69,9 @@ def build_model(
         has_weights=has_weights,
         trust_remote_code=trust_remote_code,
     )
-    model.config.pad_token_id = pad_id
-    model.config.use_cache = False
+    for config in (model.config, model.config.get_text_config()):  # of composite models the latter is read
+        config.pad_token_id = pad_id
+        config.use_cache = False
     model.train()
     if level["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -108,11 +113,12 @@ def make_optimizer(model: torch.nn.Module, candidate: Mapping[str, Any]) -> torc
     Raises:
         InvalidTrial: the optimizer needs another device.
     """
-    decay = candidate["recipe"]["weight_decay"]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    vectors = [p for name, p in trained.items() if p.dim() <= 1 or IA3_VECTOR in name]
+    matrices = [p for name, p in trained.items() if p.dim() > 1 and IA3_VECTOR not in name]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": candidate["recipe"]["weight_decay"]},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     name, rate = candidate["level"]["optimizer"], candidate["learning_rate"]
@@ -122,7 +128,7 @@ def make_optimizer(model: torch.nn.Module, candidate: Mapping[str, Any]) -> torc
 
     if name == "adamw_8bit":
         return bitsandbytes.optim.AdamW8bit(groups, lr=rate)
-    if trained[0].device.type != "cuda":
+    if groups[0]["params"][0].device.type != "cuda":
         raise InvalidTrial(f"{name} moves states between the memories of a CUDA device and the host")
     return bitsandbytes.optim.PagedAdamW8bit(groups, lr=rate)
 

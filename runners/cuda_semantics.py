@@ -83,6 +83,8 @@ def cuda_semantics(flops: Callable[[str, float], None]) -> Iterator[None]:
         (functional, "scaled_dot_product_attention", partial(attention, flops)),
         (functional, "dropout", dropout),
     ]
+    # Asked without a device, torch answers for CUDA: PEFT's quantized layers then copy their inputs or not.
+    replaced.append((torch, "is_autocast_enabled", autocast_enabled(torch.is_autocast_enabled)))
     for owner in (torch, functional, torch.Tensor):
         for names, wrap in ((AUTOCAST_FLOAT32, on_float32), (AUTOCAST_FLOAT32_RESULT, to_float32)):
             replaced += [(owner, name, wrap(getattr(owner, name))) for name in names if hasattr(owner, name)]
@@ -100,6 +102,11 @@ def cuda_semantics(flops: Callable[[str, float], None]) -> Iterator[None]:
                 delattr(owner, name)  # torch.Tensor inherits its methods
             else:
                 setattr(owner, name, function)
+
+
+def autocast_enabled(function: Callable[..., bool]) -> Callable[..., bool]:
+    """``torch.is_autocast_enabled`` that speaks of the CPU where no device is named."""
+    return lambda *device: function(*(device or ("cpu",)))
 
 
 def on_float32(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -101,10 +101,14 @@ class ChunkedLoss:
             self.handed_on = hidden
         return hidden
 
-    def loss(self, *, logits: torch.Tensor, labels: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Mean cross entropy over the tokens that are scored; ``logits`` are hidden states."""
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, *sizes: Any, **options: Any) -> torch.Tensor:
+        """Mean cross entropy over the tokens that are scored; ``logits`` are hidden states.
+
+        Some models pass the vocabulary's size by its place, others by its name.
+        """
         if not torch.is_grad_enabled():
-            return self.plain_loss(logits=logits, labels=labels, **options)
+            plain: torch.Tensor = self.plain_loss(logits, labels, *sizes, **options)
+            return plain
         if self.trying:
             self.met_again = logits is self.handed_on
         hidden, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()

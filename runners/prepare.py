@@ -10,7 +10,9 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from ..optimizer.codec import digest, from_json, to_json
 from ..optimizer.domain import LossMask, Recipe, StudyFacts, StudyRequest
 from ..optimizer.recipe import choose_recipe
 from ..probes.dataset import LengthSample, length_profile, profile_dataset
-from ..probes.model import inspect_model
+from ..probes.model import inspect_model, is_encoder_decoder
 from ..probes.model_source import read_json_object
 from ..probes.profiles import DatasetProfile, HardwareProfile, ModelProfile, TaskKind
+from ..probes.tasks import as_seq2seq
 from .build import load_tokenizer
 from .messages import Report
 from .random_tokens import RandomTokens
@@ -31,6 +34,9 @@ from .tokens import COUNTS_NAME, TokenFile, write_token_files
 
 LEAST_VOCABULARY_SHARE = 10
 """A tokenizer has at least the model's vocabulary divided by this: embeddings are padded, not tenfold."""
+
+EXACT_SPLIT_ROWS = 1000
+"""Up to so many rows, how many are held out is not left to chance."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 
@@ -55,6 +61,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     )
     report("progress", phase="inspect model")
     model_path = Path(spec["model_path"])
+    dataset = suited_to(dataset, model_path, allow_remote_code=spec["allow_remote_code"])
     model = inspect_model(
         model_path,
         source=request.model,
@@ -73,6 +80,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         recipe = choose_recipe(dataset, model, request, chat_template_sha256=template_sha256)
         folder = Path(spec["tokens_root"]) / tokens_key(dataset, tokenizer, recipe, request.seed)
         truncated = write_tokens(folder, dataset, tokenizer, recipe, seed=request.seed)
+        dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *notes_on_losses(folder, recipe)))
     except SampleError as error:
         raise DatasetError(f"{dataset.source}, {error}", next_step=error.next_step) from error
     facts = StudyFacts(
@@ -82,7 +90,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         recipe=recipe,
         tokens_path=str(folder),
         pad_id=tokenizer.pad_token_id,
-        heldout_share=share_of(dataset),
+        heldout_share=share_of(dataset, seed=request.seed),
         # Trials meet every nth row, the training that they decide about meets all.
         train_rows=len(TokenFile(folder / "train.arrow")) * dataset.every_nth_row,
         heldout_rows=len(TokenFile(folder / "heldout.arrow")),
@@ -92,6 +100,14 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         tokens_estimated=isinstance(tokenizer, RandomTokens),
     )
     report("result", facts=to_json(facts))
+
+
+def suited_to(dataset: DatasetProfile, model_path: Path, *, allow_remote_code: bool) -> DatasetProfile:
+    """The profile with the task as this model learns it: an encoder-decoder rewrites what others continue."""
+    is_pair = dataset.task.kind is TaskKind.PROMPT_COMPLETION
+    if is_pair and is_encoder_decoder(model_path, allow_remote_code=allow_remote_code):
+        return dataclasses.replace(dataset, task=as_seq2seq(dataset.task))
+    return dataset
 
 
 def tokenizer_for(model: ModelProfile, *, seed: int) -> Any:
@@ -176,9 +192,36 @@ def set_chat_template(tokenizer: Any, template: str | None, *, source: str) -> s
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def share_of(dataset: DatasetProfile) -> float:
-    """Share of rows to hold out, so that trials have enough of those that they meet."""
-    return heldout_share(dataset.usable_rows // dataset.every_nth_row)
+def share_of(dataset: DatasetProfile, *, seed: int) -> float:
+    """Share of rows to hold out, so that trials have enough of those that they meet.
+
+    Rows are chosen by a hash, and of few rows such a choice takes any number: the share of those lies between
+    two hashes, so that just as many rows are held out as should be, or fewer where rows with the same input
+    stay together.
+
+    Raises:
+        DatasetError: most rows have the same input, and would all be held out.
+    """
+    rows = dataset.usable_rows // dataset.every_nth_row
+    share = heldout_share(rows)
+    if rows > EXACT_SPLIT_ROWS:
+        return share
+    samples = read_samples(Path(dataset.path), every=dataset.every_nth_row, task=to_json(dataset.task))
+    groups = sorted(Counter(split_hash(sample.split_key, seed=seed) for sample in samples).items())
+    found = sum(count for _, count in groups)
+    heldout, best = 0, 0.0
+    for (at, count), (following, _) in pairwise(groups):
+        heldout += count
+        if best and heldout > share * found:
+            break
+        best = (at + following) / 2
+        if 2 * heldout > found + 1:
+            raise DatasetError(
+                f"{dataset.source} would hold out {heldout} of {found} rows: so many have the same input, "
+                "and such rows stay together",
+                next_step="remove duplicates, or pass another --seed",
+            )
+    return best or share
 
 
 def with_lengths(dataset: DatasetProfile, tokenizer: Any, *, seed: int) -> DatasetProfile:
@@ -208,7 +251,7 @@ def tokens_key(dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, seed: in
     """Equal for equal token files: data, tokenizer, task, split and what of the recipe shapes a row."""
     return digest(
         {
-            "v": 2,
+            "v": 3,
             "data": dataset.sha256,
             "every_nth_row": dataset.every_nth_row,
             "task": to_json(dataset.task) | {"reason": ""},
@@ -263,6 +306,19 @@ def write_tokens(
     return counts["truncated_rows"], counts["cut"] / max(1, counts["kept"] + counts["cut"])
 
 
+def notes_on_losses(folder: Path, recipe: Recipe) -> tuple[str, ...]:
+    """What truncation left without anything to learn, in a sentence."""
+    lost = json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8"))["lost_rows"]
+    note = f"{lost:,} rows are set aside: nothing is left to learn within {recipe.max_length} tokens"
+    return (note,) if lost else ()
+
+
+def split_hash(text: str, *, seed: int) -> float:
+    """Where a row stands between 0 and 1: :func:`.recipe.is_heldout` holds it out below the share."""
+    value = hashlib.sha256(f"{seed}\0{text}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(value[:8], "big") / 2**64
+
+
 def counted_examples(
     dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, seed: int, reading: dict[str, int]
 ) -> Iterator[tuple[Example, bool]]:
@@ -273,7 +329,7 @@ def counted_examples(
         tokenizer=tokenizer,
         task=to_json(dataset.task),
         recipe=to_json(recipe),
-        split={"seed": seed, "share": share_of(dataset)},
+        split={"seed": seed, "share": share_of(dataset, seed=seed)},
     )
     for encoded, heldout in rows:
         reading["truncated_rows"] += encoded.cut > 0

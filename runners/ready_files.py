@@ -1,4 +1,9 @@
-"""The files that a recommendation is handed over as: evidence, adapter configuration, training script.
+"""The files that a recommendation is handed over as.
+
+    recommendation.json   what is recommended, why, and every trial that it rests on
+    adapter_config.json   the adapter, for ``PeftConfig.from_pretrained``; none for full fine-tuning
+    training_args.json    the rest, as far as a Trainer has arguments for it: ``TrainingArguments(**data)``
+    train.py              all of it as one program: the code that the trial ran
 
 ``train.py`` is composed from the very sources that the trial ran (see ``SCRIPT_SOURCES``), with the
 study's values written in. Imports no torch: sources are read as text.
@@ -20,6 +25,7 @@ from ..optimizer.codec import to_json
 from ..optimizer.domain import Candidate, Recommendation, Rung, Study, StudyFacts, Trial
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.exports.recommendation import recommendation_document
+from ..optimizer.exports.trainer import training_arguments
 from ..optimizer.keys import derive_seed
 from ..optimizer.recipe import steps_for
 from ..store import Store
@@ -75,6 +81,12 @@ def ready_files(chosen: Recommendation, study: Study, trials: list[Trial]) -> di
     config = exported_adapter(chosen.candidate, study.facts, full_steps)
     if config is not None:
         texts["adapter_config.json"] = json.dumps(config, indent=2) + "\n"
+    arguments = training_arguments(
+        chosen.candidate,
+        seed=derive_seed(study.request.seed, "model"),
+        on_cpu=not study.facts.hardware.gpus,
+    )
+    texts["training_args.json"] = json.dumps(arguments, indent=2) + "\n"
     texts["train.py"] = compose_script(script_values(chosen, study, trials))
     return texts
 

@@ -17,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .recipe import Example
+from .recipe import Example, count_tokens
 
 BATCH_ROWS = 4096
+BATCH_TOKENS = 4_000_000
+"""A batch ends earlier where rows are long: it is held in memory."""
 COUNTS_NAME = "counts.json"
 SCHEMA = pa.schema(
     [
@@ -104,13 +106,16 @@ def write_token_files(
         ):
             writers = (train_writer, heldout_writer)
             pending: tuple[list[Example], list[Example]] = ([], [])
+            tokens = [0, 0]
             for example, is_heldout in rows:
                 side = int(is_heldout)
                 counts[side] += 1
                 pending[side].append(example)
-                if len(pending[side]) >= BATCH_ROWS:
+                tokens[side] += count_tokens(example)
+                if len(pending[side]) >= BATCH_ROWS or tokens[side] >= BATCH_TOKENS:
                     writers[side].write_batch(to_batch(pending[side]))
                     pending[side].clear()
+                    tokens[side] = 0
             for writer, examples in zip(writers, pending, strict=True):
                 if examples:
                     writer.write_batch(to_batch(examples))
@@ -131,6 +136,6 @@ def to_batch(examples: Sequence[Example]) -> Any:
     for field in SCHEMA:
         cells = [getattr(example, field.name) for example in examples]
         if pa.types.is_list(field.type):
-            cells = [None if cell is None else list(cell) for cell in cells]
+            cells = [None if cell is None else np.asarray(cell) for cell in cells]
         columns.append(pa.array(cells, field.type))
     return pa.record_batch(columns, schema=SCHEMA)

@@ -29,6 +29,7 @@ from .guard import PR_SET_CHILD_SUBREAPER, Limits, die_with_parent, guard, prctl
 from .messages import Report
 
 JOBS = {
+    "estimate": "rankwise.runners.estimate",
     "inspect": "rankwise.runners.inspect_model",
     "prepare": "rankwise.runners.prepare",
     "trial": "rankwise.runners.trial.job",

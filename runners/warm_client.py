@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import RunnerError
+from ..probes.host import SPEED_VARIABLES
 from .guard import Limits
 from .messages import last_line
 
@@ -38,16 +39,7 @@ PASSED_ON = (
     "TZ",
     "RANKWISE_HOME",
 )
-PASSED_ON_PREFIXES = (
-    "HF_HOME",
-    "HF_HUB_CACHE",
-    "PYTHON",
-    "OMP_",
-    "GOMP_",
-    "MKL_",
-    "NCCL_",
-    "CUDA_DEVICE_",
-)
+PASSED_ON_PREFIXES = ("HF_HOME", "HF_HUB_CACHE", "PYTHON", *SPEED_VARIABLES)
 
 
 def trial_environment() -> dict[str, str]:

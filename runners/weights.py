@@ -178,7 +178,7 @@ def random_tensors(
     """Matrices from a normal distribution, biases zero.
 
     All else is left to transformers, which initialises what no weight file has; a quantized layer's bias
-    it forgets (5.23).
+    it forgets (5.23). On the meta device there is nothing to initialise, and nothing is missing.
     """
     std = getattr(skeleton.config, "initializer_range", DEFAULT_INITIALIZER_RANGE)
     return {
@@ -190,5 +190,5 @@ def random_tensors(
             seed=seed + number,
         )
         for number, (name, parameter) in enumerate(skeleton.named_parameters())
-        if parameter.dim() > 1 or name.endswith("bias")
+        if parameter.dim() > 1 or name.endswith("bias") or device.type == "meta"
     }

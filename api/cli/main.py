@@ -13,7 +13,7 @@ import typer
 
 from ... import __version__
 from ...errors import RankwiseError
-from . import db, inspect, probe, recommend, serve, studies
+from . import db, estimate, inspect, probe, recommend, serve, studies
 from .console import exit_code, print_error
 
 app = typer.Typer(
@@ -23,7 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 recommended, 1 failed, 2 usage or bad input, 3 nothing fits, 130 interrupted.",
+    epilog="Exit codes: 0 recommended, 1 failed, 2 usage or bad input, 3 nothing fits, 130 interrupted, "
+    "143 terminated.",
 )
 
 
@@ -49,6 +50,7 @@ def root(
 app.command(epilog=recommend.EXAMPLES)(recommend.recommend)
 app.command(epilog=probe.EXAMPLES)(probe.probe)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command(epilog=estimate.EXAMPLES)(estimate.estimate)
 app.add_typer(studies.app, name="studies")
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.add_typer(db.app, name="db")

@@ -130,6 +130,8 @@ def _facts_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:
         yield "new", f"{', '.join(model.new_modules)}: in no weight file, will be trained"
     yield "data", dataset.source
     yield "", f"{dataset.usable_rows:,} of {dataset.rows:,} rows usable, {format_bytes(dataset.size_bytes)}"
+    for note in dataset.notes:
+        yield "", note
     yield "task", f"{dataset.task.kind}: {dataset.task.reason}"
     if dataset.label_counts:
         yield "labels", ", ".join(f"{label} {count:,}" for label, count in dataset.label_counts.items())

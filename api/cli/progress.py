@@ -5,9 +5,10 @@ Everything shown is derived from the study and its trials. Knows nothing about s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from typing import Protocol
 
 from rich.console import Group, RenderableType
@@ -17,10 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import NothingFits
-from ...optimizer.domain import Outcome, Study, StudyFacts, StudyRequest, Trial, TrialState
+from ...optimizer.domain import Outcome, Study, StudyFacts, StudyRequest, StudyState, Trial, TrialState
 from ...optimizer.scorer import recommend
 from .console import notes, print_note
-from .report import describe_evidence, describe_request
+from .report import REUSED, describe_evidence, describe_request, name_source
+
+READING = "reading data and model"
 
 
 class Display(Protocol):
@@ -31,16 +34,19 @@ class Display(Protocol):
 
 
 @contextmanager
-def show_progress(*, quiet: bool) -> Iterator[Display]:
-    """The display that suits standard error, for as long as the block lasts."""
+def show_progress(find_trial: Callable[[str], Trial], *, quiet: bool) -> Iterator[Display]:
+    """The display that suits standard error, for as long as the block lasts.
+
+    ``find_trial`` gives the trial of any study that has an id.
+    """
     if quiet:
         yield NoDisplay()
     elif notes.is_terminal:
-        display = LiveDisplay()
+        display = LiveDisplay(find_trial)
         with Live(console=notes, get_renderable=display.render, transient=True):
             yield display
     else:
-        yield LineDisplay()
+        yield LineDisplay(find_trial)
 
 
 class NoDisplay:
@@ -53,7 +59,8 @@ class NoDisplay:
 class LineDisplay:
     """One line for each thing that happened, for logs and pipes."""
 
-    def __init__(self) -> None:
+    def __init__(self, find_trial: Callable[[str], Trial]) -> None:
+        self._find_trial = cache(find_trial)
         self._started = datetime.now(UTC)
         self._shown: set[str] = set()
 
@@ -61,13 +68,15 @@ class LineDisplay:
         self._say_once(f"study {study.id}: {describe_request(study.request)}")
         if study.facts is not None:
             self._say_once(describe_facts(study.facts))
+        elif study.state is StudyState.RUNNING:
+            self._say_once(READING)
         for trial in trials:
             what = f"trial {trial.number} {trial.plan.rung}"
             if trial.state is not TrialState.QUEUED:
                 attempt = f" (attempt {trial.attempts})" if trial.attempts > 1 else ""
                 self._say_once(f"{what}: {trial.candidate.describe()}{attempt}")
             if trial.outcome is not None:
-                self._say_once(f"{what} {describe_outcome(trial)}")
+                self._say_once(f"{what} {describe_outcome(trial, self._find_trial)}")
         if study.state.is_final:
             self._say_once(f"study {study.state}")
 
@@ -84,12 +93,18 @@ class LineDisplay:
 class LiveDisplay:
     """A few lines that are drawn anew: how far the study is, what runs now, and the best trial so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, find_trial: Callable[[str], Trial]) -> None:
+        self._find_trial = cache(find_trial)
         self._started = datetime.now(UTC)
         self._seen: tuple[Study, Sequence[Trial], Trial | None] | None = None
+        self._last = ""
 
     def update(self, study: Study, trials: Sequence[Trial]) -> None:
         self._seen = (study, trials, best_so_far(study, trials))
+        ended = [trial for trial in trials if trial.outcome is not None]
+        if ended:
+            what = f"#{ended[-1].number} {ended[-1].plan.rung}"
+            self._last = f"{what}  {describe_outcome(ended[-1], self._find_trial)}"
 
     def note(self, sentence: str) -> None:
         print_note(sentence)
@@ -108,9 +123,11 @@ class LiveDisplay:
             what = f"#{trial.number} {trial.plan.rung} {clock(running_s(trial, now))}"
             lines.add_row("now", f"{what}  {trial.candidate.describe()}")
         if not running:
-            lines.add_row(
-                "now", "reading data and model" if study.facts is None else "choosing the next trial"
-            )
+            lines.add_row("now", READING if study.facts is None else "choosing the next trial")
+        for note in study.facts.dataset.notes if study.facts else ():
+            lines.add_row("data", note)
+        if self._last:
+            lines.add_row("last", self._last)
         if best is not None and best.measurement is not None:
             lines.add_row("best", f"#{best.number} {best.plan.rung}  {best.candidate.describe()}")
             lines.add_row("", describe_evidence(best.measurement))
@@ -172,17 +189,19 @@ def describe_facts(facts: StudyFacts) -> str:
     truncated = f", {facts.truncated_rows:,} truncated" if facts.truncated_rows else ""
     estimated = " by estimate" if facts.tokens_estimated else ""
     packed = ", packed" if recipe.packing else ""
+    set_aside = "".join(f"; {note}" for note in dataset.notes)
     return (
         f"{model.architecture} with {model.parameters / 1e6:,.1f} M parameters{of_weights}; "
         f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out{every}, "
-        f"at most {recipe.max_length} tokens each{estimated}{packed}{truncated}"
+        f"at most {recipe.max_length} tokens each{estimated}{packed}{truncated}{set_aside}"
     )
 
 
-def describe_outcome(trial: Trial) -> str:
+def describe_outcome(trial: Trial, find_trial: Callable[[str], Trial]) -> str:
     """How a trial ended, in a line."""
     if trial.outcome is Outcome.OK and trial.measurement is not None:
-        how = "ok" if trial.reused_from is None else "reused, measured before"
+        reused = trial.reused_from
+        how = "ok" if reused is None else f"{REUSED} from {name_source(find_trial(reused))}"
         disturbed = "".join(f"; disturbed: {cause}" for cause in trial.measurement.disturbances)
         return f"{how}: {describe_evidence(trial.measurement)}{disturbed}"
     return f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)

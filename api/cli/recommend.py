@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -242,21 +243,25 @@ def _run(
     quiet: bool,
     allow_remote_code: bool,
 ) -> None:
-    from ...runners.ready_files import write_ready_files
-    from ..following import failure_of, follow
-
-    if out is not None:
-        _create_folder(out)
+    flags = {"--json": as_json, "--allow-remote-code": allow_remote_code, "--quiet": quiet}
+    resume = ["rankwise", "recommend", "--resume", study_id, *([] if out is None else ["--out", str(out)])]
+    resume += [flag for flag, is_given in flags.items() if is_given]
     try:
-        with _terminated_like_interrupted(), show_progress(quiet=quiet) as display:
-            study = follow(
-                store, study_id, home, display.update, display.note, allow_remote_code=allow_remote_code
-            )
+        with _terminated_like_interrupted():
+            from ...runners.ready_files import write_ready_files
+            from ..following import failure_of, follow
+
+            if out is not None:
+                _create_folder(out)
+            with show_progress(store.get_trial, quiet=quiet) as display:
+                study = follow(
+                    store, study_id, home, display.update, display.note, allow_remote_code=allow_remote_code
+                )
     except KeyboardInterrupt as interrupt:
         is_terminated = isinstance(interrupt, _Terminated)
         print_note(
             f"{'terminated' if is_terminated else 'interrupted'}; what was measured is kept. "
-            f"Go on with: rankwise recommend --resume {study_id}"
+            f"Go on with: {shlex.join(resume)}"
         )
         raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
     report = Report.load(store, study)

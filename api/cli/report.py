@@ -5,8 +5,8 @@ Shared by ``recommend`` and ``studies show``. Computes nothing: every number com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,6 +30,7 @@ from ..units import format_bytes, format_seconds
 from .console import results
 
 if TYPE_CHECKING:
+    from ...runners.lock import LockHolder
     from ...store import Store
 
 Value = TypeVar("Value", int, float)
@@ -54,6 +55,9 @@ STATE_STYLES = {
     StudyState.QUEUED: "dim",
 }
 
+INTERRUPTED = Text("interrupted", "yellow")
+"""In place of the state of a study that nobody works on: the store has it as queued, or still as running."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -62,15 +66,19 @@ class Report:
     study: Study
     trials: Sequence[Trial]
     recommendation: Recommendation | None = None
+    sources: Mapping[str, Trial] = field(default_factory=dict)
+    """The trials, by id, that measurements were taken over from."""
     files: Sequence[Path] = ()
 
     @classmethod
     def load(cls, store: Store, study: Study) -> Report:
         """What the store knows of the study now."""
         has_recommendation = study.state is StudyState.SUCCEEDED
+        trials = store.list_trials(study.id)
         return cls(
             study=study,
-            trials=store.list_trials(study.id),
+            trials=trials,
+            sources={t.reused_from: store.get_trial(t.reused_from) for t in trials if t.reused_from},
             recommendation=store.get_recommendation(study.id) if has_recommendation else None,
         )
 
@@ -83,12 +91,15 @@ class Report:
             "files": [str(path) for path in self.files],
         }
 
-    def print(self) -> None:
-        """Write it to standard output for people."""
-        results.print(_heading(self.study), end="\n\n")
+    def print(self, holder: LockHolder | None = None) -> None:
+        """Write it to standard output for people. ``holder`` is who runs studies now."""
+        results.print(_heading(self.study, holder))
+        for note in self.study.facts.dataset.notes if self.study.facts else ():
+            results.print(Text(f"data: {note}", "yellow"))
+        results.print()
         if self.trials:
             _print_trials(self.trials, self.study.request, self.recommendation)
-        for footnote in _footnotes(self.trials):
+        for footnote in _footnotes(self.trials, self.sources):
             results.print(Text(footnote, "yellow"))
         if self.recommendation is not None:
             _print_recommendation(self.recommendation)
@@ -147,9 +158,28 @@ def describe_request(request: StudyRequest) -> str:
     return f"{model} on {dataset}, {counts}"
 
 
-def _heading(study: Study) -> Text:
-    state = (study.state.value, STATE_STYLES[study.state])
-    heading = Text.assemble(("Study ", "bold"), (study.id, "bold"), "  ", state)
+def is_interrupted(study: Study, holder: LockHolder | None) -> bool:
+    """Whether it had begun and nobody works on it. ``holder`` is who runs studies now."""
+    # One that still waits for its first run has not been touched since it was asked for.
+    has_begun = study.updated_at > study.created_at
+    is_in_hand = holder is not None and holder.study_id in (None, study.id)
+    return has_begun and not is_in_hand and not study.state.is_final
+
+
+def state_text(study: Study, holder: LockHolder | None) -> Text:
+    """Where a study stands: a word."""
+    if is_interrupted(study, holder):
+        return INTERRUPTED
+    return Text(study.state, STATE_STYLES[study.state])
+
+
+def name_source(trial: Trial) -> str:
+    """Which trial of which study something was taken over from."""
+    return f"study {trial.study_id}, trial {trial.number}"
+
+
+def _heading(study: Study, holder: LockHolder | None) -> Text:
+    heading = Text.assemble(("Study ", "bold"), (study.id, "bold"), "  ", state_text(study, holder))
     heading.append(f"\n{describe_request(study.request)}")
     if study.request.memory_limit_bytes is not None:
         heading.append(f", at most {format_bytes(study.request.memory_limit_bytes)}")
@@ -217,21 +247,21 @@ def _shown(value: Value | None, form: Callable[[Value], str]) -> str:
     return UNKNOWN if value is None else form(value)
 
 
-def _footnotes(trials: Sequence[Trial]) -> Iterator[str]:
+def _footnotes(trials: Sequence[Trial], sources: Mapping[str, Trial]) -> Iterator[str]:
     """What words in the column of outcomes mean, with the trials that they stand at."""
     numbers: dict[str, list[str]] = {}
     for trial in trials:
-        for remark in _remarks(trial):
+        for remark in _remarks(trial, sources):
             numbers.setdefault(remark, []).append(f"#{trial.number}")
     for remark, found in numbers.items():
         yield f"{', '.join(found)} {remark}"
 
 
-def _remarks(trial: Trial) -> Iterator[str]:
+def _remarks(trial: Trial, sources: Mapping[str, Trial]) -> Iterator[str]:
     if trial.outcome not in (None, Outcome.OK):
         yield f"{trial.outcome}: {trial.reason or 'no reason given'}"
     if trial.reused_from is not None:
-        yield f"{REUSED}: measured before in this environment, not run again"
+        yield f"{REUSED} from {name_source(sources[trial.reused_from])}: the environment is the same"
     for disturbance in trial.measurement.disturbances if trial.measurement else ():
         yield f"{DISTURBED}: {disturbance}"
 

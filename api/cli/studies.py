@@ -13,7 +13,7 @@ from ...home import Home
 from ...optimizer.domain import SCHEMA_VERSION, StudyState
 from .console import print_json, print_note, results
 from .options import AsJson
-from .report import STATE_STYLES, Report, describe_request
+from .report import STATE_STYLES, Report, describe_request, is_interrupted, state_text
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -30,14 +30,19 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List studies, newest first."""
-    with closing(_open_store()) as store:
+    from ...runners.lock import lock_holder
+
+    home = Home.from_environment()
+    with closing(_open_store(home)) as store:
         studies = store.list_studies(limit=limit, state=state)
         if as_json:
             from ..documents import study_document
 
-            documents = [study_document(study, store.list_trials(study.id)) for study in studies]
+            counts = store.count_trials([study.id for study in studies])
+            documents = [study_document(study, counts[study.id]) for study in studies]
             print_json({"schema_version": SCHEMA_VERSION, "studies": documents})
             return
+    holder = lock_holder(home)
     if not studies:
         print_note("no studies yet; start one with rankwise recommend --model M --data D")
         return
@@ -48,22 +53,30 @@ def list_(
     for study in studies:
         table.add_row(
             study.id,
-            Text(study.state, STATE_STYLES[study.state]),
+            state_text(study, holder),
             f"{study.created_at:%Y-%m-%d %H:%M}",
             describe_request(study.request),
         )
     results.print(table)
+    if any(is_interrupted(study, holder) for study in studies):
+        print_note("go on with an interrupted study: rankwise recommend --resume ID")
 
 
 @app.command(epilog="Example: rankwise studies show 01K5ZJ9V0M3Q8R7T6Y2X4W1N0B")
 def show(study_id: StudyId, as_json: AsJson = False) -> None:
     """Show a study's trials and its recommendation."""
-    with closing(_open_store()) as store:
+    from ...runners.lock import lock_holder
+
+    home = Home.from_environment()
+    with closing(_open_store(home)) as store:
         report = Report.load(store, store.get_study(study_id))
     if as_json:
         print_json(report.document())
         return
-    report.print()
+    holder = lock_holder(home)
+    report.print(holder)
+    if is_interrupted(report.study, holder):
+        results.print("interrupted: nobody works on it any more; what was measured is kept", soft_wrap=True)
     if report.study.reason is not None:
         results.print(Text(f"{report.study.state}: {report.study.reason}", STATE_STYLES[report.study.state]))
     if not report.study.state.is_final:
@@ -73,19 +86,19 @@ def show(study_id: StudyId, as_json: AsJson = False) -> None:
 @app.command()
 def cancel(study_id: StudyId, as_json: AsJson = False) -> None:
     """Cancel a study; its running trial is ended, what was measured is kept."""
-    with closing(_open_store()) as store:
+    with closing(_open_store(Home.from_environment())) as store:
         study = store.request_cancel(study_id)
         if as_json:
             from ..documents import study_document
 
-            document = study_document(study, store.list_trials(study_id))
+            document = study_document(study, store.count_trials([study_id])[study_id])
             print_json({"schema_version": SCHEMA_VERSION, "study": document})
     if not as_json:
         how = "is cancelled" if study.state.is_final else "will be cancelled once its trial has been stopped"
         results.print(f"Study {study_id} {how}.", soft_wrap=True)
 
 
-def _open_store() -> Store:
+def _open_store(home: Home) -> Store:
     from ...store import Store
 
-    return Store.open(Home.from_environment().create().database)
+    return Store.open(home.create().database)

@@ -1,11 +1,12 @@
-"""What routes are given: the application's store, settings and supervision. Knows nothing of HTTP bodies."""
+"""What routes are given: store, settings, estimator and supervision. Knows nothing of what bodies mean."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, HTTPException, Request
 
+from ...runners.jobs import Estimator
 from ...store import Store
 from ..settings import ServerSettings
 from ..supervision import Supervision
@@ -26,6 +27,19 @@ def _supervision(request: Request) -> Supervision | None:
     return supervision
 
 
+def _estimator(request: Request) -> Estimator:
+    estimator: Estimator = request.app.state.estimator
+    return estimator
+
+
+def require_json(request: Request) -> None:
+    """Tell a forgotten ``-H 'Content-Type: application/json'`` from a body that is wrong."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise HTTPException(415, f"the body is {media_type or 'of no stated type'}, not application/json")
+
+
 StoreDep = Annotated[Store, Depends(_store)]
 SettingsDep = Annotated[ServerSettings, Depends(_settings)]
+EstimatorDep = Annotated[Estimator, Depends(_estimator)]
 SupervisionDep = Annotated[Supervision | None, Depends(_supervision)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Body, Depends, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from ...errors import Conflict, RankwiseError
@@ -30,7 +30,7 @@ from ..response_schemas import (
 )
 from ..settings import ServerSettings
 from ..submission import InvalidRequest, examine_request
-from .dependencies import SettingsDep, StoreDep
+from .dependencies import SettingsDep, StoreDep, require_json
 from .waiting import preferred_wait, wait_until_final
 
 MAX_PAGE = 200
@@ -39,19 +39,12 @@ MAX_EVENTS = 1000
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 
 
-def _require_json(request: Request) -> None:
-    """Tell a forgotten ``-H 'Content-Type: application/json'`` from a body that is wrong."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise HTTPException(415, f"the body is {media_type or 'of no stated type'}, not application/json")
-
-
 @router.post(
     "",
     status_code=202,
     response_model=StudyDocument,
     summary="Ask which fine-tuning configuration to run",
-    dependencies=[Depends(_require_json)],
+    dependencies=[Depends(require_json)],
     responses={
         200: {"model": RecommendationDocument, "description": "The study succeeded while you waited"},
         202: {"description": "The study is stored; Location says where"},
@@ -98,7 +91,10 @@ def list_studies(
     if older:
         query = {"limit": limit, "before": page[-1].id} | ({"state": state.value} if state else {})
         next_page = f"/v1/studies?{urlencode(query)}"
-    return StudyList(studies=tuple(_study_document(store, study) for study in page), next=next_page)
+    counts = store.count_trials([study.id for study in page])
+    return StudyList(
+        studies=tuple(StudyDocument.of(study, counts[study.id]) for study in page), next=next_page
+    )
 
 
 @router.get("/{study_id}", summary="Where a study stands", responses=problem_docs(404))
@@ -153,7 +149,7 @@ def _submit(store: Store, settings: ServerSettings, body: StudyBody) -> Study:
 
 
 def _study_document(store: Store, study: Study) -> StudyDocument:
-    return StudyDocument.of(study, store.list_trials(study.id))
+    return StudyDocument.of(study, store.count_trials([study.id])[study.id])
 
 
 def _recommendation_document(store: Store, study: Study) -> RecommendationDocument:

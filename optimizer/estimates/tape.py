@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from itertools import groupby
@@ -33,6 +33,8 @@ class Kind(StrEnum):
     DEQUANTISED = "dequantised"
     INPUTS = "inputs"
     TEMPORARIES = "temporaries"
+    WORKSPACE = "workspace"
+    """cuBLAS's; on no tape, as no operator returns it."""
 
 
 class Phase(StrEnum):
@@ -45,6 +47,9 @@ class Phase(StrEnum):
     EVALUATION = "evaluation"
     SAVE = "save"
 
+
+NEIGHBOURS = 2
+"""Layers whose blocks may be freed by one of them."""
 
 STEP = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER})
 """The phases of a training step."""
@@ -111,32 +116,29 @@ def stretch(tape: Tape, depths: Mapping[str, int]) -> Tape:
     """
     for stack, depth in depths.items():
         if depth != TRACED_LAYERS:
-            tape = replace(tape, events=list(_sorted_frees(tape.events)))
             tape = _Stretching(tape, stack, depth).result()
     return tape
 
 
-def _sorted_frees(events: Sequence[Event]) -> Iterator[Event]:
-    """The events, where blocks of several layers are freed at once layer by layer.
+def sorted_frees(events: Sequence[Event]) -> Iterator[Event]:
+    """The events, where what layers allocated and is freed outside of them belongs to layers too.
 
-    At the end of autocast, and of the graph, what was kept goes in no order; none matters, as nothing is
-    allocated in between.
+    At the end of autocast, and of the graph, what many layers kept goes in no order: it is freed layer by
+    layer, as nothing is allocated in between. What neighbours kept goes with what came last.
     """
     owners = {event.block: event.place for event in events if event.size_bytes}
-    for is_free, run in groupby(events, key=lambda event: not event.size_bytes):
+    last: Place | None = None
+    for is_outside, run in groupby(events, key=lambda event: not event.size_bytes and event.place is None):
         own = list(run)
-        if not is_free or not any(_is_far(event.place, owners[event.block]) for event in own):
-            yield from own
-            continue
-        relabelled = [event._replace(place=owners[event.block]) for event in own]
-        yield from sorted(relabelled, key=lambda event: (event.place or ("", 0), event.block))
-
-
-def _is_far(place: Place | None, owner: Place | None) -> bool:
-    """Freed neither in the layer that allocated it nor in one beside it."""
-    if owner is None:
-        return False
-    return place is None or place.stack != owner.stack or abs(place.layer - owner.layer) > 1
+        if is_outside:
+            layers = {place for event in own if (place := owners[event.block]) is not None}
+            if len(layers) > NEIGHBOURS:
+                own = [event._replace(place=owners[event.block]) for event in own]
+                own.sort(key=lambda event: (event.place or ("", 0), event.block))
+            elif layers:
+                own = [event._replace(place=last if owners[event.block] else None) for event in own]
+        yield from own
+        last = own[-1].place
 
 
 class _Stretching:

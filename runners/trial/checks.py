@@ -8,7 +8,9 @@ before and after three optimizer steps (after one, LoRA's A cannot have moved: B
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -20,8 +22,7 @@ STEPS_BEFORE_CHECK = 3
 NAMES_SHOWN = 3
 
 LEAK_SHARE = 0.01
-"""Of the change in a sample's logits, what may show in its neighbours': 0 with exact kernels; int8 products
-pick outlying columns over all rows at once."""
+"""Of the change in a sample's logits, what may show in its neighbours': 0 with exact kernels."""
 
 
 class Diverged(Exception):
@@ -104,20 +105,24 @@ def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str]]:
 
 
 @torch.no_grad()
-def require_separate_samples(session: Session, row: Example, *, second_start: int) -> None:
+def require_separate_samples(session: Session, row: Example) -> None:
     """Raise :class:`InvalidTrial` if samples that share a row see each other.
 
-    Compares logits before and after all tokens of the first sample, which ends where the second starts, are
-    replaced.
+    Compares logits before and after all tokens of the row's first sample are replaced. Of the row its first
+    two samples are taken, twice where micro-batches have several rows: FlashAttention tells samples apart in
+    batches of one row only.
     """
-    batch = collate([row], pad_id=session.pad_id)
+    assert row.starts is not None  # noqa: S101 - the caller chose a row that several samples share
+    first, second_start, end = (*row.starts, len(row.input_ids))[:3]
+    pair = Example(row.input_ids[first:end], starts=[first, second_start])
+    batch = collate([pair] * min(2, session.candidate["micro_batch"]), pad_id=session.pad_id)
     batch = {name: value.to(session.accelerator.device) for name, value in batch.items() if name != "labels"}
     ids = batch["input_ids"]
     vocabulary = session.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     other_ids = ids.clone()
     other_ids[:, :second_start] = (ids[:, :second_start] + 1) % vocabulary
     session.model.eval()
-    with session.accelerator.autocast():
+    with session.accelerator.autocast(), int8_token_by_token(session.model):
         before = session.model(**batch).logits
         after = session.model(**{**batch, "input_ids": other_ids}).logits
     session.model.train()
@@ -129,6 +134,26 @@ def require_separate_samples(session: Session, row: Example, *, second_start: in
             f"({others / own:.0%} as much as its own), with attention "
             f"{session.candidate['level']['attention']}"
         )
+
+
+@contextmanager
+def int8_token_by_token(model: torch.nn.Module) -> Iterator[None]:
+    """Let products with 8-bit weights treat each token by itself.
+
+    bitsandbytes (0.50) otherwise computes columns apart in which any token of the batch is an outlier: what
+    one sample says then shows, by a few hundredths, in all others.
+    """
+    states: list[Any] = [
+        module.state for module in model.modules() if hasattr(getattr(module, "state", None), "threshold")
+    ]
+    before = [state.threshold for state in states]
+    for state in states:
+        state.threshold = 0.0
+    try:
+        yield
+    finally:
+        for state, threshold in zip(states, before, strict=True):
+            state.threshold = threshold
 
 
 def require_finite(loss: float, step: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from peft import IA3Config, PeftConfig, PeftModel, get_peft_model
+from transformers.modeling_flash_attention_utils import _is_packed_sequence
 
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Quantization, Recipe
 from rankwise.optimizer.exports.peft import adapter_config
@@ -167,6 +168,21 @@ def test_adalora_half_precision(tiny_llama):
 def test_initialisation_quantized(tiny_llama, init_weights, error, quantization):
     with pytest.raises(error):
         wrap(quantized(tiny_llama, quantization), adapter(init_weights=init_weights))
+
+
+def test_dora_int8_without_gpu(tiny_llama):
+    """The first forward pass moves the scales from weight to layer; DoRA's part of it then hides them."""
+    wrapped = wrap(quantized(tiny_llama, Quantization.INT8), adapter(use_dora=True)).train()
+    wrapped(input_ids=TOKENS)
+    with pytest.raises(AttributeError, match="unsqueeze"):
+        wrapped(input_ids=TOKENS)
+
+
+def test_packed_flash_attention():
+    """Two samples in a row: seen in a batch of one row only."""
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    assert _is_packed_sequence(positions, batch_size=1)
+    assert not _is_packed_sequence(positions.repeat(2, 1), batch_size=2)
 
 
 def test_float16_without_gpu():

@@ -1,9 +1,9 @@
-"""Studies that are scripted through a real store, for all that only shows what a store holds."""
+"""Studies that are scripted through a real store, and dry runs without a job, for what only shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -27,6 +27,9 @@ from rankwise.optimizer.domain import (
     Trial,
     TrialPlan,
 )
+from rankwise.optimizer.estimates.need import Need
+from rankwise.optimizer.estimates.prediction import Prediction, Terms
+from rankwise.optimizer.estimates.tape import Kind, Phase, Work
 from rankwise.probes.profiles import (
     DatasetProfile,
     HardwareProfile,
@@ -35,6 +38,7 @@ from rankwise.probes.profiles import (
     TaskKind,
     TaskProfile,
 )
+from rankwise.runners.jobs import Estimation
 from rankwise.store import Claim, Store
 
 RECIPE = Recipe(max_length=128)
@@ -232,3 +236,64 @@ def probed() -> Measurement:
 @pytest.fixture
 def trained() -> Measurement:
     return TRAINED
+
+
+@dataclass
+class ScriptedDryRun:
+    """Answers in place of the job: a candidate that needs so much, whatever the terms are."""
+
+    allocated_bytes: int = 10 * 2**30
+    reserved_bytes: int = 12 * 2**30
+    dtype: str = "bfloat16"
+    terms: list[Terms] = field(default_factory=list)
+    """That it was asked for, all questions together."""
+    sources: list[str] = field(default_factory=list)
+
+    def __call__(self, terms: Sequence[Terms], enough: int | None) -> Estimation:
+        """As :meth:`rankwise.runners.jobs.Estimator.estimate` of the source."""
+        self.terms += terms
+        predictions: list[Prediction] = []
+        for each in terms:
+            if enough is not None and sum(done.max_micro_batch is not None for done in predictions) >= enough:
+                break
+            predictions.append(self._prediction(each))
+        return Estimation(
+            task=TaskProfile(kind=TaskKind.CAUSAL_LM, text_column="", reason="a decoder"),
+            model=FACTS.model,
+            predictions=tuple(predictions),
+        )
+
+    def estimate(
+        self, source: str, settings: object, terms: Sequence[Terms], **options: object
+    ) -> Estimation:
+        self.sources.append(source)
+        return self(terms, options["enough"])  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        pass
+
+    def _prediction(self, terms: Terms) -> Prediction:
+        work = Work(moved_bytes=10**12, kernels=9_000)
+        work.flops[self.dtype] = 7 * 10**14
+        limit_bytes = terms.limit_bytes
+        return Prediction(
+            candidate=replace(LORA, level=Level(compute_dtype="bfloat16")),
+            need=Need(
+                allocated_bytes=self.allocated_bytes,
+                reserved_bytes=self.reserved_bytes,
+                by_phase={Phase.BUILD: self.allocated_bytes // 2, Phase.BACKWARD: self.allocated_bytes},
+                breakdown={
+                    Kind.ACTIVATIONS: self.allocated_bytes // 4,
+                    Kind.BASE_WEIGHTS: self.allocated_bytes - self.allocated_bytes // 4,
+                },
+            ),
+            work=work,
+            max_micro_batch=limit_bytes // self.reserved_bytes or None if limit_bytes is not None else None,
+            max_length=4096 if limit_bytes is not None and self.reserved_bytes <= limit_bytes else None,
+            seconds=0.1,
+        )
+
+
+@pytest.fixture
+def dry_run() -> ScriptedDryRun:
+    return ScriptedDryRun()

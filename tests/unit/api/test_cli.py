@@ -21,6 +21,7 @@ import rankwise
 from rankwise.api.cli.console import exit_code, results
 from rankwise.api.cli.main import main
 from rankwise.api.cli.report import Report
+from rankwise.api.response_schemas import StudyDocument
 from rankwise.errors import (
     Conflict,
     DatasetError,
@@ -42,7 +43,9 @@ from rankwise.optimizer.domain import (
     StudyRequest,
     StudyState,
 )
+from rankwise.runners.lock import take_lock
 
+FILES = {"recommendation.json", "adapter_config.json", "training_args.json", "train.py"}
 HEAVY = {"torch", "transformers", "fastapi", "sqlalchemy", "sqlmodel", "uvicorn", "pyarrow"}
 
 
@@ -105,6 +108,7 @@ def test_help_imports_nothing_heavy():
         "",
         "recommend",
         "probe",
+        "inspect",
         "serve",
         "studies",
         "studies list",
@@ -276,7 +280,7 @@ def test_the_ready_files_are_written_and_named(run: Run, script, tmp_path: Path)
     result = run("recommend", "--resume", script.id, "--out", str(tmp_path / "tuned"))
 
     names = {path.name for path in (tmp_path / "tuned").iterdir()}
-    assert names == {"recommendation.json", "adapter_config.json", "train.py"}
+    assert names == FILES
     assert all(name in result.out for name in names)
 
 
@@ -313,7 +317,7 @@ def test_an_interrupt_says_how_to_go_on(run: Run, script, monkeypatch):
     assert result.out == ""
 
 
-def test_a_termination_says_how_to_go_on(run: Run, script, monkeypatch):
+def test_a_termination_says_how_to_go_on(run: Run, script, monkeypatch, tmp_path: Path):
     def terminate(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
@@ -321,11 +325,11 @@ def test_a_termination_says_how_to_go_on(run: Run, script, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("rankwise.api.following.follow", terminate)
 
-    result = run("recommend", "--resume", script.id)
+    result = run("recommend", "--resume", script.id, "--out", str(tmp_path / "my files"), "--json")
 
     assert result.code == 143
     assert "terminated" in result.err
-    assert f"rankwise recommend --resume {script.id}" in result.err
+    assert f"rankwise recommend --resume {script.id} --out '{tmp_path}/my files' --json" in result.err
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -369,18 +373,34 @@ def test_reused_and_disturbed_trials_are_marked_and_explained(run: Run, script, 
     script.begin()
     script.run(candidates[0], Rung.PROBE, disturbed)
     trials = store.list_trials(script.id)
-    reused = replace(trials[0], number=2, measurement=probed, reused_from="an older trial")
+    older = replace(trials[0], study_id="OLDER", number=7)
+    reused = replace(trials[0], number=2, measurement=probed, reused_from=older.id)
 
     with results.capture() as printed:
-        Report(study=store.get_study(script.id), trials=[*trials, reused]).print()
+        study = store.get_study(script.id)
+        Report(study=study, trials=[*trials, reused], sources={older.id: older}).print()
 
     table, footnotes = printed.get().split("\n\n")[1].split("#1 disturbed")
     assert re.search(r"^1 .* disturbed$", table, re.MULTILINE)
     assert re.search(r"^2 .* reused$", table, re.MULTILINE)
     assert footnotes.splitlines() == [
         ": another process used the device",
-        "#2 reused: measured before in this environment, not run again",
+        "#2 reused from study OLDER, trial 7: the environment is the same",
     ]
+
+
+def test_what_was_noticed_of_the_data_is_shown(run: Run, script, store):
+    script.begin()
+    study = store.get_study(script.id)
+    note = "7 of 400 rows are set aside: without a label in 'label'"
+    facts = replace(study.facts, dataset=replace(study.facts.dataset, notes=(note,)))
+
+    with results.capture() as printed:
+        Report(study=replace(study, facts=facts), trials=[]).print()
+
+    assert printed.get().splitlines()[2:] == [f"data: {note}", ""]
+    shown = StudyDocument.of(replace(study, facts=facts), {}).model_dump(mode="json")
+    assert shown["facts"]["dataset"]["notes"] == [note]
 
 
 # studies, db
@@ -405,14 +425,50 @@ def test_no_studies_yet(run: Run):
     assert "rankwise recommend" in result.err
 
 
-def test_show_of_a_running_study_shows_what_there_is(run: Run, script):
+def test_a_list_counts_trials_without_reading_them(run: Run, script, monkeypatch):
+    script.play()
+    monkeypatch.delattr("rankwise.store.Store.list_trials")
+
+    [study] = run("studies", "list", "--json").document["studies"]
+
+    assert study["progress"] == {"planned": 3, "running": 0, "finished": 3}
+
+
+@pytest.mark.parametrize("end", ["stopped", "stopped while reading", "killed"])
+def test_a_study_that_nobody_works_on_is_interrupted(run: Run, script, store, home, end: str):
+    if end == "stopped while reading":
+        store.claim_study(only=script.id)
+    else:
+        script.begin()
+    if end != "killed":
+        store.release_study(script.id)
+    untouched = store.create_study(script.request)
+
+    listed = run("studies", "list")
+    shown = run("studies", "show", script.id)
+
+    assert re.search(rf"{script.id} +interrupted", listed.out)
+    assert re.search(rf"{untouched.id} +queued", listed.out)
+    assert "rankwise recommend --resume ID" in listed.err
+    assert f"Study {script.id}  interrupted" in shown.out
+    assert f"rankwise recommend --resume {script.id}" in shown.err
+    lock = take_lock(home, None)
+    assert lock is not None
+    with lock:
+        assert "interrupted" not in run("studies", "list").out
+
+
+def test_show_of_a_running_study_shows_what_there_is(run: Run, script, home):
     script.begin()
     script.start(script.candidate(learning_rate=1e-4), Rung.PROBE)
 
-    result = run("studies", "show", script.id)
+    lock = take_lock(home, script.id)
+    assert lock is not None
+    with lock:
+        result = run("studies", "show", script.id)
 
     assert result.code == 0
-    assert "running" in result.out
+    assert f"Study {script.id}  running" in result.out
     assert "Recommended" not in result.out
     assert f"--resume {script.id}" in result.err
 

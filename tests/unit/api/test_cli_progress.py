@@ -36,7 +36,7 @@ def drawn(display: LiveDisplay) -> str:
 
 
 def test_lines_tell_each_thing_once(script, store, stderr: StringIO, candidates):
-    display = LineDisplay()
+    display = LineDisplay(store.get_trial)
     lora, _ = candidates
 
     def update() -> None:
@@ -64,8 +64,14 @@ def test_lines_tell_each_thing_once(script, store, stderr: StringIO, candidates)
     ]
 
 
+def test_reading_takes_a_while_and_is_announced(script, store, stderr: StringIO):
+    store.claim_study(only=script.id)
+    LineDisplay(store.get_trial).update(store.get_study(script.id), [])
+    assert stderr.getvalue().endswith("] reading data and model\n")
+
+
 def test_the_live_display_shows_what_runs_what_is_best_and_what_is_left(script, store, candidates, probed):
-    display = LiveDisplay()
+    display = LiveDisplay(store.get_trial)
     assert "starting" in drawn(display)
     script.begin()
     lora, full = candidates
@@ -79,7 +85,17 @@ def test_the_live_display_shows_what_runs_what_is_best_and_what_is_left(script, 
     assert re.search(r"at most 0:(49|50) left", text)
     assert f"#2 probe 0:00  {full.describe()}" in text
     assert f"#1 probe  {lora.describe()}" in text
+    assert re.search(r"last +#1 probe  ok: 2,346 tokens/s", text)
     assert "2,346 tokens/s ± 2%, 430 MiB at its peak" in text
+
+
+def test_the_live_display_shows_what_was_noticed_of_the_data(script, store):
+    script.begin()
+    study = store.get_study(script.id)
+    noted = replace(study.facts, dataset=replace(study.facts.dataset, notes=("7 rows are set aside",)))
+    display = LiveDisplay(store.get_trial)
+    display.update(replace(study, facts=noted), [])
+    assert re.search(r"data +7 rows are set aside", drawn(display))
 
 
 def test_before_the_first_trial_nothing_is_best(script, store):
@@ -125,16 +141,19 @@ def test_what_limits_the_facts_is_said(script, store):
     )
 
 
-def test_reused_and_disturbed_trials_say_so(script, candidates, probed):
+def test_reused_and_disturbed_trials_say_so(script, store, candidates, probed):
     script.begin()
     disturbed = replace(probed, disturbances=("a neighbour woke up",))
     trial = script.run(candidates[0], Rung.PROBE, disturbed)
-    assert describe_outcome(trial).endswith("430 MiB at its peak; disturbed: a neighbour woke up")
-    assert describe_outcome(replace(trial, reused_from="x")).startswith("reused, measured before: 2,346")
+    found = describe_outcome(trial, store.get_trial)
+    assert found.endswith("430 MiB at its peak; disturbed: a neighbour woke up")
+    reused = describe_outcome(replace(trial, reused_from=trial.id), store.get_trial)
+    assert reused.startswith(f"reused from study {script.id}, trial 1: 2,346 tokens/s")
+    assert reused.endswith("disturbed: a neighbour woke up")
 
 
 def test_quiet_shows_nothing(script, store, stderr: StringIO):
-    with show_progress(quiet=True) as display:
+    with show_progress(store.get_trial, quiet=True) as display:
         display.update(store.get_study(script.id), [])
         display.note("waiting")
     assert stderr.getvalue() == ""

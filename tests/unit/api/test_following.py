@@ -9,7 +9,7 @@ from rankwise.api import following
 from rankwise.api.following import MAX_FRUITLESS_STARTS, failure_of, follow
 from rankwise.errors import DatasetError, NothingFits, RankwiseError, RunnerError
 from rankwise.home import Home
-from rankwise.optimizer.domain import Rung, Study, StudyState, Trial
+from rankwise.optimizer.domain import Outcome, Rung, Study, StudyState, Trial
 from rankwise.runners.lock import LockHolder
 
 
@@ -57,6 +57,24 @@ def test_a_supervisor_is_started_and_its_study_followed_to_the_end(store, script
     assert seen[0][0].state is StudyState.QUEUED
     assert seen[-1][0].state is StudyState.SUCCEEDED
     assert [trial.number for trial in seen[-1][1]] == [1, 2, 3]
+
+
+def test_it_is_said_why_a_trial_is_tried_again(store, script, home, candidates, probed, monkeypatch):
+    def play() -> None:
+        script.begin()
+        for outcome, reason in ((Outcome.DISTURBED, "a neighbour woke up."), (Outcome.LOST, "it vanished")):
+            store.finish_attempt(script.start(candidates[0], Rung.PROBE), outcome=outcome, reason=reason)
+        script.recommend(script.run(candidates[0], Rung.PROBE, probed))
+
+    supervise(monkeypatch, play)
+    said: list[str] = []
+
+    follow(store, script.id, home, on_notice=said.append)
+
+    assert said == [
+        "trial 1, attempt 1, disturbed: a neighbour woke up.",
+        "trial 1, attempt 2, lost: it vanished",
+    ]
 
 
 def test_a_study_that_has_ended_needs_no_supervisor(store, script, home, monkeypatch):

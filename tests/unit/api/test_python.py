@@ -116,7 +116,12 @@ def test_files_are_saved(script, asked, tmp_path: Path):
     best = recommend("models/MiniLM", "data/reviews.csv", out=tmp_path / "now")
     paths = best.save(tmp_path / "later")
 
-    assert {path.name for path in paths} == {"recommendation.json", "adapter_config.json", "train.py"}
+    assert {path.name for path in paths} == {
+        "recommendation.json",
+        "adapter_config.json",
+        "training_args.json",
+        "train.py",
+    }
     for path in paths:
         assert path.read_text() == (tmp_path / "now" / path.name).read_text()
 

@@ -67,7 +67,7 @@ def test_times_are_utc_and_unknown_is_null() -> None:
     study = Study(
         id="s", request=UNUSUAL, state=StudyState.QUEUED, created_at=moment, updated_at=moment, facts=None
     )
-    wire = json.loads(StudyDocument.of(study, []).model_dump_json())
+    wire = json.loads(StudyDocument.of(study, {}).model_dump_json())
     assert wire["created_at"] == "2026-01-02T03:04:05Z"
     assert wire["facts"] is None
     assert wire["reason"] is None

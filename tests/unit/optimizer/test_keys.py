@@ -87,6 +87,7 @@ def test_a_gpu_that_trials_do_not_run_on_does_not_matter(with_gpu: HardwareProfi
         {"platform": "Another Linux"},
         {"python_version": "3.12.0"},
         {"libraries": {"bitsandbytes": "0.50"}},
+        {"variables": {"OMP_NUM_THREADS": "1"}},
     ],
     ids=lambda changes: next(iter(changes)),
 )

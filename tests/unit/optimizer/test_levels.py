@@ -111,6 +111,28 @@ def test_flash_attention_is_tried_where_model_and_machine_can(build):
     assert {level.attention for level in levels} == {"sdpa", "eager", "flash_attention_2"}
 
 
+@pytest.mark.parametrize("effective_batch", [4, 16])
+@pytest.mark.parametrize("packing", [False, True])
+def test_packed_rows_reach_flash_attention_one_at_a_time(build, packing, effective_batch):
+    """Also where a single row is none of the usual micro-batches."""
+    recipe = Recipe(max_length=128, effective_batch=effective_batch, packing=packing)
+    facts = build.facts(
+        model=replace(build.gpt2(), attention_kernels=("sdpa", "eager", "flash_attention_2")),
+        hardware=build.hardware(gpus=1, libraries=LIBRARIES),
+        dataset=causal(build),
+        recipe=recipe,
+    )
+    sizes: dict[str, list[int]] = {}
+    first = None
+    for candidate in enumerate_candidates(facts, build.request()):
+        first = first or candidate.adapter
+        if candidate.adapter == first and candidate.level.loss == "plain":
+            sizes.setdefault(candidate.level.attention, []).append(candidate.micro_batch)
+    usual = micro_batches(recipe)
+    assert set(sizes["sdpa"]) == set(sizes["eager"]) == set(usual)
+    assert sizes["flash_attention_2"] == ([1] if packing else list(usual))
+
+
 def test_a_model_without_sdpa_takes_what_it_has(build):
     model = replace(build.bert(), attention_kernels=("eager",))
     for request in (build.request(), build.request(use_tiers=True)):

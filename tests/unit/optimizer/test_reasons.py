@@ -79,7 +79,24 @@ def test_nothing_fits_says_what_was_tried_and_what_would_help(build, candidates)
     assert "none of 2 trials" in caught.value.message
     assert candidates[0].describe() in caught.value.message
     assert "above the limit of 2.00 GiB" in caught.value.message
-    assert "smallest measured peak is 3.00 GiB" in caught.value.next_step
+    assert caught.value.next_step.startswith(
+        "raise the memory limit to 3.15 GiB (the smallest measured peak is 3.00 GiB), shorten max_length"
+    )
+
+
+def test_where_no_peak_was_measured_the_limit_is_doubled(build, candidates):
+    trials = [build.trial(candidates[0], 1, outcome=Outcome.OOM)]
+    with pytest.raises(NothingFits) as caught:
+        recommend(build.study(memory_limit_bytes=2 * GIB), trials, wall_s=10.0, measured_s=0.0)
+    assert "no trial got far enough to say to what: try 4.00 GiB" in caught.value.next_step
+
+
+def test_a_limit_that_nobody_set_cannot_be_raised(build, candidates):
+    trials = [build.trial(candidates[0], 1, outcome=Outcome.OOM)]
+    with pytest.raises(NothingFits) as caught:
+        recommend(build.study(), trials, wall_s=10.0, measured_s=0.0)
+    assert "limit" not in caught.value.next_step
+    assert "take a smaller model" in caught.value.next_step
 
 
 @pytest.mark.parametrize(
@@ -103,10 +120,11 @@ def test_ties_and_the_classic_formula_are_named(build, candidates):
 
 def test_a_single_success_is_not_called_the_best(build, candidates):
     trials = [build.trial(candidates[0], 1), build.trial(candidates[0], 2, rung=Rung.TRAIN)]
+    alone = "is the only trained configuration that succeeded: there is none to compare it with"
     verdict = recommend(build.study(), trials, wall_s=1.0, measured_s=1.0).reasons[0]
-    assert verdict.endswith(
-        "is the only trained configuration that succeeded: there is none to compare it with."
-    )
+    assert verdict.endswith(f"{alone}, and its score of 100.0 says nothing.")
+    absolute = build.study(scoring=Scoring.CLASSIC, memory_limit_bytes=2 * GIB)
+    assert recommend(absolute, trials, wall_s=1.0, measured_s=1.0).reasons[0].endswith(f"{alone}.")
 
 
 def test_a_difference_in_speed_within_its_error_is_none(build, candidates):
@@ -128,6 +146,33 @@ def test_a_classifier_that_learnt_nothing_is_called_that(build, candidates, loss
     assert any("Nothing was learnt" in reason for reason in reasons) is warned
 
 
+FLAT = tuple(2.0 + 0.1 * (-1) ** step for step in range(20))
+FALLING = tuple(2.0 - 0.02 * step for step in range(20))
+FALLEN_AT_ONCE = (5.0, 3.0, *(2.0 + 0.1 * (-1) ** step for step in range(18)))
+
+
+@pytest.mark.parametrize(
+    ("losses", "heldout_loss", "warned"),
+    [
+        (FLAT, 2.1, True),
+        (FLAT, 1.9, False),
+        (FALLING, 2.1, False),
+        (FALLEN_AT_ONCE, 2.1, False),
+        ((None, *FLAT), 2.1, True),
+        (FLAT[:8], 2.1, False),
+        ((), 2.1, False),
+    ],
+    ids=["flat", "held-out fell", "falling", "fallen at once", "one not finite", "too few", "none kept"],
+)
+def test_a_language_model_that_shows_no_progress_is_called_that(
+    build, candidates, losses, heldout_loss, warned
+):
+    figures = {"heldout_loss": heldout_loss, "heldout_loss_se": 0.02, "train_losses": losses}
+    trials = [build.trial(candidates[0], 1, rung=Rung.TRAIN, **figures)]
+    reasons = recommend(build.study(), trials, wall_s=10.0, measured_s=5.0).reasons
+    assert any(reason.startswith("No learning could be seen") for reason in reasons) is warned
+
+
 def test_a_third_that_learnt_more_is_named(build, candidates):
     trials = []
     for number, (loss, speed) in enumerate(((0.50, 1000.0), (0.51, 990.0), (0.30, 100.0)), start=1):
@@ -145,12 +190,13 @@ def test_a_third_that_learnt_more_is_named(build, candidates):
 def test_disturbed_and_reused_measurements_are_said_to_be(build, candidates):
     noise = "other programs took 1.2 of 2 cores"
     trials = [
-        build.trial(candidates[0], 1, disturbances=(noise,)),
+        build.trial(candidates[0], 1, disturbances=(f"{noise}.",)),
         replace(build.trial(candidates[1], 2), reused_from="trial-0"),
     ]
     reasons = " ".join(recommend(build.study(), trials, wall_s=10.0, measured_s=5.0).reasons)
     assert "Speed and memory of 1 compared trial were measured while something else disturbed" in reasons
     assert f"each time that it was tried: {noise}." in reasons
+    assert ".." not in reasons
     assert "1 trial had been measured in this environment before and was not run again." in reasons
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rankwise.optimizer.domain import Adapter, Level, Method, Quantization
-from rankwise.optimizer.rules import RULES, refusal
+from rankwise.optimizer.rules import BATCH_RULES, RULES, first_refusal, refusal, setting_of
 from rankwise.probes.profiles import TaskKind
 
 LORA = Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=("query", "value"))
@@ -81,6 +81,17 @@ CASES = [
         "initialisation-quantized",
         {"adapter": replace(LORA, init_weights="pissa"), "level": NF4},
         {"adapter": replace(LORA, init_weights="olora")},
+    ),
+    (
+        "dora-int8-without-gpu",
+        {"adapter": replace(LORA, use_dora=True), "level": INT8},
+        {"level": NF4},
+    ),
+    ("dora-int8-without-gpu", {"adapter": replace(LORA, use_dora=True), "level": INT8}, {"adapter": LORA}),
+    (
+        "dora-int8-without-gpu",
+        {"adapter": replace(LORA, use_dora=True), "level": {**MIXED, **INT8}, "native_bf16": True},
+        {"gpus": 1},
     ),
     (
         "float16-without-gpu",
@@ -191,6 +202,30 @@ def test_a_rule_forbids_what_it_is_named_for(build, models, name, forbidden, cha
 def test_every_rule_has_a_name_a_sentence_and_a_case():
     names = [rule.name for rule in RULES]
     assert len(names) == len(set(names))
-    assert set(names) == {case[0] for case in CASES}
+    assert set(names) == {case[0] for case in CASES} | {rule.name for rule in BATCH_RULES}
     for rule in RULES:
         assert rule.reason.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("attention", "packing", "micro_batch", "is_refused"),
+    [
+        ("flash_attention_2", True, 2, True),
+        ("flash_attention_3", True, 8, True),
+        ("flash_attention_2", True, 1, False),
+        ("flash_attention_2", False, 2, False),
+        ("sdpa", True, 2, False),
+    ],
+)
+def test_flash_attention_takes_packed_rows_one_at_a_time(
+    build, models, attention, packing, micro_batch, is_refused
+):
+    setting = replace(
+        setting_of(
+            LORA, Level(attention=attention), models["flash"], TaskKind.CAUSAL_LM, build.hardware(gpus=1)
+        ),
+        packing=packing,
+        micro_batch=micro_batch,
+    )
+    rule = first_refusal(setting, BATCH_RULES)
+    assert (rule.name if rule else None) == ("packed-flash-attention" if is_refused else None)

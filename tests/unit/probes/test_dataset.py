@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -144,6 +145,77 @@ def test_duplicates_are_unknown_where_they_would_take_too_much_memory(
     monkeypatch.setattr(dataset, "MAX_DISTINCT_ROWS", 3)
     assert profile(write(tmp_path, "text\na\nb\na\na\nb\n")).duplicate_rows == 3
     assert profile(write(tmp_path, "text\na\nb\nc\nd\na\n")).duplicate_rows is None
+
+
+def test_rows_that_are_set_aside_are_announced(tmp_path: Path) -> None:
+    assert profile(write(tmp_path, REVIEWS)).notes == (
+        "1 of 5 rows are set aside: without text in 'text'",
+        "1 of 5 rows are set aside: without a label in 'label'",
+    )
+    assert profile(write(tmp_path, "text,label\na,1\nb,2\nc,1\nd,2\n")).notes == ()
+
+
+@pytest.mark.parametrize("missing", ["NaN", "null", '"nan"', "Infinity", "-Infinity", '" "'])
+def test_what_is_no_label_becomes_no_class(tmp_path: Path, missing: str) -> None:
+    rows = [f'{{"text": "film {n}", "label": {n % 2}}}' for n in range(10)]
+    found = profile(write(tmp_path, "\n".join([*rows, f'{{"text": "x", "label": {missing}}}']), "a.jsonl"))
+    assert found.task.labels == ("0", "1")
+    assert (found.rows, found.usable_rows) == (11, 10)
+    assert found.notes == ("1 of 11 rows are set aside: without a label in 'label'",)
+
+
+def test_a_text_that_is_nan_is_missing(tmp_path: Path) -> None:
+    found = profile(write(tmp_path, '{"text": "a film"}\n{"text": NaN}\n', "a.jsonl"))
+    assert (found.rows, found.usable_rows) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', "columns 'chosen' and 'rejected'"),
+        ('{"Chosen_response": "b", "rejected_response": "c"}', "'Chosen_response' and 'rejected_response'"),
+        ('{"prompt": "a", "completion": "b", "label": true}', "marked as wanted or not"),
+    ],
+)
+def test_preferences_are_said_to_be_unsupported(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(DatasetError, match="not supported") as caught:
+        profile(write(tmp_path, f"{row}\n" * 3, "a.jsonl"))
+    assert message in caught.value.message
+    assert caught.value.next_step
+
+
+def test_rows_of_many_cells_are_skipped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "LOOKED_AT_CELLS", 1000)
+    path = write(tmp_path, "text,label,a,b\n" + "a film,1,2,3\na book,2,3,4\na play,1,3,4\n" * 300)
+    found = profile(path)
+    assert found.every_nth_row == 5, "a prime, or labels that take turns would look like one"
+    assert found.rows == 900
+    assert found.task.labels == ("1", "2")
+
+
+def test_a_folder_that_may_not_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "text\na\n")
+
+    def refuse(top: Path, *, onerror: Any) -> list[Any]:
+        onerror(PermissionError(13, "Permission denied"))
+        return []
+
+    monkeypatch.setattr(os, "walk", refuse)
+    with pytest.raises(DatasetError, match="Permission denied"):
+        profile(tmp_path)
+
+
+def test_long_texts_are_sampled_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "SAMPLED_CHARACTERS", 1000)
+    sample = LengthSample(0)
+    for n in range(500):
+        sample.add("x" * (100 + n % 7))
+    assert 1 <= sum(map(len, sample.sampled)) <= 1000
+    assert sum(map(len, sample.longest)) <= 1000
+    assert len(sample.longest[0]) == 106
+    assert not sample.is_complete
 
 
 def test_only_regular_files_of_known_formats_are_taken(tmp_path: Path) -> None:

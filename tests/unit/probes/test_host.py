@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -44,6 +45,24 @@ def test_libraries_that_are_not_installed_are_left_out(
 ) -> None:
     monkeypatch.setattr(host, "LIBRARIES", ("numpy", "no-such-library"))
     assert list(read_host(tmp_path).libraries) == ["numpy"]
+
+
+def test_every_library_that_a_rule_asks_for_is_looked_up() -> None:
+    rules = (Path(host.__file__).parent.parent / "optimizer" / "rules.py").read_text(encoding="utf-8")
+    asked = set(re.findall(r'has\("([^"]+)"\)', rules))
+    assert {"flash-attn", "liger-kernel"} <= asked <= {*host.LIBRARIES}
+
+
+def test_variables_that_change_how_libraries_compute_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+    monkeypatch.setenv("SECRET_OMP_TOKEN", "x")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    found = read_host(tmp_path).variables
+    assert (found["OMP_NUM_THREADS"], found["GOMP_SPINCOUNT"]) == ("3", "0")
+    assert not {"SECRET_OMP_TOKEN", "MKL_NUM_THREADS"} & found.keys()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,22 @@ def test_long_cells_are_read_up_to_the_limit(
     assert "longer than 100000 bytes" in error_of(path).cause
 
 
+def test_records_of_many_lines_are_skipped_in_linear_time(tmp_path: Path) -> None:
+    cell = '"' + "word\n" * 300_000 + '"'
+    found = read_rows(write(tmp_path, "a.csv", "text,n\n" + f"{cell},1\nb,2\nc,3\n" * 2), every=3)
+    # Matching the record anew with each of its lines took hours.
+    assert [row["n"] for row in found] == ["1", "1"]
+    found = read_rows(write(tmp_path, "b.csv", f"text,n\na,0\n{cell},1\nb,2\nc,3\n"), every=3)
+    assert [row["n"] for row in found] == ["0", "3"]
+    assert found.passed == 4
+
+
+def test_half_a_surrogate_pair_in_a_conversation_is_refused() -> None:
+    turns = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "%s"}]'
+    assert rows.conversation({"talk": turns % "\\ud83d"}, "talk") is None
+    assert rows.conversation({"talk": turns % "\\ud83d\\ude42"}, "talk") is not None
+
+
 def test_a_quote_left_open_does_not_take_the_file_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from transformers import T5Config
 
 from rankwise.errors import DatasetError, InputError, ModelError
 from rankwise.optimizer.codec import from_json, to_json
@@ -23,12 +24,14 @@ from rankwise.runners.prepare import (
     run,
     set_chat_template,
     share_of,
+    split_hash,
     tokenizer_for,
     tokens_key,
     with_lengths,
     write_tokens,
 )
 from rankwise.runners.random_tokens import RandomTokens
+from rankwise.runners.recipe import is_heldout
 from rankwise.runners.samples import SampleError
 from rankwise.runners.tokens import TokenFile
 
@@ -108,7 +111,7 @@ def test_rows_of_every_task_become_tokens(
     assert max(len(row.input_ids) for row in train) <= dataset.lengths.max
     samples = sum(1 if row.starts is None else len(row.starts) for row in train)
     assert samples + len(heldout) == 300
-    assert len(heldout) == pytest.approx(300 * share_of(dataset), abs=20)
+    assert len(heldout) == 30
     assert all(row.starts is None for row in heldout), "held-out rows are never packed"
     if packing:
         assert len(train) < samples
@@ -142,7 +145,33 @@ def test_of_skipped_rows_nothing_is_written(tmp_path: Path, rows_jsonl: Path, to
         for row in TokenFile(tmp_path / "t" / f"{name}.arrow")
     }
     assert texts == {f"The film number {number} was long" for number in range(0, 300, 3)}
-    assert share_of(dataset) == pytest.approx(0.2), "a fifth of the 100 rows that are met"
+    assert len(TokenFile(tmp_path / "t" / "heldout.arrow")) == 20, "a fifth of the 100 rows that are met"
+
+
+@pytest.mark.parametrize("count", [3, 4, 10, 20, 39, 50, 120])
+@pytest.mark.parametrize("seed", range(5))
+def test_of_few_rows_not_more_than_half_are_held_out(tmp_path: Path, count: int, seed: int) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({"text": f"film {n}"}) + "\n" for n in range(count)), encoding="utf-8")
+    dataset = profile(path, TaskKind.CAUSAL_LM, rows=count, usable_rows=count)
+    share = share_of(dataset, seed=seed)
+    held = sum(is_heldout(f"film {n}", seed=seed, share=share) for n in range(count))
+    assert held == min(count // 2, 20)
+
+
+def test_few_rows_that_mostly_have_the_same_input(tmp_path: Path) -> None:
+    path = tmp_path / "same.jsonl"
+    texts = ["same"] * 40 + [f"film {n}" for n in range(5)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    dataset = profile(path, TaskKind.CAUSAL_LM, rows=45, usable_rows=45)
+    lowest = {seed: min(set(texts), key=lambda text: split_hash(text, seed=seed)) for seed in range(30)}
+    refused = [seed for seed, text in lowest.items() if text == "same"]
+    assert 0 < len(refused) < 30
+    for seed in lowest.keys() - refused:
+        share = share_of(dataset, seed=seed)
+        assert 1 <= sum(is_heldout(text, seed=seed, share=share) for text in texts) <= 5
+    with pytest.raises(DatasetError, match=r"hold out 40 of 45 rows.*have the same input.*--seed"):
+        share_of(dataset, seed=refused[0])
 
 
 def test_rows_with_nothing_left_to_learn(tmp_path: Path, rows_jsonl: Path, tokenizer: Any) -> None:
@@ -244,6 +273,21 @@ def test_a_study_of_a_configuration(tmp_path: Path, tiny_llama: Path, rows_jsonl
     heldout = TokenFile(Path(facts.tokens_path) / "heldout.arrow")
     assert (facts.pad_id, facts.heldout_rows) == (0, len(heldout))
     assert min(min(row.input_ids) for row in heldout) > 0
+
+
+@pytest.mark.parametrize("asked", [{"task": "prompt-completion"}, {}], ids=["asked", "detected"])
+def test_an_encoder_decoder_rewrites_what_others_continue(
+    tmp_path: Path, tiny_llama: Path, rows_jsonl: Path, asked: dict[str, Any]
+) -> None:
+    model = tmp_path / "t5"
+    T5Config(vocab_size=500, d_model=32, d_kv=8, d_ff=64, num_heads=4, num_layers=2).save_pretrained(model)
+    columns = {"text_column": "text", "target_column": "answer"}
+    facts = run_job(tmp_path, model, rows_jsonl, **asked, **columns)
+    assert facts.dataset.task.kind is TaskKind.SEQ2SEQ
+    assert facts.dataset.task.reason.endswith("; the model is an encoder-decoder")
+    assert (facts.model.architecture, facts.recipe.loss_mask) == ("T5ForConditionalGeneration", LossMask.ALL)
+    decoder = run_job(tmp_path, tiny_llama, rows_jsonl, **asked, **columns)
+    assert decoder.dataset.task.kind is TaskKind.PROMPT_COMPLETION
 
 
 class TestTokenizer:

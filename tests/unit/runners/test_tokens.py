@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rankwise.runners import tokens
 from rankwise.runners.recipe import Example, collate, count_tokens, pack_training_rows
 from rankwise.runners.tokens import BATCH_ROWS, TokenFile, write_token_files
 
@@ -169,3 +170,12 @@ def test_of_two_writers_the_first_is_kept(tmp_path: Path) -> None:
         for token in row.input_ids
     }
     assert len(fills) == 1
+
+
+def test_long_rows_are_written_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "BATCH_TOKENS", 10)
+    write_token_files(tmp_path / "t", make_rows([4, 4, 4, 4, 4, 1]))
+    with pa.OSFile(str(tmp_path / "t" / "train.arrow")) as source:
+        reader = pa.ipc.open_file(source)
+        batches = [reader.get_batch(number).num_rows for number in range(reader.num_record_batches)]
+    assert batches == [3, 2]

@@ -229,6 +229,15 @@ def test_studies_are_listed_newest_first_page_by_page(client: TestClient, body: 
     assert [study["id"] for study in client.get("/v1/studies").json()["studies"]] == ids[::-1]
 
 
+def test_a_list_counts_trials_without_reading_them(
+    client: TestClient, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.play()
+    monkeypatch.delattr("rankwise.store.Store.list_trials")
+    [study] = client.get("/v1/studies").json()["studies"]
+    assert study["progress"] == {"planned": 3, "running": 0, "finished": 3}
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "state=asleep"])
 def test_a_list_that_cannot_be_is_refused(client: TestClient, query: str) -> None:
     answer = client.get(f"/v1/studies?{query}")

@@ -1,0 +1,313 @@
+"""``rankwise estimate``: whether a fine-tuning fits, and how fast it would be, told without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ...home import Home
+from ...optimizer.domain import Method, Quantization
+from ...probes.profiles import TaskKind
+from ..units import format_bytes, format_seconds
+from .console import EXIT_NOTHING_FITS, print_json, print_note, results
+from .options import AsJson
+
+if TYPE_CHECKING:
+    from ..response_schemas import Between, EstimateDocument
+
+EXAMPLES = """\
+[bold]Examples[/bold]
+
+rankwise estimate ./llama-8b/config.json --batch-size 4 --seq-len 4096 --gpu A100-80GB
+
+rankwise estimate org/model --quantization nf4 --memory-limit 24GiB --json
+
+rankwise estimate org/model --which-gpu --tokens 20000000 --epochs 3
+
+Exit code 3: it does not fit. Too close to call counts as an answer, with 0.
+"""
+
+BAR_WIDTH = 36
+"""Leaves room for name, size and share within 80 columns."""
+EIGHTHS = " ▏▎▍▌▋▊▉"
+SPARE = "unused_by_allocator"
+SECONDS_PER_HOUR = 3600
+
+
+def estimate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, config.json, or id on the hub.")],
+    task: Annotated[
+        TaskKind | None,
+        typer.Option(
+            metavar="TASK",
+            case_sensitive=False,
+            help=f"What the model was made for, or {', '.join(TaskKind)}.",
+        ),
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(metavar="METHOD", case_sensitive=False, help=f"One of {', '.join(Method)}.")
+    ] = Method.LORA,
+    rank: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the adapter; 16 where it has one.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(metavar="X", help="Of the adapter.")] = None,
+    targets: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="minimal, balanced, full, or modules such as q_proj,v_proj."),
+    ] = "balanced",
+    rslora: Annotated[bool, typer.Option("--rslora", metavar="", help="LoRA with rsLoRA's scale.")] = False,
+    dora: Annotated[bool, typer.Option("--dora", metavar="", help="LoRA with DoRA's magnitudes.")] = False,
+    quantization: Annotated[
+        Quantization,
+        typer.Option(metavar="KIND", case_sensitive=False, help=f"One of {', '.join(Quantization)}."),
+    ] = Quantization.NONE,
+    double_quantization: Annotated[
+        bool, typer.Option("--double-quantization", metavar="", help="Quantize the scales of 4 bits too.")
+    ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="bf16, fp16, fp32; amp-bf16, amp-fp16: float32 weights under autocast."
+        ),
+    ] = "bf16",
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Compute layers twice."),
+    ] = True,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="sdpa, eager, flash_attention_2; what suits the model if left out."
+        ),
+    ] = None,
+    loss: Annotated[str, typer.Option(metavar="KIND", help="plain, chunked or liger.")] = "plain",
+    optimizer: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="adamw_torch, adamw_torch_fused, adamw_8bit, paged_adamw_8bit."),
+    ] = "adamw_torch",
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Rows of a micro-batch on each GPU.")] = 1,
+    gradient_accumulation: Annotated[
+        int, typer.Option(metavar="N", help="Micro-batches of an optimizer step.")
+    ] = 1,
+    seq_len: Annotated[int, typer.Option(metavar="N", help="Tokens a row, padding included.")] = 1024,
+    padded: Annotated[bool, typer.Option("--padded", metavar="", help="Rows differ in length.")] = False,
+    packed: Annotated[bool, typer.Option("--packed", metavar="", help="Samples share a row.")] = False,
+    zero_stage: Annotated[int, typer.Option(metavar="N", help="DeepSpeed's ZeRO: 0, 1, 2 or 3.")] = 0,
+    fsdp: Annotated[bool, typer.Option("--fsdp", metavar="", help="FSDP's full shard.")] = False,
+    offload: Annotated[
+        str, typer.Option(metavar="WHAT", help="none, optimizer or all: kept on the host by ZeRO or FSDP.")
+    ] = "none",
+    gpus: Annotated[int, typer.Option(metavar="N", help="GPUs that train together.")] = 1,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Judge by this GPU, such as A100-80GB.")
+    ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Judge by so much device memory, such as 24GiB.")
+    ] = None,
+    which_gpu: Annotated[
+        bool, typer.Option("--which-gpu", metavar="", help="Look for the smallest GPU that it fits on.")
+    ] = False,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the dataset: tells how many hours it takes.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(metavar="X", help="Passes over the dataset.")] = 1.0,
+    as_json: AsJson = False,
+    allow_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-remote-code", metavar="", help="Run Python code that the model brings. Know its author."
+        ),
+    ] = False,
+) -> None:
+    """Tell what a fine-tuning needs of a GPU's memory and how fast it is. Needs no GPU and no weights.
+
+    A training step is run on tensors without content. Exit code 3 where it does not fit.
+    """
+    from ...probes.model_source import is_hub_id
+    from ...runners.jobs import estimate_once
+    from ..estimates import answer, read_question
+
+    question = read_question(
+        model,
+        allow_remote_code=allow_remote_code,
+        task=task,
+        method=method,
+        rank=rank,
+        alpha=alpha,
+        targets=targets,
+        rslora=rslora,
+        dora=dora,
+        quantization=quantization,
+        double_quantization=double_quantization,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        attention=attention,
+        loss=loss,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        seq_len=seq_len,
+        padded=padded,
+        packed=packed,
+        zero_stage=zero_stage,
+        fsdp=fsdp,
+        offload=offload,
+        gpus=gpus,
+        gpu=gpu,
+        memory_limit=memory_limit,
+        which_gpu=which_gpu,
+        tokens=tokens,
+        epochs=epochs,
+    )
+    if is_hub_id(model):
+        print_note(f"Looking {model} up on the hub; its configuration is fetched, its weights are not.")
+    home = Home.from_environment().create()
+    document = answer(
+        question,
+        lambda terms, enough: estimate_once(
+            home,
+            question.model,
+            question.settings,
+            terms,
+            task=question.task,
+            enough=enough,
+            allow_remote_code=allow_remote_code,
+        ),
+    )
+    if as_json:
+        print_json(document.model_dump(mode="json"))
+    else:
+        show(document, limit_of=batch_size, length=seq_len)
+    if document.fits == "no" or (which_gpu and not document.choices):
+        raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def show(document: EstimateDocument, *, limit_of: int, length: int) -> None:
+    """Print an estimate for a person, the verdict first, within 80 columns.
+
+    Args:
+        limit_of: rows of the micro-batch that was asked about.
+        length: tokens of its rows.
+    """
+    results.print(verdict(document), style="bold", width=80)
+    results.print()
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, text in _facts(document, rows=limit_of, length=length):
+        facts.add_row(name, text)
+    results.print(facts, width=80)
+    results.print("\nOn the device at the peak", style="bold")
+    spare = document.peak_reserved_bytes - document.peak_allocated_bytes
+    parts = {**document.breakdown, **({SPARE: spare} if spare > 0 else {})}
+    _print_bars(dict(sorted(parts.items(), key=lambda part: -part[1])))
+    results.print("\nAllocated at most in each phase", style="bold")
+    _print_bars(document.phases)
+    if document.choices:
+        results.print()
+        results.print(_choices_table(document), width=80)
+    if document.notes:
+        results.print()
+    for note in document.notes:
+        results.print(note, style="dim", width=80)
+
+
+def verdict(document: EstimateDocument) -> str:
+    """One sentence: whether it fits, and by how much."""
+    needed = _sizes(document, "device_bytes")
+    if document.fits is None or document.capacity_bytes is None:
+        return f"Needs {needed} of device memory; no limit was given."
+    of = f"of {format_bytes(document.capacity_bytes)}"
+    where = "" if document.gpu is None else f" on {document.gpu}"
+    match document.fits:
+        case "yes":
+            return f"Fits{where}: {needed} {of}."
+        case "no":
+            return f"Does not fit{where}: {needed} {of}."
+        case _:
+            return f"Too close to call{where}: {needed} {of}."
+
+
+def _facts(document: EstimateDocument, *, rows: int, length: int) -> Iterator[tuple[str, str]]:
+    model = document.model
+    yield "model", f"{model.architecture}, {model.parameters:,} parameters"
+    yield "candidate", document.description
+    share = 100 * document.trainable_params / model.parameters
+    yield "trains", f"{document.trainable_params:,} parameters ({share:.2g} %)"
+    yield (
+        "memory",
+        f"allocated {_sizes(document, 'peak_allocated_bytes')}, "
+        f"reserved {_sizes(document, 'peak_reserved_bytes')}",
+    )
+    if document.capacity_bytes is not None:
+        batch, longest = document.max_micro_batch, document.max_seq_len
+        yield (
+            "largest batch",
+            f"{batch:,} at {length:,} tokens" if batch else f"not even 1 is sure to fit at {length:,} tokens",
+        )
+        if longest:
+            yield "longest row", f"{longest:,} tokens at batch {rows:,}"
+    if document.tokens_per_second:
+        yield "speed", f"{_range(document.tokens_per_second)} tokens/s"
+    if document.hours:
+        yield "takes", _duration(document.hours)
+    yield "libraries", ", ".join(f"{name} {version}" for name, version in document.stack.items())
+    yield "worked out in", format_seconds(document.seconds_spent)
+
+
+def _sizes(document: EstimateDocument, name: str) -> str:
+    mid, low, high = (format_bytes(getattr(document, f"{name}{end}")) for end in ("", "_low", "_high"))
+    number, _, unit = low.partition(" ")
+    return f"{mid} ({number if high.endswith(unit) else low}–{high})"
+
+
+def _print_bars(parts: Mapping[str, int]) -> None:
+    """One line a part: name, size, share of all or of the largest, bar."""
+    longest = max(parts.values(), default=0) or 1
+    width = max((len(name) for name in parts), default=0)
+    for name, size in parts.items():
+        text = name.replace("_", " ").replace("cuda", "CUDA")
+        results.print(f"{text:{width}}  {format_bytes(size):>8}  {bar(size / longest)}".rstrip())
+
+
+def bar(share: float, width: int = BAR_WIDTH) -> str:
+    """A bar of that share of the width, to an eighth of a character; never nothing for something."""
+    eighths = round(share * width * 8)
+    if share > 0:
+        eighths = max(1, eighths)
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (EIGHTHS[rest] if rest else "")
+
+
+def _choices_table(document: EstimateDocument) -> Table:
+    has_hours = any(choice.hours for choice in document.choices)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("fits on", no_wrap=True)
+    for title in ("memory", "largest batch", "tokens/s", *(["takes"] if has_hours else [])):
+        table.add_column(title, justify="right", no_wrap=True)
+    for choice in document.choices:
+        cells = [
+            choice.gpu,
+            format_bytes(choice.capacity_bytes),
+            f"{choice.max_micro_batch:,}" if choice.max_micro_batch else "?",
+            _range(choice.tokens_per_second) if choice.tokens_per_second else "?",
+        ]
+        table.add_row(*cells, *([_duration(choice.hours) if choice.hours else "?"] if has_hours else []))
+    return table
+
+
+def _range(between: Between) -> str:
+    return f"{_rounded(between.mid)} ({_rounded(between.low)}–{_rounded(between.high)})"
+
+
+def _rounded(value: float) -> str:
+    """Two digits: no more are known of a speed."""
+    return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _duration(hours: Between) -> str:
+    ends = (format_seconds(end * SECONDS_PER_HOUR) for end in (hours.low, hours.high))
+    return " to ".join(ends)

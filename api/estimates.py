@@ -1,0 +1,362 @@
+"""From an estimate that is asked for to its answer: for the command line, HTTP and Python alike.
+
+Imports no torch. Knows nothing of how a dry run works, nor of terminals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from ..errors import InputError
+from ..optimizer.codec import from_json
+from ..optimizer.domain import Candidate, Method, Quantization
+from ..optimizer.estimates.estimate import Memory, Target, breakdown_of, fits, memory_of, speed_of
+from ..optimizer.estimates.gpus import Gpu, find_gpu, smallest_first
+from ..optimizer.estimates.intervals import Fits
+from ..optimizer.estimates.overheads import TRAINING_THREADS, cublas_workspace_bytes
+from ..optimizer.estimates.prediction import Prediction, Terms
+from ..optimizer.estimates.settings import Settings, setting_problems
+from ..optimizer.sizes import trainable_parameters
+from ..probes.host import read_host
+from ..probes.model_source import is_hub_id, resolve_model
+from ..probes.profiles import TaskKind
+from ..runners.jobs import Estimation
+from .asking import choice
+from .request_schemas import MOST_TOKENS
+from .response_schemas import Between, EstimateDocument, GpuChoice, ModelSummary
+from .submission import BOUNDS, InvalidRequest, RequestProblem
+from .units import format_bytes, parse_bytes
+
+CHOICES = 4
+"""GPUs that are told where the smallest one is asked for: it and the next few."""
+
+SECONDS_PER_HOUR = 3600
+VERDICTS: Mapping[Fits, Any] = {Fits.YES: "yes", Fits.NO: "no", Fits.TOO_CLOSE: "too-close"}
+STACK = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed")
+"""Libraries that decide what a training allocates."""
+
+_FLASH_CAPABILITY = (8, 0)
+"""The least that FlashAttention-2 runs on (its README)."""
+
+_OPTION_OF = {
+    "use_rslora": "rslora",
+    "use_dora": "dora",
+    "micro_batch": "batch_size",
+    "accumulation": "gradient_accumulation",
+    "length": "seq_len",
+}
+"""Fields of :class:`Settings` that people know by another name."""
+
+
+class EstimateOptions(TypedDict, total=False):
+    """What may be asked beside the model; what is left out has the default of :class:`Settings`."""
+
+    task: str | None
+    method: str
+    rank: int | None
+    alpha: float | None
+    targets: str
+    rslora: bool
+    dora: bool
+    quantization: str
+    double_quantization: bool
+    precision: str
+    gradient_checkpointing: bool
+    attention: str | None
+    loss: str
+    optimizer: str
+    batch_size: int
+    gradient_accumulation: int
+    seq_len: int
+    padded: bool
+    packed: bool
+    zero_stage: int
+    fsdp: bool
+    offload: str
+    gpus: int
+    gpu: str | None
+    memory_limit: str | int | None
+    which_gpu: bool
+    tokens: int | None
+    epochs: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What an estimate is asked for, understood."""
+
+    model: str
+    task: TaskKind | None = None
+    settings: Settings
+    gpu: Gpu | None = None
+    limit_bytes: int | None = None
+    which_gpu: bool = False
+    tokens: int | None = None
+    """That the training goes through, all epochs together."""
+
+
+Ask = Callable[[Sequence[Terms], int | None], Estimation]
+"""Runs the job for a question: terms, and after how many that fit it may end."""
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "task": partial(choice, TaskKind),
+    "method": partial(choice, Method),
+    "quantization": partial(choice, Quantization),
+    "gpu": find_gpu,
+    "memory_limit": parse_bytes,
+}
+
+
+def read_question(
+    model: str | PathLike[str],
+    *,
+    roots: Sequence[Path] | None = None,
+    allow_remote_code: bool = False,
+    **options: Unpack[EstimateOptions],
+) -> Question:
+    """The question, if it makes sense as far as can be told at once.
+
+    Args:
+        model: a folder, a ``config.json`` or a hub id; the latter is not looked for yet.
+        roots: folders that a local model must lie in; None sets no restriction.
+        allow_remote_code: the operator trusts code that comes with a model.
+
+    Raises:
+        TypeError: an argument that there is none of.
+        InvalidRequest: with everything that is wrong.
+    """
+    for name in options.keys() - EstimateOptions.__annotations__.keys():
+        raise TypeError(f"an estimate has no argument {name!r}")
+    source, problems = fspath(model), []
+    if not is_hub_id(source):
+        try:
+            resolve_model(source, allowed_roots=roots, allow_remote_code=allow_remote_code)
+        except InputError as error:
+            problems.append(RequestProblem("model", error))
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        try:
+            values[name] = _READERS[name](value) if name in _READERS and value is not None else value
+        except InputError as error:
+            problems.append(RequestProblem(name, error))
+    fields = {field.name: _OPTION_OF.get(field.name, field.name) for field in dataclasses.fields(Settings)}
+    settings = from_json(
+        Settings, {field: values[option] for field, option in fields.items() if option in values}
+    )
+    problems += [RequestProblem(fields[field], error) for field, error in setting_problems(settings)]
+    problems += _target_problems(options)
+    if problems:
+        raise InvalidRequest(problems)
+    tokens = values.get("tokens")
+    return Question(
+        model=source,
+        task=values.get("task"),
+        settings=settings,
+        gpu=values.get("gpu"),
+        limit_bytes=values.get("memory_limit"),
+        which_gpu=values.get("which_gpu", False),
+        tokens=None if tokens is None else round(tokens * values.get("epochs", 1.0)),
+    )
+
+
+def _target_problems(options: EstimateOptions) -> Iterator[RequestProblem]:
+    """What is wrong with where it is to run, and for how long."""
+
+    def problem(field: str, message: str, next_step: str) -> RequestProblem:
+        return RequestProblem(field, InputError(message, next_step=next_step))
+
+    gpu, which_gpu = options.get("gpu"), options.get("which_gpu", False)
+    if which_gpu and gpu is not None:
+        yield problem(
+            "which_gpu", "the smallest GPU was asked for, and one was named", "leave one of them out"
+        )
+    if which_gpu and options.get("memory_limit") is not None:
+        yield problem(
+            "memory_limit", "GPUs of the catalogue are judged by their own memory", "leave the limit out"
+        )
+    tokens, epochs = options.get("tokens"), options.get("epochs", 1.0)
+    if tokens is not None and not 1 <= tokens <= MOST_TOKENS:
+        yield problem("tokens", f"{tokens} tokens are not a dataset", f"give 1 to {MOST_TOKENS:,}")
+    if not BOUNDS["epochs"].minimum <= epochs <= BOUNDS["epochs"].maximum:
+        yield problem("epochs", f"epochs {epochs} are out of range", f"use {BOUNDS['epochs'].text}")
+    if tokens is not None and gpu is None and not which_gpu:
+        yield problem("tokens", "how long it takes depends on the GPU", "name one, or ask which GPU to take")
+
+
+def answer(question: Question, ask: Ask) -> EstimateDocument:
+    """Have the job run, and judge what it says.
+
+    Raises:
+        InputError: the candidate cannot be run, or no GPU of the catalogue can compute in its dtype.
+        RunnerError: the job could not be run.
+    """
+    started_s = time.perf_counter()
+    left_out: tuple[str, ...] = ()
+    if question.which_gpu:
+        gpus, left_out = _usable_gpus(question.settings)
+        targets = [_target(question, gpu) for gpu in gpus]
+    else:
+        targets = [_target(question, question.gpu)]
+    found = ask([_terms(target) for target in targets], CHOICES if question.which_gpu else None)
+    judged = [
+        _Judged(question, target, prediction)
+        for target, prediction in zip(targets, found.predictions, strict=False)
+    ]
+    fitting = [each for each in judged if each.fits is Fits.YES]
+    # Where nothing fits, the largest GPU shows by how much.
+    best = fitting[0] if question.which_gpu and fitting else judged[-1]
+    libraries = read_host(Path(found.model.path)).libraries
+    return EstimateDocument(
+        **best.figures(),
+        model=ModelSummary.model_validate(found.model, from_attributes=True),
+        task=found.task.kind,
+        candidate=best.candidate,
+        description=best.candidate.describe(),
+        stack={name: version for name, version in libraries.items() if name in STACK},
+        trainable_params=trainable_parameters(best.candidate.adapter, found.model),
+        choices=tuple(
+            each.choice(each.target.gpu) for each in fitting if question.which_gpu and each.target.gpu
+        ),
+        notes=(*left_out, *best.notes(found.model.max_positions, has_choice=bool(fitting))),
+        seconds_spent=time.perf_counter() - started_s,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """What a candidate needs, held against one target."""
+
+    question: Question
+    target: Target
+    prediction: Prediction
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.prediction.candidate
+
+    @property
+    def memory(self) -> Memory:
+        return memory_of(self.prediction.need, self.target)
+
+    @property
+    def fits(self) -> Fits | None:
+        return fits(self.memory, self.target)
+
+    @property
+    def speed(self) -> Between | None:
+        candidate = self.candidate
+        tokens = candidate.recipe.effective_batch * candidate.recipe.max_length
+        speed = speed_of(self.prediction.work, tokens, self.target)
+        if speed is None:
+            return None
+        return Between(low=speed.tokens_per_s_low, mid=speed.tokens_per_s_mid, high=speed.tokens_per_s_high)
+
+    @property
+    def hours(self) -> Between | None:
+        speed, tokens = self.speed, self.question.tokens
+        if speed is None or tokens is None:
+            return None
+        each = tokens / self.target.gpus / SECONDS_PER_HOUR
+        return Between(low=each / speed.high, mid=each / speed.mid, high=each / speed.low)
+
+    def figures(self) -> dict[str, Any]:
+        """The fields of the answer that depend on the target."""
+        need, memory, verdict = self.prediction.need, self.memory, self.fits
+        sizes = {
+            "peak_allocated_bytes": memory.allocated,
+            "peak_reserved_bytes": memory.reserved,
+            "device_bytes": memory.device,
+        }
+        return {
+            "gpu": self.target.gpu and self.target.gpu.name,
+            "gpu_sources": self.target.gpu.sources if self.target.gpu else (),
+            "gpus": self.target.gpus,
+            "capacity_bytes": self.target.capacity_bytes,
+            "fits": None if verdict is None else VERDICTS[verdict],
+            **{name: size.mid for name, size in sizes.items()},
+            **{f"{name}_low": size.low for name, size in sizes.items()},
+            **{f"{name}_high": size.high for name, size in sizes.items()},
+            "calibrated": memory.calibrated,
+            "phases": {phase.value: size for phase, size in need.by_phase.items()},
+            "breakdown": breakdown_of(need, self.target),
+            "max_micro_batch": self.prediction.max_micro_batch,
+            "max_seq_len": self.prediction.max_length,
+            "tokens_per_second": self.speed,
+            "hours": self.hours,
+        }
+
+    def choice(self, gpu: Gpu) -> GpuChoice:
+        """The target's GPU as one among several."""
+        device = self.memory.device
+        return GpuChoice(
+            gpu=gpu.name,
+            capacity_bytes=gpu.memory_bytes,
+            device_bytes=device.mid,
+            device_bytes_low=device.low,
+            device_bytes_high=device.high,
+            max_micro_batch=self.prediction.max_micro_batch,
+            tokens_per_second=self.speed,
+            hours=self.hours,
+        )
+
+    def notes(self, max_positions: int | None, *, has_choice: bool) -> Iterator[str]:
+        """What the figures do not say themselves."""
+        gpu, capacity = self.target.gpu, self.target.capacity_bytes
+        settings = self.question.settings
+        if self.question.which_gpu and not has_choice:
+            yield "On no GPU of the catalogue is it sure to fit; the figures are those of the largest."
+        if not self.memory.calibrated:
+            yield (
+                "Too few measurements stand behind the intervals so far: they are wide by intention, "
+                "and not calibrated."
+            )
+        if gpu is not None and self.question.limit_bytes is not None:
+            yield f"Judged by {format_bytes(capacity or 0)}, the lesser of the limit and the GPU's memory."
+        if gpu is not None and (reason := _no_use(gpu, settings)):
+            yield f"{gpu.name} {reason}."
+        if self.target.gpus > 1:
+            yield "Sizes and speed are those of one GPU; time that GPUs wait for each other is left out."
+        if max_positions is not None and settings.length > max_positions:
+            yield f"The model has positions for {max_positions:,} tokens only."
+
+
+def _target(question: Question, gpu: Gpu | None) -> Target:
+    return Target(gpu=gpu, limit_bytes=question.limit_bytes, gpus=question.settings.gpus)
+
+
+def _terms(target: Target) -> Terms:
+    capability = None if target.gpu is None else target.gpu.compute_capability
+    return Terms(
+        workspaces=(cublas_workspace_bytes(capability),) * TRAINING_THREADS,
+        limit_bytes=target.limit_for_allocator_bytes,
+    )
+
+
+def _usable_gpus(settings: Settings) -> tuple[list[Gpu], tuple[str, ...]]:
+    """GPUs that can compute as the settings say, the smallest first, and a note on those that cannot."""
+    reasons = {gpu: _no_use(gpu, settings) for gpu in smallest_first()}
+    notes = []
+    for reason in dict.fromkeys(reason for reason in reasons.values() if reason):
+        names = ", ".join(gpu.name for gpu, own in reasons.items() if own == reason)
+        notes.append(f"Not looked at: {names}. Such a GPU {reason}.")
+    return [gpu for gpu, reason in reasons.items() if reason is None], tuple(notes)
+
+
+def _no_use(gpu: Gpu, settings: Settings) -> str | None:
+    """Why a GPU is not one to compute on as the settings say; None where it is."""
+    if settings.precision.endswith("bf16") and gpu.bf16_flops is None:
+        return "has no unit for bfloat16, which torch emulates slowly: take fp16 or amp-fp16"
+    capability = gpu.compute_capability
+    if (
+        settings.attention == "flash_attention_2"
+        and capability is not None
+        and capability < _FLASH_CAPABILITY
+    ):
+        return "is too old for FlashAttention-2: take the attention sdpa"
+    return None

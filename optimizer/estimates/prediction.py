@@ -1,0 +1,60 @@
+"""What a dry run is asked and what it answers, free of torch: between the job and whoever asks it.
+
+Knows nothing of particular devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..domain import Candidate
+from .need import Need, need_of, reserved_bytes
+from .sharding import Scheme, ShardPlan, sharded
+from .tape import Tape, Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a need is worked out for, beside the candidate."""
+
+    workspaces: tuple[int, ...] = ()
+    expandable_segments: bool = False
+    limit_bytes: int | None = None
+    """What the allocator may take; None asks for no largest batch."""
+    plan: ShardPlan | None = None
+
+    @property
+    def casts_itself(self) -> bool:
+        """A library divides weights, and casts them in place of autocast."""
+        return self.plan is not None and self.plan.scheme is not Scheme.DDP
+
+    def need(self, tape: Tape) -> Need:
+        """Of one rank."""
+        return need_of(
+            self._own(tape), workspaces=self.workspaces, expandable_segments=self.expandable_segments
+        )
+
+    def reserved_bytes(self, tape: Tape) -> int:
+        """Of one rank."""
+        return reserved_bytes(
+            self._own(tape), workspaces=self.workspaces, expandable_segments=self.expandable_segments
+        )
+
+    def _own(self, tape: Tape) -> Tape:
+        return tape if self.plan is None else sharded(tape, self.plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What is known of a candidate after its dry run."""
+
+    candidate: Candidate
+    need: Need
+    work: Work
+    """Of one optimizer step."""
+    max_micro_batch: int | None
+    """None without a limit, where not even one row is within it, and where it was not looked for."""
+    max_length: int | None
+    """Tokens a row at the candidate's micro-batch; None as for the batch."""
+    seconds: float
+    """That this took."""

@@ -1,0 +1,604 @@
+"""Dry runs of small models against the same steps on real tensors, at full depth, and in real trials.
+
+Every model here is the library's own, of a few layers and random weights; the builder is the trials'.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+import transformers
+
+from rankwise.optimizer.estimates.tape import (
+    STEP,
+    TRACED_LAYERS,
+    Kind,
+    Phase,
+    Tape,
+    Uneven,
+    interpolated,
+    peaks_of,
+    stretch,
+    total_work,
+)
+from rankwise.runners.build import build_model
+from rankwise.runners.dry_run import Batch, record
+from rankwise.runners.fakes import fake_tensors, materialise, on_meta
+from rankwise.runners.losses import set_loss
+from rankwise.runners.recipe import Example
+from rankwise.runners.trial.loop import open_session, run_step
+from rankwise.runners.trial.measure import peak_tensor_bytes
+from rankwise.runners.weights import widen_norms
+
+CPU = torch.device("cpu")
+VOCABULARY = 320
+SHORT = 2
+"""Layers where depth does not matter."""
+
+QUESTION_BYTES = 32
+"""What transformers' looks at real masks and positions allocate at most; at fakes it cannot look."""
+
+DECODER = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": VOCABULARY,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: its configuration at a depth, and what adapters adapt in it."""
+
+    configuration: Callable[[int], Any]
+    targets: tuple[str, ...]
+    feedforward: str
+    task: str = "causal-lm"
+    stacks: tuple[str, ...] = ("model.layers",)
+
+    @property
+    def per_row(self) -> bool:
+        return self.task == "text-classification"
+
+
+FAMILIES = {
+    "llama": Family(
+        lambda depth: transformers.LlamaConfig(num_hidden_layers=depth, **DECODER),
+        ("q_proj", "v_proj"),
+        "down_proj",
+    ),
+    "mixtral": Family(
+        lambda depth: transformers.MixtralConfig(num_hidden_layers=depth, num_local_experts=4, **DECODER),
+        ("q_proj", "v_proj"),
+        "o_proj",
+    ),
+    "qwen3-moe": Family(
+        lambda depth: transformers.Qwen3MoeConfig(
+            num_hidden_layers=depth,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            head_dim=16,
+            **DECODER,
+        ),
+        ("q_proj", "v_proj"),
+        "o_proj",
+    ),
+    "gpt2": Family(
+        lambda depth: transformers.GPT2Config(
+            n_embd=64, n_layer=depth, n_head=4, vocab_size=VOCABULARY, n_positions=128
+        ),
+        ("c_attn",),
+        "mlp.c_proj",
+        stacks=("transformer.h",),
+    ),
+    "bert": Family(
+        lambda depth: transformers.BertConfig(
+            hidden_size=64,
+            num_hidden_layers=depth,
+            num_attention_heads=4,
+            intermediate_size=96,
+            vocab_size=VOCABULARY,
+        ),
+        ("query", "value"),
+        "intermediate.dense",
+        "text-classification",
+        ("bert.encoder.layer",),
+    ),
+    "t5": Family(
+        lambda depth: transformers.T5Config(
+            d_model=64,
+            d_kv=16,
+            d_ff=96,
+            num_layers=depth,
+            num_heads=4,
+            vocab_size=VOCABULARY,
+            decoder_start_token_id=0,
+        ),
+        ("q", "v"),
+        "wo",
+        "seq2seq",
+        ("encoder.block", "decoder.block"),
+    ),
+}
+TASK_TYPES = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
+
+HALF_WEIGHTS = {"weight_dtype": "bfloat16", "compute_dtype": "bfloat16"}
+AUTOCAST = {"compute_dtype": "bfloat16"}
+CHECKPOINTS = {"gradient_checkpointing": True}
+
+
+DENSE = Batch(rows=2, length=24)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A candidate of a family on a batch."""
+
+    family: str = "llama"
+    method: str = "lora"
+    batch: Batch = DENSE
+    passes: int = 1
+    depth: int = SHORT
+    level: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def candidate(self) -> dict[str, Any]:
+        level = {
+            "weight_dtype": "float32",
+            "compute_dtype": "float32",
+            "adapter_dtype": "float32",
+            "quantization": "none",
+            "double_quantization": False,
+            "gradient_checkpointing": False,
+            "attention": "sdpa",
+            "loss": "plain",
+            "optimizer": "adamw_torch",
+            "compile": False,
+        }
+        heads = self.family == "bert" and self.method != "full"
+        return {
+            "level": level | dict(self.level),
+            "adapter": {"method": self.method, "trained_modules": ["classifier"] if heads else []},
+            "recipe": {
+                "weight_decay": 0.0,
+                "max_grad_norm": 1.0,
+                "packing": self.batch.packed,
+                "effective_batch": self.batch.rows * self.passes,
+                "schedule": "constant",
+                "warmup_ratio": 0.0,
+            },
+            "learning_rate": 1e-3,
+            "micro_batch": self.batch.rows,
+        }
+
+    @property
+    def adapter_config(self) -> dict[str, Any] | None:
+        if self.method == "full":
+            return None
+        family = FAMILIES[self.family]
+        config: dict[str, Any] = {
+            "task_type": TASK_TYPES[family.task],
+            "base_model_name_or_path": "base",
+            "target_modules": list(family.targets),
+            "modules_to_save": self.candidate["adapter"]["trained_modules"] or None,
+        }
+        config["fan_in_fan_out"] = self.family == "gpt2"
+        if self.method == "ia3":
+            config["target_modules"].append(family.feedforward)
+            return config | {"peft_type": "IA3", "feedforward_modules": [family.feedforward]}
+        config |= {"lora_alpha": 8, "lora_dropout": 0.05}
+        if self.method == "adalora":
+            plan = {"init_r": 6, "target_r": 4, "tinit": 2, "tfinal": 2, "deltaT": 1, "total_step": 10}
+            return config | {"peft_type": "ADALORA", **plan}
+        return config | {
+            "peft_type": "LORA",
+            "r": 4,
+            "use_rslora": self.method == "rslora",
+            "use_dora": self.method == "dora",
+        }
+
+
+def case(family: str = "llama", method: str = "lora", **settings: Any) -> Case:
+    """A case; what is no field of it is one of the level."""
+    own = {name: settings.pop(name) for name in ("batch", "passes", "depth") if name in settings}
+    if family == "t5":
+        own["batch"] = replace(own.get("batch", DENSE), target_length=12)
+    return Case(family, method, level=tuple(settings.items()), **own)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], str]:
+    """Writes a configuration, and says where."""
+
+    def write(configuration: Any) -> str:
+        path = tmp_path_factory.mktemp("model")
+        configuration.save_pretrained(path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def tape_of(folder_of: Callable[[Any], str]) -> Callable[..., Tape]:
+    """The tape of a case, on fakes unless ``real``."""
+
+    def build(own: Case, configuration: Any, device: torch.device) -> Any:
+        task: dict[str, Any] = {"kind": FAMILIES[own.family].task, "labels": ["no", "yes"]}
+        return build_model(
+            folder_of(configuration or FAMILIES[own.family].configuration(own.depth)),
+            task=task,
+            candidate=own.candidate,
+            adapter_config=own.adapter_config,
+            pad_id=0,
+            seed=0,
+            device=device,
+            has_weights=False,
+        )
+
+    @cache
+    def run(own: Case, *, real: bool = False, on_cuda: bool = False, configuration: Any = None) -> Tape:
+        mode: Any = nullcontext()
+        if real:
+            model = build(own, configuration, CPU)
+        else:
+            with on_meta(own.candidate["level"]):
+                model = build(own, configuration, torch.device("meta"))
+            if not on_cuda:
+                widen_norms(model)  # as the builder does for a CPU
+            mode = fake_tensors()
+        with mode:
+            if not real:
+                materialise(model)
+            set_loss(model, own.candidate["level"]["loss"], device=CPU)
+            return record(
+                model,
+                own.candidate,
+                own.batch,
+                passes=own.passes,
+                has_labels_per_row=FAMILIES[own.family].per_row,
+                on_cuda=on_cuda,
+            )
+
+    return run
+
+
+def history(tape: Tape, *, but_questions: bool = False) -> list[Any]:
+    """Events in order, with blocks numbered as they come and what is freed at once in no order.
+
+    What autocast kept is freed by the addresses of the tensors it was made from, and so by chance.
+    """
+    numbers: dict[int, int] = {}
+    left_out: set[int] = set()
+    found: list[Any] = []
+    for event in tape.events:
+        if event.size_bytes and but_questions and event.size_bytes <= QUESTION_BYTES:
+            left_out.add(event.block)
+        elif event.block not in left_out:
+            number = numbers.setdefault(event.block, len(numbers))
+            found.append((not event.size_bytes, number, *event[1:], tape.kinds[event.block]))
+    return [
+        entry
+        for is_free, run in groupby(found, key=lambda entry: entry[0])
+        for entry in (sorted(run, key=lambda entry: entry[1]) if is_free else run)
+    ]
+
+
+PADDED, PACKED = replace(DENSE, padded=True), replace(DENSE, packed=True)
+
+ON_REAL_TENSORS = [
+    # Methods, with what each needs most.
+    case(),
+    case(method="full", passes=2),
+    case(method="rslora", passes=2, **AUTOCAST),
+    case(method="dora", passes=2, **HALF_WEIGHTS),
+    case(method="adalora", passes=2),
+    case(method="ia3", **CHECKPOINTS),
+    # Families: full and adapted, dense and padded, with a custom head, tied weights, experts, two stacks.
+    case("bert", passes=2, **AUTOCAST),
+    case("bert", "full", batch=PADDED, **HALF_WEIGHTS),
+    case("bert", "dora", **HALF_WEIGHTS, **CHECKPOINTS),
+    case("t5", **CHECKPOINTS),
+    case("t5", "adalora", batch=PADDED),
+    case("gpt2", "full", **AUTOCAST),
+    case("gpt2", "ia3", batch=PADDED, **CHECKPOINTS),
+    case("mixtral", "full", **CHECKPOINTS),
+    case("mixtral", passes=2, **AUTOCAST),
+    case("qwen3-moe", batch=PADDED, **HALF_WEIGHTS),
+    # Quantized.
+    case(quantization="nf4", double_quantization=True, passes=2, **HALF_WEIGHTS),
+    case(quantization="fp4", **CHECKPOINTS),
+    case(quantization="int8", **HALF_WEIGHTS, **CHECKPOINTS),
+    case(method="dora", quantization="nf4", double_quantization=True, **HALF_WEIGHTS),
+    case(method="adalora", quantization="int8", **HALF_WEIGHTS),
+    case("gpt2", quantization="int8", **HALF_WEIGHTS),
+    case("bert", "ia3", quantization="nf4", **HALF_WEIGHTS),
+    case("mixtral", quantization="nf4", **HALF_WEIGHTS),
+    # Batches, kernels, losses, optimizers.
+    case(batch=PADDED, attention="eager"),
+    case(attention="eager", adapter_dtype="bfloat16", **HALF_WEIGHTS),
+    case(loss="chunked", **AUTOCAST),
+    case(method="full", optimizer="adamw_torch_fused", passes=2),
+    case(method="full", optimizer="adamw_8bit", passes=2),
+]
+
+
+def name_of(own: Case) -> str:
+    batch = "padded" if own.batch.padded else "packed" if own.batch.packed else "dense"
+    return "-".join(map(str, (own.family, own.method, batch, own.passes, *dict(own.level).values())))
+
+
+@pytest.mark.parametrize("own", ON_REAL_TENSORS, ids=name_of)
+def test_fakes_allocate_and_compute_what_real_tensors_do(own: Case, tape_of: Callable[..., Tape]) -> None:
+    fake, real = tape_of(own), tape_of(own, real=True)
+    assert peaks_of(fake) == peaks_of(real)
+    assert history(fake) == history(real)
+    assert fake.work == real.work
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_packed_fakes_allocate_what_real_tensors_do(family: str, tape_of: Callable[..., Tape]) -> None:
+    """But for what transformers makes to look whether samples do share rows, which it asks real ones only."""
+    own = case(family, batch=PACKED, **CHECKPOINTS)
+    fake, real = tape_of(own), tape_of(own, real=True)
+    assert peaks_of(fake) == peaks_of(real)
+    assert history(fake, but_questions=True) == history(real, but_questions=True)
+    assert total_work(fake).flops == total_work(real).flops
+
+
+IN_TRIALS = [
+    case(),
+    case(method="full", passes=2, **AUTOCAST),
+    case("bert", passes=2),
+    case("t5", **CHECKPOINTS),
+    case(method="adalora", passes=2),
+    case(quantization="nf4", double_quantization=True, passes=2, **HALF_WEIGHTS),
+    case(quantization="int8", **HALF_WEIGHTS),
+    case(loss="chunked", passes=2),
+    case("mixtral", batch=replace(PADDED, rows=3)),
+]
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Without the precision that a session of before asked for."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("own", IN_TRIALS, ids=name_of)
+def test_a_trial_measures_what_its_dry_run_tells(
+    own: Case, tape_of: Callable[..., Tape], folder_of: Callable[[Any], str]
+) -> None:
+    session = open_session(
+        folder_of(FAMILIES[own.family].configuration(own.depth)),
+        task={"kind": FAMILIES[own.family].task, "labels": ["no", "yes"]},
+        candidate=own.candidate,
+        adapter_config=own.adapter_config,
+        pad_id=0,
+        seed=0,
+        total_steps=10,
+        on_cpu=True,
+        has_weights=False,
+    )
+    rows = list(make_rows(own))
+    run_step(session, rows, 0)
+    run_step(session, rows, 1)
+    by_phase = peaks_of(tape_of(own)).by_phase
+    assert peak_tensor_bytes(session, rows) == max(by_phase[phase] for phase in STEP)
+
+
+def make_rows(own: Case) -> Iterator[Example]:
+    """Rows of one effective batch."""
+    for row in range(own.batch.rows * own.passes):
+        is_shorter = own.batch.padded and row == 0
+        ids = array(
+            "i", [1 + (7 * row + at) % (VOCABULARY - 1) for at in range(own.batch.length - is_shorter)]
+        )
+        target = ids[: own.batch.target_length] if own.batch.target_length else None
+        yield Example(ids, target_ids=target, label=row % 2 if FAMILIES[own.family].per_row else None)
+
+
+STRETCHED = [
+    case(),
+    case(method="full", passes=2, **AUTOCAST, **CHECKPOINTS),
+    case("bert", **AUTOCAST),
+    case("t5"),
+    case("gpt2", **HALF_WEIGHTS, **CHECKPOINTS),
+    case("mixtral"),
+    case("mixtral", **AUTOCAST, **CHECKPOINTS),
+    case(quantization="nf4", double_quantization=True, passes=2, **HALF_WEIGHTS, **CHECKPOINTS),
+]
+
+
+def depths_of(own: Case, depth: int) -> dict[str, int]:
+    """Name of each stack as it is in the model that is trained → this depth."""
+    prefix = "" if own.method == "full" else "base_model.model."
+    return {prefix + stack: depth for stack in FAMILIES[own.family].stacks}
+
+
+@pytest.mark.parametrize("own", STRETCHED, ids=name_of)
+def test_few_layers_tell_of_many(own: Case, tape_of: Callable[..., Tape]) -> None:
+    deep = 7
+    few = tape_of(replace(own, depth=TRACED_LAYERS), on_cuda=True)
+    stretched = stretch(few, depths_of(own, deep))
+    whole = tape_of(replace(own, depth=deep), on_cuda=True)
+    assert peaks_of(stretched) == peaks_of(whole)
+    work, wanted = total_work(stretched), total_work(whole)
+    assert (work.flops, work.kernels) == (wanted.flops, wanted.kernels)
+    # The norms of all gradients are read at once, wherever these are.
+    assert work.moved_bytes == pytest.approx(wanted.moved_bytes, rel=1e-3)
+
+
+def test_few_layers_tell_of_a_dozen(tape_of: Callable[..., Tape]) -> None:
+    own = case(**HALF_WEIGHTS)
+    few = tape_of(replace(own, depth=TRACED_LAYERS), on_cuda=True)
+    assert peaks_of(stretch(few, depths_of(own, 12))) == peaks_of(
+        tape_of(replace(own, depth=12), on_cuda=True)
+    )
+
+
+UNLIKE = {
+    "gemma2": lambda: transformers.Gemma2Config(
+        num_hidden_layers=TRACED_LAYERS, head_dim=16, sliding_window=8, **DECODER
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        num_hidden_layers=TRACED_LAYERS,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        **DECODER,
+    ),
+    "qwen3-moe with dense layers": lambda: transformers.Qwen3MoeConfig(
+        num_hidden_layers=TRACED_LAYERS,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        head_dim=16,
+        mlp_only_layers=[0, 1],
+        **DECODER,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_layers_that_differ_are_never_taken_for_alike(name: str, tape_of: Callable[..., Tape]) -> None:
+    """Layers that compute alike may pass, where they do allocate alike: then the numbers are right."""
+    own = case("llama", depth=TRACED_LAYERS)
+    few = tape_of(own, on_cuda=True, configuration=UNLIKE[name]())
+    with pytest.raises(Uneven):
+        stretch(few, depths_of(own, 8))
+
+
+BETWEEN = [
+    case(**HALF_WEIGHTS, **CHECKPOINTS),
+    case("bert", batch=PADDED, **AUTOCAST),
+    case("mixtral", "full"),
+    case("t5", loss="plain"),
+]
+
+
+@pytest.mark.parametrize("own", BETWEEN, ids=name_of)
+def test_two_micro_batches_and_three_lengths_tell_of_others(own: Case, tape_of: Callable[..., Tape]) -> None:
+    def at(rows: int, length: int) -> Tape:
+        target = own.batch.target_length and length
+        batch = replace(own.batch, rows=rows, length=length, target_length=target)
+        return tape_of(replace(own, batch=batch), on_cuda=True)
+
+    rows = interpolated({2: at(2, 128), 4: at(4, 128)}, 7)
+    assert peaks_of(rows) == peaks_of(at(7, 128))
+    assert total_work(rows) == total_work(at(7, 128))
+    lengths = interpolated({units: at(2, 128 * units) for units in (1, 2, 3)}, 5)
+    assert peaks_of(lengths) == peaks_of(at(2, 5 * 128))
+
+
+def test_tied_weights_count_once(tape_of: Callable[..., Tape]) -> None:
+    def weights(tied: bool) -> int:
+        configuration = transformers.LlamaConfig(
+            num_hidden_layers=SHORT, **{**DECODER, "tie_word_embeddings": tied}
+        )
+        tape = tape_of(case(), configuration=configuration)
+        return sum(
+            event.size_bytes
+            for event in tape.events
+            if event.phase is Phase.BUILD and tape.kinds[event.block] is Kind.BASE_WEIGHTS
+        )
+
+    assert weights(tied=False) - weights(tied=True) == 4 * VOCABULARY * DECODER["hidden_size"]
+
+
+def test_experts_stay_as_wide_as_the_builder_leaves_them(tape_of: Callable[..., Tape]) -> None:
+    """transformers keeps experts as three-dimensional parameters, which bitsandbytes does not quantize."""
+    tape = tape_of(case("mixtral", quantization="nf4", **HALF_WEIGHTS))
+    sizes = [event.size_bytes for event in tape.events if event.phase is Phase.BUILD]
+    gates_and_ups = 2 * 4 * 2 * DECODER["intermediate_size"] * DECODER["hidden_size"]  # bfloat16, 4 experts
+    assert sizes.count(gates_and_ups) == SHORT
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3-moe"])
+def test_experts_compute_for_the_rows_that_are_sent_to_them(
+    family: str, tape_of: Callable[..., Tape]
+) -> None:
+    def flops(chosen: int) -> float:
+        configuration = FAMILIES[family].configuration(SHORT)
+        configuration.num_experts_per_tok = chosen
+        return total_work(tape_of(case(family), configuration=configuration)).flops["float32"]
+
+    width = 96 if family == "mixtral" else 32
+    tokens = DENSE.rows * DENSE.length
+    # Gate, up and down, forward and for the gradient of the input; weights are frozen, but grouped products
+    # always give the gradient of both.
+    once = 2 * 3 * tokens * width * DECODER["hidden_size"] * SHORT
+    assert flops(2) - flops(1) in (2 * once, 3 * once)
+
+
+def test_ranks_that_adalora_weighs_are_kept(tape_of: Callable[..., Tape]) -> None:
+    """Three numbers a trained one, beside the optimizer's two; ranks are not weighed before a gradient is."""
+    tape = tape_of(case(method="adalora"), on_cuda=True)
+    kinds = [tape.kinds[event.block] for event in tape.events if event.size_bytes]
+    freed = {event.block for event in tape.events if not event.size_bytes}
+    kept = sum(
+        event.size_bytes
+        for event in tape.events
+        if event.size_bytes and tape.kinds[event.block] is Kind.OPTIMIZER_STATE and event.block not in freed
+    )
+    hidden, values = DECODER["hidden_size"], 2 * 16
+    adapter = SHORT * 4 * (6 * hidden + 6 + 6 * hidden + 6 * hidden + 6 + 6 * values)
+    assert Kind.OPTIMIZER_STATE in kinds
+    assert kept == (2 + 3) * adapter
+
+
+def test_paged_states_are_not_the_devices(tape_of: Callable[..., Tape]) -> None:
+    wide = transformers.LlamaConfig(num_hidden_layers=1, **{**DECODER, "vocab_size": 4 * 2**10})
+    paged, plain = (
+        peaks_of(tape_of(case(method="full", optimizer=name), on_cuda=True, configuration=wide)).by_phase
+        for name in ("paged_adamw_8bit", "adamw_8bit")
+    )
+    numbers = 4 * 2**10 * DECODER["hidden_size"]
+    assert plain[Phase.EVALUATION] - paged[Phase.EVALUATION] == 2 * numbers  # two states of a byte each
+
+
+def test_a_model_can_be_run_again(folder_of: Callable[[Any], str]) -> None:
+    """Batches of several sizes go through one model: nothing of one is left for the next."""
+    for own in (case(method="adalora"), case(quantization="int8", **HALF_WEIGHTS)):
+        with on_meta(own.candidate["level"]):
+            model = build_model(
+                folder_of(FAMILIES[own.family].configuration(SHORT)),
+                task={"kind": "causal-lm"},
+                candidate=own.candidate,
+                adapter_config=own.adapter_config,
+                pad_id=0,
+                seed=0,
+                device=torch.device("meta"),
+                has_weights=False,
+            )
+        with fake_tensors():
+            materialise(model)
+            first, second = (record(model, own.candidate, DENSE) for _ in range(2))
+        assert peaks_of(first) == peaks_of(second)
+        assert history(first) == history(second)
+
+
+@pytest.mark.parametrize("kind", ["none", "nf4", "int8"])
+def test_nothing_is_reported_missing(
+    kind: str, tape_of: Callable[..., Tape], caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the meta device there is nothing to initialise, and so nothing to tell of."""
+    tape_of(case(quantization=kind, passes=2), on_cuda=True)
+    assert "MISSING" not in caplog.text
+    assert "CONVERSION" not in caplog.text
