@@ -1,8 +1,8 @@
 """A model's structure, found by building it on the meta device: its modules, what is new, what it weighs.
 
 Reads configuration and headers only, never a weight, so it takes seconds and little memory whatever the
-size. Imports torch and transformers, as only ``roles.py`` and ``attention.py`` do beside it; runs in a child of
-the warm server. Knows nothing of adapters.
+size. Imports torch and transformers, as only ``roles.py`` and ``attention.py`` do beside it; runs in a
+child of the warm server. Knows nothing of adapters.
 """
 
 from __future__ import annotations

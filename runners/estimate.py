@@ -18,7 +18,7 @@ import torch
 from ..errors import InputError
 from ..optimizer.codec import from_json, to_json
 from ..optimizer.domain import Candidate, Quantization
-from ..optimizer.estimates.need import largest
+from ..optimizer.estimates.need import Need, largest
 from ..optimizer.estimates.prediction import Prediction, Terms
 from ..optimizer.estimates.settings import Settings, candidate_from
 from ..optimizer.estimates.sharding import Offload, Scheme, ShardPlan
@@ -27,7 +27,7 @@ from ..optimizer.exports.peft import adapter_config
 from ..optimizer.sizes import BYTES_PER_ELEMENT
 from ..probes.model import inspect_model, natural_task, task_without_data
 from ..probes.profiles import ModelProfile, TaskKind, TaskProfile
-from .build import build_model
+from .build import InvalidTrial, build_model
 from .dry_run import Batch, record
 from .fakes import fake_tensors, materialise, on_meta
 from .losses import set_loss
@@ -45,7 +45,15 @@ LONGEST_ROW = 1_048_576
 """Where neither the memory nor the model sets an end."""
 
 
-CANNOT_RUN = (ImportError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
+CANNOT_RUN = (
+    ImportError,
+    IndexError,
+    InvalidTrial,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What libraries raise for a candidate that they cannot build or run."""
 
 
@@ -159,7 +167,7 @@ def predict(
     most_positions: int | None = None,
     with_length: bool = False,
     only_if_it_fits: bool = False,
-    tapes: dict[Batch, Tape] | None = None,
+    sizes: Sizes | None = None,
 ) -> Prediction:
     """Run dry at the candidate's micro-batch and, if there is a limit, at what else its lines need.
 
@@ -167,15 +175,14 @@ def predict(
         most_positions: longest row that the model can read; None is unknown.
         with_length: look for the longest row too.
         only_if_it_fits: do not look for anything else where the micro-batch itself is beyond the limit.
-        tapes: those that were recorded so far, under terms that divide the model in the same way.
+        sizes: what is known so far of this candidate and batch, under terms that differ in the limit alone.
 
     Raises:
         InputError: the model cannot be built or run as the candidate says.
     """
     started_s = time.perf_counter()
-    sizes = _Sizes(runner, candidate, batch, terms, {} if tapes is None else tapes)
-    tape = sizes.deep(batch)
-    need = terms.need(tape)
+    sizes = sizes or Sizes(runner, candidate, batch, terms)
+    need, step = sizes.asked_about()
     rows = length = None
     if terms.limit_bytes is not None and not (only_if_it_fits and need.reserved_bytes > terms.limit_bytes):
         rows = largest(
@@ -194,7 +201,7 @@ def predict(
             )
             length = units * LENGTH_STEP if units else None
     work = Work()
-    work.add(total_work(tape), candidate.accumulation // passes_of(candidate))
+    work.add(step, candidate.accumulation // passes_of(candidate))
     return Prediction(
         candidate=candidate,
         need=need,
@@ -205,8 +212,11 @@ def predict(
     )
 
 
-class _Sizes:
-    """One candidate at batches of several sizes: a few are run, the others follow from them."""
+class Sizes:
+    """One candidate at batches of several sizes: a few are run, the others follow from them.
+
+    Nothing is worked out twice, not even between those that share their tapes.
+    """
 
     def __init__(
         self,
@@ -214,10 +224,25 @@ class _Sizes:
         candidate: Candidate,
         batch: Batch,
         terms: Terms,
-        tapes: dict[Batch, Tape],
+        tapes: dict[Batch, Tape] | None = None,
     ) -> None:
+        """See nothing yet.
+
+        Args:
+            tapes: those that were recorded so far, under terms that divide the model in the same way.
+        """
         self._runner, self._candidate, self._batch, self._terms = runner, candidate, batch, terms
-        self._tapes = tapes
+        self._tapes: dict[Batch, Tape] = {} if tapes is None else tapes
+        self._reserved: dict[Batch, int] = {}
+        self._asked_about: tuple[Need, Work] | None = None
+
+    def asked_about(self) -> tuple[Need, Work]:
+        """The need at the batch itself, and the work of the step that was run."""
+        if self._asked_about is None:
+            tape = self.deep(self._batch)
+            self._asked_about = self._terms.need(tape), total_work(tape)
+            self._reserved[self._batch] = self._asked_about[0].reserved_bytes
+        return self._asked_about
 
     def deep(self, batch: Batch) -> Tape:
         """The tape of the whole model, run at this size."""
@@ -231,8 +256,14 @@ class _Sizes:
     def reserved_bytes(self, *, rows: int | None = None, length: int | None = None) -> int:
         """What the allocator takes at another number of rows, or another length."""
         asked = self._sized(rows=rows, length=length)
+        if asked not in self._reserved:
+            self._reserved[asked] = self._terms.reserved_bytes(self._tape_at(asked, rows=rows, length=length))
+        return self._reserved[asked]
+
+    def _tape_at(self, asked: Batch, *, rows: int | None, length: int | None) -> Tape:
+        """Of the whole model; between sizes that were run where this one was not."""
         if asked in self._tapes or (rows is None and length is None):
-            return self._terms.reserved_bytes(self.deep(asked))
+            return self.deep(asked)
         if length is None:
             known = {number: self._sized(rows=number) for number in (self._batch.rows, 2 * self._batch.rows)}
             value = asked.rows
@@ -243,10 +274,9 @@ class _Sizes:
             value = length
         try:
             short = interpolated({number: self._run(each) for number, each in known.items()}, value)
-            tape = self._runner.deepened(short)
+            return self._runner.deepened(short)
         except Uneven:
-            tape = self.deep(asked)
-        return self._terms.reserved_bytes(tape)
+            return self.deep(asked)
 
     def _sized(self, *, rows: int | None = None, length: int | None = None) -> Batch:
         batch = self._batch if rows is None else replace(self._batch, rows=rows)
@@ -297,21 +327,26 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     plan, enough = plan_of(settings, candidate), spec["enough"]
     predictions: list[Prediction] = []
     tapes: dict[Batch, Tape] = {}
+    sizes: dict[Terms, Sizes] = {}
     with tempfile.TemporaryDirectory() as folder:
         runner = DryRunner(model, task, Path(folder), allow_remote_code=allowed)
         for each in spec["terms"]:
             if enough is not None and sum(done.max_micro_batch is not None for done in predictions) >= enough:
                 break
+            terms = replace(from_json(Terms, each), plan=plan)
+            own = sizes.setdefault(
+                replace(terms, limit_bytes=None), Sizes(runner, candidate, batch, terms, tapes)
+            )
             predictions.append(
                 predict(
                     runner,
                     candidate,
                     batch,
-                    replace(from_json(Terms, each), plan=plan),
+                    terms,
                     most_positions=model.max_positions,
                     with_length=enough is None,
                     only_if_it_fits=enough is not None,
-                    tapes=tapes,
+                    sizes=own,
                 )
             )
     report(

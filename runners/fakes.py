@@ -15,10 +15,24 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from .operators import STAND_INS
+
+
+class Fakes(FakeTensorMode):
+    """Fakes that can be given to operators which torch and bitsandbytes describe in part only."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What the operator returns, or would return."""
+        stand_in = STAND_INS.get(func._schema.name)
+        if stand_in is None:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        with self:
+            return stand_in(*args, **(kwargs or {}))
+
 
 def fake_tensors() -> FakeTensorMode:
     """The mode in which a dry run's model is made and run; real tensors may take part."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return Fakes(allow_non_fake_inputs=True)
 
 
 @contextmanager
@@ -85,9 +99,6 @@ def materialise(model: torch.nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fake(buffer)
-        if type(module).__name__ == "Linear8bitLt":
-            # Which columns are outliers depends on numbers: their products of their own are left out.
-            module.state.threshold = 0.0
     # Kept until here: an id may be given away as soon as its tensor is gone.
     made.clear()
 
@@ -151,7 +162,7 @@ def known_masks(*, padded: bool, packed: bool) -> Iterator[None]:
         yield
 
 
-def masks_nothing(ignores: Callable[..., bool], padded: bool, mask: Any, *rest: Any, **named: Any) -> bool:
+def masks_nothing(ignores: Any, padded: bool, mask: Any, *rest: Any, **named: Any) -> bool:
     """Whether transformers may leave a mask out, which looks whether it hides anything."""
     return not (padded and mask is not None) and ignores(None, *rest, **named)
 

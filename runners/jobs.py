@@ -193,7 +193,6 @@ class Estimator:
         enough: int | None = None,
         allowed_roots: Sequence[Path] | None = None,
         allow_remote_code: bool = False,
-        limits: Limits = ESTIMATE_LIMITS,
     ) -> Estimation:
         """Run a step of a candidate dry; of a hub model only the configuration is fetched, never a weight.
 
@@ -205,7 +204,6 @@ class Estimator:
             enough: end after so many of the terms that the candidate fits; None answers them all.
             allowed_roots: folders that a local model must lie in; None allows every path.
             allow_remote_code: run the Python code that the model brings, if it brings any.
-            limits: when the job is given up.
 
         Raises:
             InputError: the settings make no sense, or the candidate cannot be run.
@@ -227,7 +225,7 @@ class Estimator:
         }
         self._home.create()
         folder = Path(tempfile.mkdtemp(prefix="estimate-", dir=self._home.tokens.parent))
-        job = self._thread.submit(self._start, spec, folder, limits).result()
+        job = self._thread.submit(self._start, spec, folder).result()
         job.wait(LONGEST_WAIT_S)
         if job.last("result") or job.last("error"):  # if it answered neither, the error names its log
             shutil.rmtree(folder)
@@ -243,13 +241,13 @@ class Estimator:
         self._thread.submit(self._end).result()
         self._thread.shutdown()
 
-    def _start(self, spec: Mapping[str, Any], folder: Path, limits: Limits) -> Job:
+    def _start(self, spec: Mapping[str, Any], folder: Path) -> Job:
         if self._server is not None and not self._server.is_alive():
             self._end()
         if self._server is None:
             self._server = WarmServer(self._home.logs / "estimates.log")
         try:
-            return self._server.start("estimate", spec, folder, limits)
+            return self._server.start("estimate", spec, folder, ESTIMATE_LIMITS)
         except RunnerError:
             self._end()
             raise

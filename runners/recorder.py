@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..optimizer.estimates.tape import Event, Kind, Phase, Place, Work
-from .operators import FLOPS, INSIDES, STAND_INS, statistics_dtype
+from .operators import FLOPS, INSIDES, statistics_dtype
 
 LITERAL = torch.ops.aten.lift_fresh.default
 LAYER_NORM = torch.ops.aten.native_layer_norm.default
@@ -109,10 +109,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the operator returns, or what it would return if fakes could run it."""
-        stand_in = STAND_INS.get(func._schema.name)
-        if stand_in is not None and isinstance(args[0], FakeTensor):
-            return stand_in(*args, **kwargs)
+        """What the operator returns; of fakes what it would return on the device that is meant."""
         result = func(*args, **kwargs)
         if func is LAYER_NORM and isinstance(args[0], FakeTensor):
             dtype = statistics_dtype(args[0], args[2], on_cuda=self._on_cuda)

@@ -34,7 +34,6 @@ BAR_WIDTH = 36
 """Leaves room for name, size and share within 80 columns."""
 EIGHTHS = " ▏▎▍▌▋▊▉"
 SPARE = "unused_by_allocator"
-SECONDS_PER_HOUR = 3600
 
 
 def estimate(
@@ -286,7 +285,7 @@ def _choices_table(document: EstimateDocument) -> Table:
     has_hours = any(choice.hours for choice in document.choices)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("fits on", no_wrap=True)
-    for title in ("memory", "largest batch", "tokens/s", *(["takes"] if has_hours else [])):
+    for title in ("memory", "batch", "tokens/s", *(["takes"] if has_hours else [])):
         table.add_column(title, justify="right", no_wrap=True)
     for choice in document.choices:
         cells = [
@@ -309,5 +308,5 @@ def _rounded(value: float) -> str:
 
 
 def _duration(hours: Between) -> str:
-    ends = (format_seconds(end * SECONDS_PER_HOUR) for end in (hours.low, hours.high))
-    return " to ".join(ends)
+    factor, unit = (60, "min") if hours.high < 1 else (1, "h")
+    return f"{_rounded(hours.low * factor)}–{_rounded(hours.high * factor)} {unit}"

@@ -13,8 +13,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Request, Response
 
-from ...runners.guard import Limits
-from ...runners.jobs import ESTIMATE_LIMITS
 from ..estimates import answer, read_question
 from ..problems import plain_problem, problem_docs, problem_response
 from ..request_schemas import ESTIMATE_EXAMPLES, EstimateBody
@@ -23,7 +21,6 @@ from .dependencies import EstimatorDep, SettingsDep, require_json
 
 AT_ONCE = 2
 """Estimates that are worked on at a time: each takes a core, and the memory of a job."""
-TIME_LIMIT_S = 60.0
 RETRY_AFTER_S = 2
 
 router = APIRouter(prefix="/v1/estimates", tags=["estimates"])
@@ -60,7 +57,7 @@ def create_estimate(
     estimator: EstimatorDep,
     body: Annotated[EstimateBody, Body(openapi_examples=ESTIMATE_EXAMPLES)],
 ) -> EstimateDocument | Response:
-    """Nothing is stored. 503 while as many others are worked on as may be."""
+    """Nothing is stored. 503 while as many others are worked on as may be. Jobs have a time limit."""
     turns: Turns = request.app.state.estimate_turns
     with turns.one() as is_ours:
         if not is_ours:
@@ -83,6 +80,5 @@ def create_estimate(
                 enough=enough,
                 allowed_roots=roots,
                 allow_remote_code=allowed,
-                limits=Limits(time_s=TIME_LIMIT_S, host_memory_bytes=ESTIMATE_LIMITS.host_memory_bytes),
             ),
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import InputError
-from .calibration import ALLOCATED, RESERVED
+from .calibration import ALLOCATED, RESERVED, SHARDED
 from .gpus import Gpu
 from .intervals import Factors, Fits, verdict
 from .need import Need
@@ -50,7 +50,12 @@ class Target:
         """What may be reserved, so that even the high end of an estimate of it fits."""
         if self.capacity_bytes is None:
             return None
-        return max(0, int((self.capacity_bytes - self.overhead.high) / RESERVED.high))
+        return max(0, int((self.capacity_bytes - self.overhead.high) / self.factors[1].high))
+
+    @property
+    def factors(self) -> tuple[Factors, Factors]:
+        """Of measured over estimated bytes, allocated and reserved."""
+        return (SHARDED, SHARDED) if self.gpus > 1 else (ALLOCATED, RESERVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +70,9 @@ class Memory:
     """The intervals come from enough measurements to hold what they promise."""
 
 
-def memory_of(
-    need: Need, target: Target, *, factors: tuple[Factors, Factors] = (ALLOCATED, RESERVED)
-) -> Memory:
-    """The need with its intervals.
-
-    Args:
-        factors: of measured over estimated allocated and reserved bytes.
-    """
-    for_allocated, for_reserved = factors
+def memory_of(need: Need, target: Target) -> Memory:
+    """The need with its intervals."""
+    for_allocated, for_reserved = target.factors
     allocated = _spread(need.allocated_bytes, for_allocated)
     # What is reserved holds what is allocated, at either end.
     reserved = _spread(need.reserved_bytes, for_reserved)

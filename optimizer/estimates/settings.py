@@ -181,6 +181,18 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, InputError]]:
             "only ZeRO and FSDP move parts of a training to the host",
             "choose a ZeRO stage, or leave the offload out",
         ),
+        (
+            settings.offload == "optimizer" and settings.fsdp,
+            "offload",
+            "FSDP moves all to the host or nothing",
+            "use the offload all",
+        ),
+        (
+            settings.offload == "all" and settings.zero_stage in (1, 2),
+            "offload",
+            f"ZeRO stage {settings.zero_stage} keeps parameters on every GPU",
+            "use stage 3, or the offload optimizer",
+        ),
     )
     for is_wrong, field, message, next_step in found:
         if is_wrong:

@@ -124,8 +124,16 @@ def sorted_frees(events: Sequence[Event]) -> Iterator[Event]:
     """The events, where what layers allocated and is freed outside of them belongs to layers too.
 
     At the end of autocast, and of the graph, what many layers kept goes in no order: it is freed layer by
-    layer, as nothing is allocated in between. What neighbours kept goes with what came last.
+    layer, as nothing is allocated in between. What neighbours kept goes with what came last. What is freed at
+    once goes by age, as else the order hangs on addresses and differs from layer to layer.
     """
+    for _, run in groupby(_with_owners(events), key=lambda event: (bool(event.size_bytes), *event[2:])):
+        own = list(run)
+        yield from own if own[0].size_bytes else sorted(own, key=lambda event: event.block)
+
+
+def _with_owners(events: Sequence[Event]) -> Iterator[Event]:
+    """The events, those outside of layers labelled."""
     owners = {event.block: event.place for event in events if event.size_bytes}
     last: Place | None = None
     for is_outside, run in groupby(events, key=lambda event: not event.size_bytes and event.place is None):
@@ -134,9 +142,9 @@ def sorted_frees(events: Sequence[Event]) -> Iterator[Event]:
             layers = {place for event in own if (place := owners[event.block]) is not None}
             if len(layers) > NEIGHBOURS:
                 own = [event._replace(place=owners[event.block]) for event in own]
-                own.sort(key=lambda event: (event.place or ("", 0), event.block))
             elif layers:
                 own = [event._replace(place=last if owners[event.block] else None) for event in own]
+            own.sort(key=lambda event: (event.place or ("", 0), event.block))
         yield from own
         last = own[-1].place
 

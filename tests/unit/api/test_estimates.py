@@ -82,6 +82,8 @@ def test_words_and_units_are_read(config: str) -> None:
         ({"zero_stage": 4}, "zero_stage", "ZeRO stage 4 is unknown"),
         ({"offload": "disk", "zero_stage": 3}, "offload", "offload 'disk' is unknown"),
         ({"offload": "all"}, "offload", "only ZeRO and FSDP"),
+        ({"offload": "optimizer", "fsdp": True}, "offload", "all to the host or nothing"),
+        ({"offload": "all", "zero_stage": 2}, "offload", "ZeRO stage 2 keeps parameters"),
         ({"zero_stage": 3, "fsdp": True}, "fsdp", "exclude each other"),
         ({"padded": True, "packed": True}, "packed", "not both"),
         ({"method": "full", "quantization": "nf4"}, "quantization", "cannot train nf4"),
