@@ -103,7 +103,7 @@ def record(
             loss = forward(**inputs).loss
             del inputs
             weighted = loss * 1.0
-            recorder.enter(Phase.BACKWARD, Kind.TEMPORARIES)
+            recorder.enter(Phase.BACKWARD, Kind.LOGITS_AND_LOSS if places else Kind.TEMPORARIES)
             (weighted / 1).backward()  # accelerate divides by the micro-batches that it accumulates
             recorder.place = None
             loss_sum += weighted.detach()
@@ -161,16 +161,20 @@ def paged_state(
 
 def follow_model(model: torch.nn.Module, recorder: Recorder, places: Mapping[str, Place]) -> None:
     """Note what is there before the first step."""
-    for name, parameter in model.named_parameters():
-        kind = Kind.ADAPTER if parameter.requires_grad else Kind.BASE_WEIGHTS
-        place = places.get(name)
-        recorder.follow([parameter, *attached_tensors(parameter)], kind, place)
-    for name, module in model.named_modules():
-        # An 8-bit layer of bitsandbytes' takes the scales from its parameter when it first runs.
-        if type(state := getattr(module, "state", None)).__module__.startswith("bitsandbytes."):
-            recorder.follow(attached_tensors(state), Kind.BASE_WEIGHTS, places.get(name))
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(module_name, recurse=False):
+            kind = Kind.ADAPTER if parameter.requires_grad else Kind.BASE_WEIGHTS
+            recorder.follow([parameter, *scales_of(parameter, module)], kind, places.get(name))
     for name, buffer in model.named_buffers():
         recorder.follow([buffer], Kind.BASE_WEIGHTS, places.get(name))
+
+
+def scales_of(parameter: torch.nn.Parameter, module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """What bitsandbytes (0.50) keeps with a quantized matrix; 8-bit layers take it when they first run."""
+    yield from attached_tensors(parameter)
+    state = getattr(module, "state", None)
+    if parameter is getattr(module, "weight", None) and type(state).__module__.startswith("bitsandbytes."):
+        yield from attached_tensors(state)
 
 
 def places_of(model: torch.nn.Module) -> dict[str, Place]:
@@ -187,6 +191,11 @@ def marked_layers(model: torch.nn.Module, recorder: Recorder, places: Mapping[st
     """While active, the recorder knows in which layer the step is, forward and backward."""
     handles = []
     last = {place.stack: place.layer for place in sorted(set(places.values()))}
+
+    def reach(place: Place) -> None:
+        recorder.place = place
+        recorder.kind = Kind.TEMPORARIES if recorder.phase is Phase.BACKWARD else Kind.ACTIVATIONS
+
     for name, module in model.named_modules():
         place = places.get(name)
         if place is None or name != f"{place.stack}.{place.layer}":
@@ -195,16 +204,16 @@ def marked_layers(model: torch.nn.Module, recorder: Recorder, places: Mapping[st
         def enter(_: Any, __: Any, place: Place = place) -> None:
             # In a backward pass as well: a re-entrant checkpoint runs the layer again before any gradient
             # reaches it.
-            recorder.place = place
+            reach(place)
 
         def leave(_: Any, __: Any, output: Any, place: Place = place) -> None:
             if recorder.phase is Phase.BACKWARD:
                 return
             if place.layer == last[place.stack]:
-                recorder.place = None
+                recorder.place, recorder.kind = None, Kind.LOGITS_AND_LOSS
             for tensor in tree_iter(output):
                 if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                    tensor.register_hook(lambda _: setattr(recorder, "place", place))
+                    tensor.register_hook(lambda _: reach(place))
                     break
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]

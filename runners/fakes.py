@@ -21,11 +21,16 @@ from .operators import STAND_INS
 class Fakes(FakeTensorMode):
     """Fakes that can be given to operators which torch and bitsandbytes describe in part only."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled in here; see :meth:`.recorder.Recorder._should_skip_dynamo`."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What the operator returns, or would return."""
         stand_in = STAND_INS.get(func._schema.name)
         if stand_in is None:
-            return super().__torch_dispatch__(func, types, args, kwargs)
+            return self.dispatch(func, types, args, kwargs or {})
         with self:
             return stand_in(*args, **(kwargs or {}))
 

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import Any
 
@@ -324,8 +324,6 @@ ON_REAL_TENSORS = [
     case(quantization="int8", **HALF_WEIGHTS, **CHECKPOINTS),
     case(method="dora", quantization="nf4", double_quantization=True, **HALF_WEIGHTS),
     case(method="adalora", quantization="int8", **HALF_WEIGHTS),
-    case("gpt2", quantization="int8", **HALF_WEIGHTS),
-    case("bert", "ia3", quantization="nf4", **HALF_WEIGHTS),
     case("mixtral", quantization="nf4", **HALF_WEIGHTS),
     # Batches, kernels, losses, optimizers.
     case(batch=PADDED, attention="eager"),
@@ -453,19 +451,16 @@ def test_few_layers_tell_of_a_dozen(tape_of: Callable[..., Tape]) -> None:
     )
 
 
-UNLIKE = {
-    "gemma2": lambda: transformers.Gemma2Config(
-        num_hidden_layers=TRACED_LAYERS, head_dim=16, sliding_window=8, **DECODER
-    ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(
-        num_hidden_layers=TRACED_LAYERS,
+UNLIKE: dict[str, Callable[[int], Any]] = {
+    "gemma3": lambda depth: transformers.Gemma3TextConfig(
+        num_hidden_layers=depth,
         head_dim=16,
         sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"] * 2,
+        layer_types=["sliding_attention", "full_attention"] * (depth // 2),
         **DECODER,
     ),
-    "qwen3-moe with dense layers": lambda: transformers.Qwen3MoeConfig(
-        num_hidden_layers=TRACED_LAYERS,
+    "experts after dense layers": lambda depth: transformers.Qwen3MoeConfig(
+        num_hidden_layers=depth,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=32,
@@ -478,18 +473,31 @@ UNLIKE = {
 
 @pytest.mark.parametrize("name", UNLIKE)
 def test_layers_that_differ_are_never_taken_for_alike(name: str, tape_of: Callable[..., Tape]) -> None:
-    """Layers that compute alike may pass, where they do allocate alike: then the numbers are right."""
-    own = case(depth=TRACED_LAYERS, attention="eager")  # Gemma 2 has no other
-    few = tape_of(own, on_cuda=True, make=UNLIKE[name])
+    own = case(depth=TRACED_LAYERS)
+    few = tape_of(own, on_cuda=True, make=partial(UNLIKE[name], TRACED_LAYERS))
     with pytest.raises(Uneven):
         stretch(few, depths_of(own, 8))
 
 
+def test_layers_that_compute_otherwise_but_allocate_alike_may_pass(tape_of: Callable[..., Tape]) -> None:
+    """Gemma 2's see all or the last few tokens by turns, which an eager mask says without being larger."""
+
+    def tape(depth: int) -> Tape:
+        def make() -> Any:
+            return transformers.Gemma2Config(
+                num_hidden_layers=depth, head_dim=16, sliding_window=8, **DECODER
+            )
+
+        return tape_of(own, on_cuda=True, make=make)
+
+    own = case(attention="eager")
+    assert peaks_of(stretch(tape(TRACED_LAYERS), depths_of(own, 8))) == peaks_of(tape(8))
+
+
 BETWEEN = [
-    case(depth=TRACED_LAYERS, **HALF_WEIGHTS, **CHECKPOINTS),
+    case(**HALF_WEIGHTS, **CHECKPOINTS),
     case("bert", batch=PADDED, **AUTOCAST),
     case("mixtral", "full"),
-    case("t5"),
 ]
 
 
@@ -503,8 +511,8 @@ def test_two_micro_batches_and_three_lengths_tell_of_others(own: Case, tape_of: 
     rows = interpolated({2: at(2, 128), 4: at(4, 128)}, 7)
     assert peaks_of(rows) == peaks_of(at(7, 128))
     assert total_work(rows) == total_work(at(7, 128))
-    lengths = interpolated({units: at(2, 128 * units) for units in (1, 2, 3)}, 5)
-    assert peaks_of(lengths) == peaks_of(at(2, 5 * 128))
+    lengths = interpolated({units: at(2, 128 * units) for units in (1, 2, 3)}, 4)
+    assert peaks_of(lengths) == peaks_of(at(2, 4 * 128))
 
 
 def test_tied_weights_count_once(tape_of: Callable[..., Tape]) -> None:

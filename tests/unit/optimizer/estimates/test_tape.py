@@ -198,7 +198,7 @@ def test_layers_that_free_in_other_orders_are_uneven(tape: Tape) -> None:
         for number, event in enumerate(events)
         if not event.size_bytes and event.phase is Phase.BACKWARD and event.place == Place(STACK, 2)
     ]
-    own = [n for n in freed if tape.kinds[events[n].block] is Kind.ACTIVATIONS][-2:]
+    own = [n for n in freed if tape.kinds[events[n].block] is Kind.ACTIVATIONS][:2]
     events[own[0]], events[own[1]] = events[own[1]], events[own[0]]
     with pytest.raises(Uneven, match="different orders"):
         stretch(replace(tape, events=events), {STACK: 8})
