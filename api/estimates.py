@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ..errors import InputError
+from ..optimizer.adapters import warnings_for
 from ..optimizer.codec import from_json
 from ..optimizer.domain import Candidate, Method, Quantization
 from ..optimizer.estimates.estimate import Memory, Target, breakdown_of, fits, memory_of, speed_of
@@ -223,7 +224,11 @@ def answer(question: Question, ask: Ask) -> EstimateDocument:
         choices=tuple(
             each.choice(each.target.gpu) for each in fitting if question.which_gpu and each.target.gpu
         ),
-        notes=(*left_out, *best.notes(found.model.max_positions, has_choice=bool(fitting))),
+        notes=(
+            *left_out,
+            *best.notes(found.model.max_positions, has_choice=bool(fitting)),
+            *warnings_for(best.candidate, found.model),
+        ),
         seconds_spent=time.perf_counter() - started_s,
     )
 
@@ -322,6 +327,8 @@ class _Judged:
             yield f"{gpu.name} {reason}."
         if self.target.gpus > 1:
             yield "Sizes and speed are those of one GPU; time that GPUs wait for each other is left out."
+        if host_bytes := self.prediction.host_bytes:
+            yield f"Offloading takes {format_bytes(host_bytes)} of the host's memory for each GPU."
         if max_positions is not None and settings.length > max_positions:
             yield f"The model has positions for {max_positions:,} tokens only."
 

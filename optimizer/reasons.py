@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 
+from .adapters import warnings_for
 from .comparison import FAILURES, OUT_OF_MEMORY, Compared, exceeds, memory_column
 from .domain import (
     Measurement,
@@ -72,6 +73,7 @@ def explain(
         *([_against(best.measurement, others[0], column)] if others else []),
         *_better_learners(best, others[1:]),
         *_caveats(best, column, trials, study),
+        *(warnings_for(best.trial.candidate, study.facts.model) if study.facts else ()),
         *_disturbed(ranked),
         *_ruled_out(trials, request.memory_limit_bytes),
     )

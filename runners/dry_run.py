@@ -8,7 +8,6 @@ device can hold, nor of how tapes are stretched and played (``optimizer/estimate
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,10 +24,8 @@ from .build import autocast_name, make_optimizer
 from .cuda_semantics import cuda_semantics
 from .fakes import known_masks, known_weights
 from .recorder import Recorder
+from .shallow import LAYER
 from .tensor_memory import attached_tensors
-
-LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<layer>\d+)(?=\.|$)")
-"""A module within a list of modules."""
 
 PAGED_NUMBERS = 100_000
 """Smaller states are not paged (bitsandbytes' ``Optimizer8bit.get_state_buffer``)."""

@@ -20,8 +20,8 @@ from ..optimizer.codec import from_json, to_json
 from ..optimizer.domain import Candidate, Quantization
 from ..optimizer.estimates.need import Need, largest
 from ..optimizer.estimates.prediction import Prediction, Terms
-from ..optimizer.estimates.settings import Settings, candidate_from
-from ..optimizer.estimates.sharding import Offload, Scheme, ShardPlan
+from ..optimizer.estimates.settings import MOST_ROWS, Settings, candidate_from
+from ..optimizer.estimates.sharding import Offload, Scheme, ShardPlan, host_bytes
 from ..optimizer.estimates.tape import Tape, Uneven, Work, interpolated, stretch, total_work
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.sizes import BYTES_PER_ELEMENT
@@ -40,20 +40,10 @@ TOTAL_STEPS = 1_000
 LENGTH_STEP = 128
 """Kernels round lengths up to this: the largest that fits is looked for among its multiples."""
 
-MOST_ROWS = 65_536
 LONGEST_ROW = 1_048_576
 """Where neither the memory nor the model sets an end."""
 
-
-CANNOT_RUN = (
-    ImportError,
-    IndexError,
-    InvalidTrial,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+CANNOT_RUN = (ImportError, IndexError, InvalidTrial, RuntimeError, TypeError, ValueError)
 """What libraries raise for a candidate that they cannot build or run."""
 
 
@@ -201,11 +191,12 @@ def predict(
             )
             length = units * LENGTH_STEP if units else None
     work = Work()
-    work.add(step, candidate.accumulation // passes_of(candidate))
+    work.add(step, candidate.accumulation / passes_of(candidate))
     return Prediction(
         candidate=candidate,
         need=need,
         work=work,
+        host_bytes=sizes.host_bytes,
         max_micro_batch=rows,
         max_length=length,
         seconds=time.perf_counter() - started_s,
@@ -235,6 +226,12 @@ class Sizes:
         self._tapes: dict[Batch, Tape] = {} if tapes is None else tapes
         self._reserved: dict[Batch, int] = {}
         self._asked_about: tuple[Need, Work] | None = None
+
+    @property
+    def host_bytes(self) -> int:
+        """What offloading puts into the host's memory for each rank."""
+        plan = self._terms.plan
+        return 0 if plan is None else host_bytes(self.deep(self._batch), plan)
 
     def asked_about(self) -> tuple[Need, Work]:
         """The need at the batch itself, and the work of the step that was run."""

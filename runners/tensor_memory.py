@@ -14,14 +14,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-GRANULE_BYTES = 512
-"""CUDA's caching allocator rounds every request up to this (``kMinBlockSize``)."""
+from ..optimizer.estimates.allocator import rounded
 
 
 class TensorMemory(TorchDispatchMode):
     """While active, follows every storage that an operation returns until it is freed.
 
-    Each untyped storage counts once, however many tensors view it, rounded up to ``GRANULE_BYTES``.
+    Each untyped storage counts once, however many tensors view it, rounded up as CUDA's allocator does.
     Tensors from before must be named with :meth:`follow`.
     """
 
@@ -38,7 +37,7 @@ class TensorMemory(TorchDispatchMode):
             key = storage._cdata
             if key in self._sizes:
                 continue
-            size = -(-storage.nbytes() // GRANULE_BYTES) * GRANULE_BYTES
+            size = rounded(storage.nbytes())
             self._sizes[key] = size
             self.live_bytes += size
             self.peak_bytes = max(self.peak_bytes, self.live_bytes)

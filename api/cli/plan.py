@@ -38,13 +38,14 @@ def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_
         InputError: model or data are refused.
         NothingFits: no candidate can meet the memory limit.
     """
-    from ...optimizer.levels import enumerate_candidates
+    from ...optimizer.levels import enumerate_candidates, explain_refusals
     from ...optimizer.recipe import steps_for
     from ...optimizer.search import outline
     from ...runners.jobs import prepare_once
 
     facts = prepare_once(home, request, allow_remote_code=allow_remote_code)
     candidates = enumerate_candidates(facts, request)
+    left_out = explain_refusals(facts, request)
     limits = SearchLimits(
         memory_limit_bytes=request.memory_limit_bytes,
         max_trials=request.max_trials,
@@ -64,6 +65,10 @@ def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_
                 "request": to_json(request),
                 "candidates": [{"id": candidate.id, **to_json(candidate)} for candidate in candidates],
                 "first_trials": [_trial_document(plan) for plan in first],
+                "left_out": [
+                    {"rule": each.rule.name, "reason": each.rule.reason, "count": each.count}
+                    for each in left_out
+                ],
                 "max_trials": trials,
                 "max_probes": expected.max_probes,
                 "max_trainings": expected.max_trainings,
@@ -88,6 +93,10 @@ def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_
     for number, plan in enumerate(first, start=1):
         results.print(f"{number:3}  {plan.candidate.adapter.describe()} ({plan.reason})")
         results.print(Text(f"     {describe_settings(plan.candidate)}", "dim"))
+    if left_out:
+        results.print("\nLeft out, adapters at levels:")
+        for each in left_out:
+            results.print(Text(f"{each.count:7,}  {each.rule.reason}", "dim"))
     results.print("\nNothing was run. Leave out --plan to start.")
 
 

@@ -352,7 +352,7 @@ class CachingAllocator:
                 raise ValueError(f"block {block_id} has {size_bytes} bytes: give 0 or more")
             self._live[block_id] = None
             return
-        size = -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
+        size = rounded(size_bytes)
         pool = self._pool(size)
         block = pool.take(size) or self._grow(pool, size)
         if block is None:
@@ -444,6 +444,11 @@ def replay(
         retried=allocator.retried,
         fits=fits,
     )
+
+
+def rounded(size_bytes: int) -> int:
+    """What an allocation of this many bytes takes of a segment."""
+    return -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
 
 
 def _segment_bytes(size: int) -> int:

@@ -60,14 +60,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes that a process will hold at its peak, each with the interval that holds it nine times in ten."""
+    """Bytes that a process will hold at its peak, each with an interval; see :attr:`calibrated`."""
 
     allocated: Range
     reserved: Range
     device: Range
     """As NVML shows it: reserved, CUDA context and libraries."""
     calibrated: bool
-    """The intervals come from enough measurements to hold what they promise."""
+    """The intervals come from enough measurements to hold nine times in ten; else they are floors."""
 
 
 def memory_of(need: Need, target: Target) -> Memory:

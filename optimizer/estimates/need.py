@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .allocator import replay
-from .tape import Event, Kind, Phase, Tape, peaks_of, steps_of
+from .tape import Kind, Phase, Tape, peaks_of, steps_of
 
 MOST_TRIES = 12
 """Of sizes that are looked at to find the largest that fits; more only where memory is no straight line."""
@@ -98,7 +98,6 @@ def _events(tape: Tape, workspaces: tuple[int, ...]) -> Iterator[tuple[int, int]
     """The tape's allocations, with the workspaces at the start of the first step."""
     first_free = 2 * (max(tape.kinds, default=0) + 1)
     waiting = True
-    event: Event
     for event in steps_of(tape):
         if waiting and event.phase is not Phase.BUILD:
             waiting = False

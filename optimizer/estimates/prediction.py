@@ -51,7 +51,9 @@ class Prediction:
     candidate: Candidate
     need: Need
     work: Work
-    """Of one optimizer step."""
+    """Of one optimizer step; with gradient accumulation the optimizer's own part counts more than once."""
+    host_bytes: int = 0
+    """That offloading takes of the host's memory for each rank."""
     max_micro_batch: int | None
     """None without a limit, where not even one row is within it, and where it was not looked for."""
     max_length: int | None

@@ -14,8 +14,7 @@ from fractions import Fraction
 from itertools import groupby
 from typing import NamedTuple
 
-GRANULE_BYTES = 512
-"""CUDA's caching allocator rounds every request up to this (``kMinBlockSize``)."""
+from .allocator import rounded
 
 TRACED_LAYERS = 4
 """The first, two to compare and to repeat, and the last: the outer ones border on other modules."""
@@ -86,12 +85,12 @@ class Work:
     moved_bytes: int = 0
     kernels: int = 0
 
-    def add(self, other: Work, times: int = 1) -> None:
+    def add(self, other: Work, times: float = 1) -> None:
         """Add another's, so many times."""
         for dtype, number in other.flops.items():
-            self.flops[dtype] += number * times
-        self.moved_bytes += other.moved_bytes * times
-        self.kernels += other.kernels * times
+            self.flops[dtype] += round(number * times)
+        self.moved_bytes += round(other.moved_bytes * times)
+        self.kernels += round(other.kernels * times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +325,7 @@ def peaks_of(tape: Tape) -> Peaks:
     by_phase: dict[Phase, int] = {}
     for at, event in enumerate(events):
         if event.size_bytes:
-            sizes[event.block] = -(-event.size_bytes // GRANULE_BYTES) * GRANULE_BYTES
+            sizes[event.block] = rounded(event.size_bytes)
             total += sizes[event.block]
             if total > peak:
                 peak, peak_at = total, at

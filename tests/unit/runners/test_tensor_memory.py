@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from rankwise.runners.tensor_memory import GRANULE_BYTES, TensorMemory, training_tensors
+from rankwise.optimizer.estimates.allocator import MIN_BLOCK_BYTES
+from rankwise.runners.tensor_memory import TensorMemory, training_tensors
 
 KIB = 1024
 
@@ -37,8 +38,8 @@ def test_views_count_once_and_keep_their_storage_alive() -> None:
 def test_small_storages_are_rounded_up() -> None:
     with TensorMemory() as memory:
         scalar = torch.ones(1)
-        odd = torch.ones(GRANULE_BYTES // 4 + 1)
-        assert memory.live_bytes == 3 * GRANULE_BYTES
+        odd = torch.ones(MIN_BLOCK_BYTES // 4 + 1)
+        assert memory.live_bytes == 3 * MIN_BLOCK_BYTES
         del scalar, odd
 
 
@@ -73,7 +74,7 @@ def test_a_toy_step_equals_the_hand_count() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
     weight_bytes = 4 * features * features
     batch_bytes = 4 * rows * features
-    scalar_bytes = GRANULE_BYTES
+    scalar_bytes = MIN_BLOCK_BYTES
 
     def step(inputs: torch.Tensor) -> None:
         loss = model(inputs).pow(2).sum()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankwise.optimizer.estimates.allocator import MIN_BLOCK_BYTES
 from rankwise.optimizer.estimates.tape import (
-    GRANULE_BYTES,
     TRACED_LAYERS,
     Event,
     Kind,
@@ -329,7 +329,7 @@ def test_a_breakdown_adds_up_to_the_peak_in_whole_granules(
 ) -> None:
     peaks = peaks_of(layered(6, kept=kept, passing=passing, states=states, hidden=hidden))
     assert sum(peaks.breakdown.values()) == peaks.peak_bytes == max(peaks.by_phase.values())
-    assert all(size > 0 and size % GRANULE_BYTES == 0 for size in peaks.breakdown.values())
+    assert all(size > 0 and size % MIN_BLOCK_BYTES == 0 for size in peaks.breakdown.values())
 
 
 def test_work_is_summed_over_layers() -> None:
