@@ -6,16 +6,27 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..optimizer.domain import SCHEMA_VERSION, Recommendation, Study, Trial, TrialState
+from ..optimizer.domain import (
+    SCHEMA_VERSION,
+    Candidate,
+    Estimate,
+    Recommendation,
+    Study,
+    Trial,
+    TrialState,
+)
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.recipe import steps_for
-from .response_schemas import RecommendationDocument, StudyDocument, TrialDocument
+from .response_schemas import RecommendationDocument, RuledOut, StudyDocument, TrialDocument
 
 _ONLY_HTTP = {"links", "schema_version"}
 
 
 def report_document(
-    study: Study, trials: Sequence[Trial], recommendation: Recommendation | None
+    study: Study,
+    trials: Sequence[Trial],
+    estimates: Mapping[Candidate, Estimate],
+    recommendation: Recommendation | None,
 ) -> dict[str, Any]:
     """A study with its trials and what it recommends; ``recommendation`` is null unless it succeeded."""
     best = recommendation and RecommendationDocument.of(
@@ -25,6 +36,7 @@ def report_document(
         "schema_version": SCHEMA_VERSION,
         "study": study_document(study, Counter(trial.state for trial in trials)),
         "trials": [TrialDocument.of(trial).model_dump(mode="json") for trial in trials],
+        "ruled_out": [each.model_dump(mode="json") for each in RuledOut.among(estimates)],
         "recommendation": best and best.model_dump(mode="json", exclude=_ONLY_HTTP),
     }
 

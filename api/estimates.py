@@ -8,21 +8,24 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ..errors import InputError
+from ..home import Home
 from ..optimizer.adapters import warnings_for
 from ..optimizer.codec import from_json
-from ..optimizer.domain import Candidate, Method, Quantization
+from ..optimizer.domain import Candidate, Method, Quantization, Trial
 from ..optimizer.estimates.estimate import Memory, Target, breakdown_of, fits, memory_of, speed_of
 from ..optimizer.estimates.gpus import Gpu, find_gpu, smallest_first
 from ..optimizer.estimates.intervals import Fits
 from ..optimizer.estimates.overheads import TRAINING_THREADS, cublas_workspace_bytes
 from ..optimizer.estimates.prediction import Prediction, Terms
 from ..optimizer.estimates.settings import Settings, setting_problems
+from ..optimizer.estimates.trials import Learnt, learnt_from
 from ..optimizer.sizes import trainable_parameters
 from ..probes.host import read_host
 from ..probes.model_source import is_hub_id, resolve_model
@@ -104,6 +107,9 @@ class Question:
 
 Ask = Callable[[Sequence[Terms], int | None], Estimation]
 """Runs the job for a question: terms, and after how many that fit it may end."""
+
+TrialsOn = Callable[[str], Sequence[Trial]]
+"""Name of a device in the catalogue → trials on it that had been estimated before."""
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "task": partial(choice, TaskKind),
@@ -190,8 +196,25 @@ def _target_problems(options: EstimateOptions) -> Iterator[RequestProblem]:
         yield problem("tokens", "how long it takes depends on the GPU", "name one, or ask which GPU to take")
 
 
-def answer(question: Question, ask: Ask) -> EstimateDocument:
-    """Have the job run, and judge what it says.
+def no_trials(_: str) -> Sequence[Trial]:
+    """Nothing was measured on any device."""
+    return ()
+
+
+@contextmanager
+def trials_of(home: Home) -> Iterator[TrialsOn]:
+    """What the store of this home knows of devices: nothing where there is none yet."""
+    if not home.database.exists():
+        yield no_trials
+        return
+    from ..store import Store
+
+    with closing(Store.open(home.database)) as store:
+        yield store.list_estimated
+
+
+def answer(question: Question, ask: Ask, trials_on: TrialsOn = no_trials) -> EstimateDocument:
+    """Have the job run, and judge what it says by what trials on these devices have shown.
 
     Raises:
         InputError: the candidate cannot be run, or no GPU of the catalogue can compute in its dtype.
@@ -200,14 +223,16 @@ def answer(question: Question, ask: Ask) -> EstimateDocument:
     started_s = time.perf_counter()
     left_out: tuple[str, ...] = ()
     if question.which_gpu:
-        gpus, left_out = _usable_gpus(question.settings)
-        targets = [_target(question, gpu) for gpu in gpus]
+        usable, left_out = _usable_gpus(question.settings)
+        gpus: list[Gpu | None] = [*usable]
     else:
-        targets = [_target(question, question.gpu)]
+        gpus = [question.gpu]
+    learnt = [Learnt() if gpu is None else learnt_from(trials_on(gpu.name), gpu) for gpu in gpus]
+    targets = [_target(question, gpu, own) for gpu, own in zip(gpus, learnt, strict=True)]
     found = ask([_terms(target) for target in targets], CHOICES if question.which_gpu else None)
     judged = [
-        _Judged(question, target, prediction)
-        for target, prediction in zip(targets, found.predictions, strict=False)
+        _Judged(question, target, own, prediction)
+        for target, own, prediction in zip(targets, learnt, found.predictions, strict=False)
     ]
     fitting = [each for each in judged if each.fits is Fits.YES]
     # Where nothing fits, the largest GPU shows by how much.
@@ -239,6 +264,7 @@ class _Judged:
 
     question: Question
     target: Target
+    learnt: Learnt
     prediction: Prediction
 
     @property
@@ -321,6 +347,8 @@ class _Judged:
                 "Too few measurements stand behind the intervals so far: they are wide by intention, "
                 "and not calibrated."
             )
+        if gpu is not None and self.learnt.trials:
+            yield f"Speed and intervals reckon with {self.learnt.trials} trials on {gpu.name}."
         if gpu is not None and self.question.limit_bytes is not None:
             yield f"Judged by {format_bytes(capacity or 0)}, the lesser of the limit and the GPU's memory."
         if gpu is not None and (reason := _no_use(gpu, settings)):
@@ -333,8 +361,14 @@ class _Judged:
             yield f"The model has positions for {max_positions:,} tokens only."
 
 
-def _target(question: Question, gpu: Gpu | None) -> Target:
-    return Target(gpu=gpu, limit_bytes=question.limit_bytes, gpus=question.settings.gpus)
+def _target(question: Question, gpu: Gpu | None, learnt: Learnt) -> Target:
+    return Target(
+        gpu=gpu,
+        limit_bytes=question.limit_bytes,
+        gpus=question.settings.gpus,
+        efficiency=learnt.efficiency,
+        factors=(learnt.allocated, learnt.reserved),
+    )
 
 
 def _terms(target: Target) -> Terms:

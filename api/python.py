@@ -5,6 +5,7 @@ Runs the same study as the command line does. Imports neither torch nor peft unt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..home import Home
 from ..optimizer import domain
-from ..optimizer.domain import Candidate, Measurement, Study, Trial
+from ..optimizer.domain import Candidate, Estimate, Measurement, Study, Trial
 from ..runners.jobs import estimate_once
 from ..runners.ready_files import write_ready_files
 from ..store import Store
 from .asking import StudyOptions, read_request
 from .documents import adapter_config_of, report_document
-from .estimates import EstimateOptions, answer, read_question
+from .estimates import EstimateOptions, answer, read_question, trials_of
 from .following import failure_of, follow
 from .response_schemas import EstimateDocument
 from .submission import check_request
@@ -35,6 +36,8 @@ class Recommendation:
     study: Study
     trials: tuple[Trial, ...]
     """Every trial of the study in the order of planning, the failed ones too."""
+    estimates: Mapping[Candidate, Estimate]
+    """What dry runs told of a candidate of each shape, of those too that were not run."""
     choice: domain.Recommendation
     home: Home
 
@@ -67,7 +70,7 @@ class Recommendation:
 
     def to_dict(self) -> dict[str, Any]:
         """The study, its trials and the recommendation as plain JSON data."""
-        return report_document(self.study, self.trials, self.choice)
+        return report_document(self.study, self.trials, self.estimates, self.choice)
 
     def save(self, folder: str | PathLike[str]) -> list[Path]:
         """Write the ready files (evidence, adapter configuration, training script); returns their paths.
@@ -140,6 +143,7 @@ def recommend(
         found = Recommendation(
             study=study,
             trials=tuple(store.list_trials(study.id)),
+            estimates=store.list_estimates(study.id),
             choice=store.get_recommendation(study.id),
             home=place,
         )
@@ -185,18 +189,20 @@ def estimate(
     """
     question = read_question(model, allow_remote_code=allow_remote_code, **options)
     place = _home(home)
-    return answer(
-        question,
-        lambda terms, enough: estimate_once(
-            place,
-            question.model,
-            question.settings,
-            terms,
-            task=question.task,
-            enough=enough,
-            allow_remote_code=allow_remote_code,
-        ),
-    )
+    with trials_of(place) as trials_on:
+        return answer(
+            question,
+            lambda terms, enough: estimate_once(
+                place,
+                question.model,
+                question.settings,
+                terms,
+                task=question.task,
+                enough=enough,
+                allow_remote_code=allow_remote_code,
+            ),
+            trials_on,
+        )
 
 
 def _home(home: str | PathLike[str] | None) -> Home:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from ..optimizer.domain import (
     SCHEMA_VERSION,
     Candidate,
+    Estimate,
     Event,
     Measurement,
     Outcome,
@@ -31,6 +32,7 @@ from ..optimizer.domain import (
     TrialState,
     Weights,
 )
+from ..optimizer.estimates.intervals import Fits
 from ..probes.profiles import GpuProfile, HardwareProfile, HostProfile, LengthProfile, TaskKind, TaskProfile
 from .request_schemas import StudyBody
 
@@ -218,6 +220,8 @@ class TrialDocument(_Part):
     candidate_id: str
     candidate: Candidate
     description: str
+    estimate: Estimate | None
+    """What a dry run had told of speed and memory before they were measured."""
     measurement: Measurement | None
     wall_s: float | None
     started_at: datetime | None
@@ -239,11 +243,36 @@ class TrialDocument(_Part):
         )
 
 
+class RuledOut(_Part):
+    """A candidate that is not run, because a dry run told that it cannot fit."""
+
+    candidate_id: str
+    candidate: Candidate
+    description: str
+    estimate: Estimate
+
+    @classmethod
+    def among(cls, estimates: Mapping[Candidate, Estimate]) -> tuple[RuledOut, ...]:
+        """Those of which that was told."""
+        return tuple(
+            cls(
+                candidate_id=candidate.id,
+                candidate=candidate,
+                description=candidate.describe(),
+                estimate=estimate,
+            )
+            for candidate, estimate in estimates.items()
+            if estimate.fits is Fits.NO
+        )
+
+
 class TrialList(_Document):
     """A study's trials in the order of planning."""
 
     study_id: str
     trials: tuple[TrialDocument, ...]
+    ruled_out: tuple[RuledOut, ...]
+    """What no trial was made of."""
     links: StudyLinks
 
 
@@ -261,6 +290,8 @@ class RecommendationDocument(_Document):
     reasons: tuple[str, ...]
     ranking: tuple[ScoredTrial, ...]
     evidence: Measurement
+    estimate: Estimate | None
+    """What a dry run had told of speed and memory before they were measured."""
     quality_measured: bool
     """False where no training finished, or the model had no weights: the score rests on the other parts."""
     wall_s: float

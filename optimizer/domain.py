@@ -14,6 +14,7 @@ from typing import Any
 
 from ..probes.profiles import DatasetProfile, HardwareProfile, ModelProfile
 from .codec import digest, identity
+from .estimates.intervals import Fits
 
 SCHEMA_VERSION = 1
 """Version of every file and message that carries ``schema_version``."""
@@ -363,6 +364,40 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a dry run told of a shape on the device that trials run on, before any of it ran there.
+
+    Memory columns are those of :class:`Measurement`, so that each can be held against its own; None is
+    "not told", as CUDA's are of a CPU.
+    """
+
+    device: str
+    """The catalogue's name, or the driver's."""
+    fits: Fits | None = None
+    """None where nothing can be said: on a CPU nobody knows what a process holds beyond its tensors."""
+    reason: str | None = None
+    """Why it cannot fit, or why nothing was told, in a sentence."""
+    peak_tensor_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    low_bytes: int | None = None
+    """Least that it takes of what the memory limit is held against."""
+    high_bytes: int | None = None
+    tokens_per_s: float | None = None
+    tokens_per_s_low: float | None = None
+    tokens_per_s_high: float | None = None
+    flops: Mapping[str, int] = field(default_factory=dict)
+    """Of one optimizer step with the heaviest batch, by the dtype that they are computed in."""
+    moved_bytes: int = 0
+    kernels: int = 0
+    step_tokens: float = 0.0
+    """Tokens with content that the work of such a step does, at the padding that these data have."""
+    seconds: float = 0.0
+    """That it took to tell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRequest:
     """What the user asked for. Paths as written; everything else with defaults filled in."""
 
@@ -477,6 +512,8 @@ class Trial:
     """From launch to the last report, everything included."""
     reused_from: str | None = None
     """The trial, of any study, that measured this shape in this environment; nothing was run for this one."""
+    estimate: Estimate | None = None
+    """What a dry run had told of its shape."""
 
     @property
     def candidate(self) -> Candidate:
@@ -529,6 +566,8 @@ class Recommendation:
     """Wall time from the study's first start to this recommendation, summed over its runs."""
     measured_s: float
     """Part of ``wall_s`` spent in steps that were timed or trained."""
+    estimate: Estimate | None = None
+    """What had been told of the candidate's memory and speed before it was measured."""
 
     @property
     def overhead_share(self) -> float | None:

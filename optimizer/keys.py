@@ -7,7 +7,7 @@ from .codec import digest, to_json
 from .domain import Candidate, Method, StudyFacts
 from .recipe import steps_for
 
-MEASURING_VERSION = 1
+MEASURING_VERSION = 2
 """Of what a trial does when it measures. Raised with every change of it that moves figures: older ones are
 not used again."""
 

@@ -7,12 +7,14 @@ are ranked.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
 from .adapters import warnings_for
 from .comparison import FAILURES, OUT_OF_MEMORY, Compared, exceeds, memory_column
 from .domain import (
+    Candidate,
+    Estimate,
     Measurement,
     Outcome,
     Rung,
@@ -24,6 +26,7 @@ from .domain import (
     Trial,
     Weights,
 )
+from .estimates.intervals import Fits
 
 STANDARD_ERRORS = 2.0
 """Held-out losses closer than this many standard errors are no difference."""
@@ -39,9 +42,12 @@ LIMIT_MARGIN = 1.05
 LEAST_SHARE_SHOWN = 0.001
 """Below this a difference prints as none."""
 
+TOLD_COLUMNS = ("peak_device_bytes", "peak_allocated_bytes", "peak_tensor_bytes")
+
 MEMORY_NAMES = {
     "peak_device_bytes": "of device memory",
     "peak_reserved_bytes": "reserved by CUDA's allocator",
+    "peak_allocated_bytes": "allocated on the device",
     "peak_process_bytes": "of process memory",
     "peak_tensor_bytes": "in live tensors",
 }
@@ -61,6 +67,7 @@ def explain(
     ranking: Sequence[ScoredTrial],
     ranked: Sequence[Compared],
     trials: Sequence[Trial],
+    estimates: Mapping[Candidate, Estimate],
 ) -> tuple[str, ...]:
     """Why the first of ``ranked`` (the compared trials in the order of ``ranking``) is recommended."""
     request = study.request
@@ -70,36 +77,48 @@ def explain(
         *_learnt_nothing(best.measurement, study),
         _verdict(request, ranking, best),
         _figures(best, column),
+        *_as_told(best),
         *([_against(best.measurement, others[0], column)] if others else []),
         *_better_learners(best, others[1:]),
         *_caveats(best, column, trials, study),
         *(warnings_for(best.trial.candidate, study.facts.model) if study.facts else ()),
         *_disturbed(ranked),
         *_ruled_out(trials, request.memory_limit_bytes),
+        *_never_run(estimates),
     )
 
 
-def explain_nothing_fits(trials: Sequence[Trial], memory_limit_bytes: int | None) -> tuple[str, str]:
+def explain_nothing_fits(
+    trials: Sequence[Trial], estimates: Mapping[Candidate, Estimate], memory_limit_bytes: int | None
+) -> tuple[str, str]:
     """What was tried, and what would help."""
-    if not trials:
+    never_run = tuple(_never_run(estimates))
+    if not trials and not never_run:
         return "no trial was run, so nothing can be recommended", "allow a larger budget"
-    opening = f"none of {_count(len(trials), 'trial')} can be recommended."
-    message = " ".join((opening, *_ruled_out(trials, memory_limit_bytes)))
-    if not any(t.outcome in OUT_OF_MEMORY or exceeds(t.measurement, memory_limit_bytes) for t in trials):
+    opening = f"none of {_count(len(trials), 'trial')} can be recommended." if trials else "nothing fits."
+    message = " ".join((opening, *_ruled_out(trials, memory_limit_bytes), *never_run))
+    if trials and not any(
+        t.outcome in OUT_OF_MEMORY or exceeds(t.measurement, memory_limit_bytes) for t in trials
+    ):
         return message, "read the logs of the trials that failed"
     others = "shorten max_length or allow more methods"
     if memory_limit_bytes is None:
         return message, f"{others}, or take a smaller model"
-    return message, f"{_larger_limit(trials, memory_limit_bytes)}, {others}"
+    return message, f"{_larger_limit(trials, estimates, memory_limit_bytes)}, {others}"
 
 
-def _larger_limit(trials: Sequence[Trial], memory_limit_bytes: int) -> str:
+def _larger_limit(
+    trials: Sequence[Trial], estimates: Mapping[Candidate, Estimate], memory_limit_bytes: int
+) -> str:
     """Which limit would do, as far as the trials tell: one that was ended at the limit has no peak."""
     peaks = [
         t.measurement.memory_bytes
         for t in trials
         if t.outcome is Outcome.OK and t.measurement and t.measurement.memory_bytes
     ]
+    needs = [it.low_bytes for it in estimates.values() if it.fits is Fits.NO and it.low_bytes]
+    if not peaks and needs:
+        return f"raise the memory limit above {_gib(min(needs))} (the least that was estimated)"
     if not peaks:
         twice = 2 * memory_limit_bytes
         return f"raise the memory limit (no trial got far enough to say to what: try {_gib(twice)})"
@@ -151,6 +170,29 @@ def _figures(best: Compared, column: str | None) -> str:
     if measurement.metric_name and measurement.metric_value is not None:
         parts.append(f"{measurement.metric_name} {measurement.metric_value:.3f}")
     return f"Measured here: {', '.join(parts)}."
+
+
+def _as_told(best: Compared) -> Iterator[str]:
+    """What a dry run had told of the same columns, beside what was measured."""
+    told, measured = best.trial.estimate, best.measurement
+    if told is None:
+        return
+    parts = [
+        f"{_gib(estimated)} {MEMORY_NAMES[name]}, and {_gib(found)} were measured"
+        for name in TOLD_COLUMNS
+        if (estimated := getattr(told, name)) and (found := getattr(measured, name))
+    ]
+    if told.tokens_per_s and told.tokens_per_s_low and told.tokens_per_s_high:
+        parts.append(f"{told.tokens_per_s_low:,.0f} to {told.tokens_per_s_high:,.0f} tokens/s")
+    if parts:
+        yield f"A dry run had told, before anything was run: {'; '.join(parts)}."
+
+
+def _never_run(estimates: Mapping[Candidate, Estimate]) -> Iterator[str]:
+    hopeless = {it: told for it, told in estimates.items() if told.fits is Fits.NO}
+    if hopeless:
+        names = [f"{candidate.describe()} ({told.reason})" for candidate, told in hopeless.items()]
+        yield f"Ruled out by a dry run, and not run: {_some(names)}."
 
 
 def _loss(measurement: Measurement) -> str:

@@ -11,7 +11,18 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import NothingFits
 from .comparison import Compared, comparable_parts, comparable_trials, memory_column, weighted_score
-from .domain import Adapter, Method, Recommendation, ScoredTrial, Scoring, Study, Trial, Weights
+from .domain import (
+    Adapter,
+    Candidate,
+    Estimate,
+    Method,
+    Recommendation,
+    ScoredTrial,
+    Scoring,
+    Study,
+    Trial,
+    Weights,
+)
 from .reasons import explain, explain_nothing_fits
 from .sizes import device_bytes
 
@@ -22,13 +33,23 @@ CLASSIC_FULL_BONUS_PERCENT = 85.0
 CLASSIC_CEILING_PERCENT = 95.0
 
 
-def recommend(study: Study, trials: Sequence[Trial], *, wall_s: float, measured_s: float) -> Recommendation:
+def recommend(
+    study: Study,
+    trials: Sequence[Trial],
+    estimates: Mapping[Candidate, Estimate] | None = None,
+    *,
+    wall_s: float,
+    measured_s: float,
+) -> Recommendation:
     """The best of a study's trials, with its evidence and the reasons.
+
+    Args:
+        estimates: what was told of shapes, among them those that were not run.
 
     Raises:
         NothingFits: no trial ran to its end within the limit; says what was tried and what would help.
     """
-    request = study.request
+    request, told = study.request, estimates or {}
     ranking = score_trials(
         trials,
         weights=request.effective_weights,
@@ -37,7 +58,7 @@ def recommend(study: Study, trials: Sequence[Trial], *, wall_s: float, measured_
         memory_total_bytes=device_bytes(study.facts.hardware) if study.facts else None,
     )
     if not ranking:
-        message, next_step = explain_nothing_fits(trials, request.memory_limit_bytes)
+        message, next_step = explain_nothing_fits(trials, told, request.memory_limit_bytes)
         raise NothingFits(message, next_step=next_step)
     by_id = {each.trial.id: each for each in comparable_trials(trials, request.memory_limit_bytes)}
     ranked = [by_id[scored.trial_id] for scored in ranking]
@@ -50,7 +71,8 @@ def recommend(study: Study, trials: Sequence[Trial], *, wall_s: float, measured_
         scoring=request.scoring,
         weights=request.effective_weights,
         ranking=ranking,
-        reasons=explain(study, ranking, ranked, trials),
+        reasons=explain(study, ranking, ranked, trials, told),
+        estimate=ranked[0].trial.estimate,
         quality_measured=ranked[0].measurement.heldout_loss is not None,
         wall_s=wall_s,
         measured_s=measured_s,

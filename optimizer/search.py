@@ -95,12 +95,20 @@ class PlanOutline:
 
 
 def next_step(
-    candidates: Sequence[Candidate], trials: Sequence[Trial], limits: SearchLimits, weights: Weights
+    candidates: Sequence[Candidate],
+    trials: Sequence[Trial],
+    limits: SearchLimits,
+    weights: Weights,
+    *,
+    cannot_fit: Sequence[Candidate] = (),
 ) -> RunTrial | Stop:
     """The next trial of a study, from all its trials so far.
 
     An unfinished trial comes first whatever the limits: it had been granted. No candidate is repeated at
     the same rung, no shape in a second probe.
+
+    Args:
+        cannot_fit: known to need more memory than there is; neither they nor larger ones are run.
     """
     unfinished = [trial for trial in trials if trial.state is not TrialState.FINISHED]
     if unfinished:
@@ -109,7 +117,7 @@ def next_step(
         return Stop(f"the limit of {limits.max_trials} trials was reached")
     if limits.spent_s >= limits.budget_s:
         return Stop(f"the budget of {limits.budget_s / 60:.3g} minutes was spent")
-    evidence = _Evidence(trials, limits.memory_limit_bytes)
+    evidence = _Evidence(trials, limits.memory_limit_bytes, cannot_fit)
     plan = None if evidence.trainings else _next_probe(candidates, evidence, limits, weights)
     if plan is None and limits.can_learn:
         plan = _next_training(candidates, evidence, limits, weights)
@@ -138,16 +146,23 @@ def outline(candidates: Sequence[Candidate], limits: SearchLimits) -> PlanOutlin
 class _Evidence:
     """What finished trials say about candidates, untried ones included."""
 
-    def __init__(self, trials: Sequence[Trial], memory_limit_bytes: int | None) -> None:
+    def __init__(
+        self, trials: Sequence[Trial], memory_limit_bytes: int | None, cannot_fit: Sequence[Candidate]
+    ) -> None:
         self.probes = {t.candidate.shape_key: t for t in trials if t.plan.rung is Rung.PROBE}
         self.launched_probes = [trial for trial in self.probes.values() if trial.reused_from is None]
         self.trainings = [trial for trial in trials if trial.plan.rung is Rung.TRAIN]
         self._memory_limit_bytes = memory_limit_bytes
-        self._too_big = [trial.candidate for trial in trials if self._did_not_fit(trial)]
+        self._cannot_fit = cannot_fit
+        self._too_big = [*cannot_fit, *(trial.candidate for trial in trials if self._did_not_fit(trial))]
 
     def too_big(self, candidate: Candidate) -> bool:
-        """This shape, or one that needs no more memory, did not fit."""
+        """This shape, or one that needs no more memory, did not fit or cannot."""
         return any(needs_at_least(candidate, failed) for failed in self._too_big)
+
+    def cannot_fit(self, candidate: Candidate) -> bool:
+        """This shape needs more memory than there is, without its having been run."""
+        return any(needs_at_least(candidate, hopeless) for hopeless in self._cannot_fit)
 
     def settled(self, candidate: Candidate) -> bool:
         """A probe of this shape would tell nothing new."""
@@ -206,7 +221,10 @@ def _probing(
     for position, own in enumerate(by_adapter.values()):
         if best is not None:
             yield from _first_fitting(_near(best, own), evidence, "another adapter at the level found")
-        elif fitting := (yield from _first_fitting(own, evidence, "the best prior that is left")):
+            continue
+        # Compiling takes long, and nobody can rely on its saving memory: it is only compared.
+        plain = [candidate for candidate in own if not candidate.level.compile]
+        if fitting := (yield from _first_fitting(plain, evidence, "the best prior that is left")):
             went_on = not probed.isdisjoint(adapters[position + 1 :])
             best = yield from _refine(fitting, own, evidence, weights, may_refine=may_refine and not went_on)
 
@@ -216,12 +234,16 @@ def _first_fitting(
 ) -> _Asking[Candidate | None]:
     """The first of these candidates, rung by rung of the ladder, that runs and fits.
 
-    A rung is a level, checkpointed or not, with its micro-batches. Where the first of a rung does not fit,
-    the leanest comes next: if that does not fit either, the rung is out. So it is after any other failure:
-    that would repeat itself at every micro-batch.
+    A rung is a level, checkpointed or not, with those of its micro-batches that may fit. Where the first of a
+    rung does not fit, the leanest comes next: if that does not fit either, the rung is out. So it is after
+    any other failure: that would repeat itself at every micro-batch.
     """
     for _, group in groupby(ladder, key=uncheckpointed):
-        first, *rest = group
+        possible = [candidate for candidate in group if not evidence.cannot_fit(candidate)]
+        if not possible:
+            reason = "less memory, because a setting before it cannot fit"
+            continue
+        first, *rest = possible
         lean = rest[-1] if rest else None
         lean_fits = False
         for candidate in (first, *rest[-1:], *rest[:-1]):

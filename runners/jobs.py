@@ -1,4 +1,4 @@
-"""The jobs ``prepare``, ``inspect`` and ``estimate`` from outside: specs, answers, running one by itself.
+"""The jobs that are no trials, from outside: specs, answers, running one by itself.
 
 Imports no torch.
 """
@@ -17,8 +17,8 @@ from .. import errors
 from ..errors import InputError, RunnerError
 from ..home import Home
 from ..optimizer.codec import from_json, to_json
-from ..optimizer.domain import StudyFacts, StudyRequest
-from ..optimizer.estimates.prediction import Prediction, Terms
+from ..optimizer.domain import Candidate, StudyFacts, StudyRequest
+from ..optimizer.estimates.prediction import Prediction, Terms, TrialPrediction
 from ..optimizer.estimates.settings import Settings
 from ..probes.host import read_hardware
 from ..probes.model_source import resolve_model
@@ -81,6 +81,51 @@ def read_facts(job: Job) -> StudyFacts:
         RunnerError: the job ended without an answer.
     """
     return from_json(StudyFacts, _answer(job, "reading model and data")["facts"])
+
+
+def start_estimate_trials(
+    server: WarmServer,
+    facts: StudyFacts,
+    candidates: Sequence[Candidate],
+    terms: Terms,
+    folder: Path,
+    *,
+    enough_bytes: int,
+    order_seed: int,
+) -> Job:
+    """Hand dry runs of a study's candidates to a warm server.
+
+    Args:
+        candidates: of one ladder, those that need most first.
+        enough_bytes: those after the first that allocates no more are left out.
+        order_seed: of the order in which trials take rows.
+
+    Raises:
+        RunnerError: the server is gone.
+    """
+    spec = {
+        "model": to_json(facts.model),
+        "task": to_json(facts.dataset.task),
+        "tokens_path": facts.tokens_path,
+        "candidates": [to_json(candidate) for candidate in candidates],
+        "terms": to_json(terms),
+        "on_cuda": bool(facts.hardware.gpus),
+        "enough_bytes": enough_bytes,
+        "order_seed": order_seed,
+        "allow_remote_code": facts.model.runs_remote_code,
+    }
+    return server.start("estimate-trials", spec, folder, ESTIMATE_LIMITS)
+
+
+def read_predictions(job: Job) -> list[TrialPrediction]:
+    """What a finished job said of candidates, in their order; the last ones may be missing.
+
+    Raises:
+        InputError: one of them cannot be built or run.
+        RunnerError: the job ended without an answer.
+    """
+    answer = _answer(job, "estimating trials")
+    return [from_json(TrialPrediction, each) for each in answer["predictions"]]
 
 
 def _answer(job: Job, doing: str) -> dict[str, Any]:

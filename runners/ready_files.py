@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..optimizer.codec import to_json
-from ..optimizer.domain import Candidate, Recommendation, Rung, Study, StudyFacts, Trial
+from ..optimizer.domain import Candidate, Estimate, Recommendation, Rung, Study, StudyFacts, Trial
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.exports.recommendation import recommendation_document
 from ..optimizer.exports.trainer import training_arguments
@@ -58,7 +58,7 @@ def write_ready_files(store: Store, study_id: str, folder: Path) -> list[Path]:
     """
     chosen = store.get_recommendation(study_id)
     study, trials = store.get_study(study_id), store.list_trials(study_id)
-    texts = ready_files(chosen, study, trials)
+    texts = ready_files(chosen, study, trials, store.list_estimates(study_id))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -70,10 +70,12 @@ def write_ready_files(store: Store, study_id: str, folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def ready_files(chosen: Recommendation, study: Study, trials: list[Trial]) -> dict[str, str]:
+def ready_files(
+    chosen: Recommendation, study: Study, trials: list[Trial], estimates: Mapping[Candidate, Estimate]
+) -> dict[str, str]:
     """File name → text. Full fine-tuning has no ``adapter_config.json``."""
     assert study.facts is not None  # noqa: S101 - a recommendation is made of facts
-    document = recommendation_document(chosen, study, trials)
+    document = recommendation_document(chosen, study, trials, estimates)
     texts = {
         "recommendation.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     }

@@ -7,9 +7,9 @@ ended the last one, goes on where the evidence ends. Knows nothing about how pro
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,27 @@ import psutil
 from ..errors import RankwiseError, RunnerError, StaleFence
 from ..home import Home
 from ..optimizer.codec import to_json
-from ..optimizer.domain import Outcome, Recommendation, Rung, Study, StudyFacts, StudyState, Trial
+from ..optimizer.domain import (
+    Candidate,
+    Estimate,
+    Outcome,
+    Recommendation,
+    Rung,
+    Study,
+    StudyFacts,
+    StudyState,
+    Trial,
+    TrialPlan,
+)
+from ..optimizer.estimates.intervals import Fits
+from ..optimizer.estimates.trials import (
+    catalogued,
+    device_name,
+    enough_bytes,
+    estimate_of,
+    learnt_from,
+    terms_for,
+)
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.keys import derive_seed, measurement_key, trial_device
 from ..optimizer.levels import enumerate_candidates
@@ -30,7 +50,7 @@ from ..store import Claim, Store
 from .classify import Ending, classify
 from .disturbance import disturbed, is_spoilt, marked, may_repeat
 from .guard import Limits
-from .jobs import read_facts, start_prepare
+from .jobs import read_facts, read_predictions, start_estimate_trials, start_prepare
 from .messages import TrialSpec
 from .warm_client import Job, WarmServer, read_tail
 from .watch import DeviceWatch
@@ -129,19 +149,50 @@ class StudyRun:
             self.bank_wall()
             self.check_signals()
             trials = self.store.list_trials(self.study.id)
+            estimates = self.store.list_estimates(self.study.id)
             limits = SearchLimits(
                 memory_limit_bytes=request.memory_limit_bytes,
                 max_trials=request.max_trials,
                 budget_s=request.budget_s,
-                spent_s=self.store.attempts_wall_s(self.study.id),
+                spent_s=self.store.attempts_wall_s(self.study.id)
+                + sum(estimate.seconds for estimate in estimates.values()),
                 full_steps=steps_for(facts.train_rows, facts.recipe),
                 can_learn=facts.model.has_weights,
             )
-            step = next_step(candidates, trials, limits, request.effective_weights)
+            hopeless = [it for it, estimate in estimates.items() if estimate.fits is Fits.NO]
+            step = next_step(candidates, trials, limits, request.effective_weights, cannot_fit=hopeless)
             if not isinstance(step, RunTrial):
                 self.store.append_event(self.study.id, "search.stopped", {"reason": step.reason})
                 return
-            self.run_trial(facts, self.store.plan_trial(self.study.id, step.plan))
+            if is_untold(step.plan, estimates):
+                self.estimate(facts, ladder_of(step.plan.candidate, candidates))
+            else:
+                self.run_trial(facts, self.store.plan_trial(self.study.id, step.plan))
+
+    def estimate(self, facts: StudyFacts, ladder: Sequence[Candidate]) -> None:
+        """Run candidates dry until one may fit, and keep what that told; that it told nothing, too."""
+        request = self.study.request
+        learnt = learnt_from(self.store.list_estimated(device_name(facts)), catalogued(facts))
+        job = start_estimate_trials(
+            self.ready_server(),
+            facts,
+            ladder,
+            terms_for(facts),
+            self.home.trial_folder(self.study.id),
+            enough_bytes=enough_bytes(facts, request, ladder[0], learnt),
+            order_seed=derive_seed(request.seed, "order"),
+        )
+        self.follow(job)
+        try:
+            predictions = read_predictions(job)
+        except RankwiseError as error:
+            told = {ladder[0]: Estimate(device=device_name(facts), reason=error.message)}
+        else:
+            told = {
+                candidate: estimate_of(prediction, candidate, facts, request, learnt)
+                for candidate, prediction in zip(ladder, predictions, strict=False)
+            }
+        self.store.save_estimates(self.study.id, told)
 
     def run_trial(self, facts: StudyFacts, trial: Trial) -> None:
         """One attempt at one trial, recorded whatever happens; none where the measurement is known."""
@@ -331,7 +382,26 @@ class StudyRun:
             if trial.measurement and trial.reused_from is None  # that time was another study's
         )
         study = self.store.get_study(self.study.id)
-        return recommend(study, trials, wall_s=self.bank_wall(), measured_s=measured_s)
+        estimates = self.store.list_estimates(self.study.id)
+        return recommend(study, trials, estimates, wall_s=self.bank_wall(), measured_s=measured_s)
+
+
+def is_untold(plan: TrialPlan, estimates: Mapping[Candidate, Estimate]) -> bool:
+    """A probe whose shape no dry run was made of. Of a compiled model, eager steps would tell wrong sizes."""
+    if plan.rung is not Rung.PROBE or plan.candidate.level.compile:
+        return False
+    shape = plan.candidate.shape_key
+    return not any(candidate.shape_key == shape for candidate in estimates)
+
+
+def ladder_of(candidate: Candidate, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidate, and those that differ in a smaller micro-batch only."""
+    return [
+        each
+        for each in candidates
+        if each.micro_batch <= candidate.micro_batch
+        and each == replace(candidate, micro_batch=each.micro_batch)
+    ]
 
 
 def trial_pids(job: Job) -> list[int]:

@@ -74,11 +74,37 @@ class TokenFile(Sequence[Example]):
             return row
         return dataclasses.replace(row, target_ids=self[self._row_of_most("target_ids")].target_ids)
 
+    def heaviest(self, rows: int, *, micro_batch: int) -> list[Example]:
+        """The heaviest rows of a step: the longest, of which one in each micro-batch is a token shorter.
+
+        Attention takes a mask as soon as a batch is padded, and kernels that take one need more memory. Rows
+        that several samples share are told apart by positions, and rows of one length need no padding.
+        """
+        longest = self.longest()
+        if longest.starts is not None or micro_batch == 1 or not self._has_shorter(longest):
+            return [longest] * rows
+        is_last = [number % micro_batch == micro_batch - 1 for number in range(rows)]
+        return [shortened(longest) if last else longest for last in is_last]
+
+    def _has_shorter(self, longest: Example) -> bool:
+        lengths = pc.list_value_length(self._table.column("input_ids")).to_numpy()
+        return len(longest.input_ids) > 1 and bool(lengths.min() < len(longest.input_ids))
+
     def _row_of_most(self, column: str) -> int:
         return int(np.argmax(pc.list_value_length(self._table.column(column)).to_numpy()))
 
     def __iter__(self) -> Iterator[Example]:
         return (self[number] for number in range(len(self)))
+
+
+def shortened(example: Example) -> Example:
+    """Without its last input token."""
+    return dataclasses.replace(
+        example,
+        input_ids=example.input_ids[:-1],
+        mask=None if example.mask is None else example.mask[:-1],
+        token_types=None if example.token_types is None else example.token_types[:-1],
+    )
 
 
 def write_token_files(

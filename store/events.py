@@ -6,6 +6,7 @@
     study.cancel_requested  the supervisor will act on it
     study.facts             parameters, train_rows, heldout_rows, max_length
     study.finished          state, reason; score and trial_id of the recommendation, if there is one
+    candidate.ruled_out     candidate in words, reason; by an estimate: it is never run
     trial.planned           number, rung, candidate in words, reason
     trial.running           number, attempt, devices
     trial.lost              number, attempt, reason; the trial is back in the queue
@@ -23,7 +24,15 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from ..optimizer.domain import Recommendation, Study, StudyFacts, StudyRequest, Trial
+from ..optimizer.domain import (
+    Candidate,
+    Estimate,
+    Recommendation,
+    Study,
+    StudyFacts,
+    StudyRequest,
+    Trial,
+)
 
 
 class EventKind(StrEnum):
@@ -35,6 +44,7 @@ class EventKind(StrEnum):
     STUDY_CANCEL_REQUESTED = "study.cancel_requested"
     STUDY_FACTS = "study.facts"
     STUDY_FINISHED = "study.finished"
+    CANDIDATE_RULED_OUT = "candidate.ruled_out"
     TRIAL_PLANNED = "trial.planned"
     TRIAL_RUNNING = "trial.running"
     TRIAL_LOST = "trial.lost"
@@ -70,6 +80,11 @@ def study_finished(study: Study, recommendation: Recommendation | None) -> Paylo
     """How it ended."""
     chosen = {"trial_id": recommendation.trial_id, "score": recommendation.score} if recommendation else {}
     return {"state": study.state, "reason": study.reason, **chosen}
+
+
+def candidate_ruled_out(candidate: Candidate, estimate: Estimate) -> Payload:
+    """What will not be tried, and why."""
+    return {"candidate": candidate.describe(), "reason": estimate.reason}
 
 
 def trial_planned(trial: Trial) -> Payload:

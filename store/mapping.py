@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from ..errors import InputError, StoreError
 from ..optimizer.codec import from_json, to_json
 from ..optimizer.domain import (
+    Candidate,
+    Estimate,
     Event,
     Measurement,
     Recommendation,
@@ -20,7 +22,7 @@ from ..optimizer.domain import (
     Trial,
     TrialPlan,
 )
-from .tables import EventRow, RecommendationRow, StudyRow, TrialRow
+from .tables import EstimateRow, EventRow, RecommendationRow, StudyRow, TrialRow
 
 T = TypeVar("T")
 
@@ -75,7 +77,13 @@ def trial_of(row: TrialRow, study_id: str) -> Trial:
         finished_at=row.finished_at,
         wall_s=row.wall_s,
         reused_from=row.reused_from,
+        estimate=None if row.estimate is None else estimate_of(row.estimate)[1],
     )
+
+
+def estimate_of(row: EstimateRow) -> tuple[Candidate, Estimate]:
+    """A candidate of the shape that a row tells of, and what it tells."""
+    return _read(Candidate, row.candidate), _read(Estimate, row.estimate)
 
 
 def event_of(row: EventRow, study_id: str) -> Event:

@@ -17,10 +17,13 @@ from sqlmodel import col
 
 from ..errors import NotFound, StoreError
 from ..optimizer.domain import (
+    Candidate,
+    Estimate,
     Event,
     Measurement,
     Outcome,
     Recommendation,
+    Rung,
     Study,
     StudyFacts,
     StudyRequest,
@@ -32,9 +35,9 @@ from ..optimizer.domain import (
 from . import events, schema
 from .clock import Clock, SystemClock
 from .events import EventKind
-from .mapping import document, event_of, recommendation_of, study_of, trial_of
+from .mapping import document, estimate_of, event_of, recommendation_of, study_of, trial_of
 from .sqlite import connect_engine, for_writes, sqlite_url, trouble_reported
-from .tables import AttemptRow, EventRow, RecommendationRow, StudyRow, TrialRow
+from .tables import AttemptRow, EstimateRow, EventRow, RecommendationRow, StudyRow, TrialRow
 from .transaction import Transaction, find_study, new_id, require_running, stale
 from .transitions import STUDY_SOURCES
 
@@ -293,6 +296,53 @@ class Store:
             f"study {study_id} has no recommendation yet: it is {study.state}",
             next_step=f"run it to its end with `rankwise recommend --resume {study_id}`",
         )
+
+    # Estimates
+
+    def save_estimates(self, study_id: str, estimates: Mapping[Candidate, Estimate]) -> None:
+        """Keep what dry runs told of shapes; a shape that something was told of before keeps that.
+
+        Raises:
+            NotFound: no study has this id.
+            Conflict: the study is not running.
+        """
+        with self._write() as transaction:
+            study = transaction.lock_study(study_id)
+            require_running(study)
+            for candidate, estimate in estimates.items():
+                if transaction.find_estimate(study, candidate) is None:
+                    transaction.add_estimate(study, candidate, estimate)
+
+    def list_estimates(self, study_id: str) -> dict[Candidate, Estimate]:
+        """What dry runs told, in the order of telling: a candidate of each shape, and its estimate.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        with self._read() as session:
+            study = find_study(session, study_id)
+            query = (
+                select(EstimateRow).where(col(EstimateRow.study_id) == study.id).order_by(col(EstimateRow.id))
+            )
+            return dict(estimate_of(row) for row in session.scalars(query))
+
+    def list_estimated(self, device: str) -> list[Trial]:
+        """Probes, of any study, that measured undisturbed on this device what had been estimated before."""
+        query = (
+            select(TrialRow, col(StudyRow.ulid))
+            .join(StudyRow, col(StudyRow.id) == TrialRow.study_id)
+            .join(EstimateRow, col(EstimateRow.id) == TrialRow.estimate_id)
+            .where(
+                col(EstimateRow.device) == device,
+                col(TrialRow.rung) == Rung.PROBE,
+                col(TrialRow.outcome) == Outcome.OK,
+                col(TrialRow.reused_from).is_(None),
+            )
+            .order_by(col(TrialRow.id))
+        )
+        with self._read() as session:
+            trials = [trial_of(row, study_id) for row, study_id in session.execute(query)]
+        return [it for it in trials if it.measurement and not it.measurement.disturbances]
 
     # Trials and attempts
 

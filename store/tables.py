@@ -22,9 +22,9 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.orm import registry
+from sqlalchemy.orm import registry, relationship
 from sqlalchemy.types import TypeDecorator
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field, Relationship, SQLModel
 
 from ..optimizer.domain import Outcome, Rung, StudyState, TrialState
 
@@ -103,6 +103,21 @@ class StudyRow(Row, table=True):
     updated_at: datetime = Field(sa_column=_moment())
 
 
+class EstimateRow(Row, table=True):
+    """What a dry run told of a shape, for one study."""
+
+    __tablename__ = "estimate"
+    __table_args__ = (UniqueConstraint("study_id", "shape_key"),)
+
+    id: int = Field(default=None, primary_key=True)
+    study_id: int = Field(foreign_key="study.id")
+    shape_key: str = Field(max_length=64)
+    candidate: dict[str, Any] = Field(sa_column=_document())
+    """One of this shape."""
+    device: str = Field(index=True)
+    estimate: dict[str, Any] = Field(sa_column=_document())
+
+
 class TrialRow(Row, table=True):
     """One trial."""
 
@@ -145,6 +160,9 @@ class TrialRow(Row, table=True):
     measurement_key: str | None = Field(default=None, max_length=64, index=True)
     """Of what its attempts measure; None where that is of no use to other studies."""
     reused_from: str | None = Field(default=None, max_length=26, foreign_key="trial.ulid")
+    estimate_id: int | None = Field(default=None, foreign_key="estimate.id")
+    estimate: EstimateRow | None = Relationship(sa_relationship=relationship(EstimateRow, lazy="joined"))
+    """What had been told of its shape when it was planned."""
 
 
 class AttemptRow(Row, table=True):

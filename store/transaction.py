@@ -20,6 +20,8 @@ from ulid import ULID
 
 from ..errors import Conflict, NotFound, StaleFence
 from ..optimizer.domain import (
+    Candidate,
+    Estimate,
     Measurement,
     Outcome,
     Recommendation,
@@ -28,10 +30,19 @@ from ..optimizer.domain import (
     TrialPlan,
     TrialState,
 )
+from ..optimizer.estimates.intervals import Fits
 from . import events
 from .events import EventKind
 from .mapping import document, study_of, trial_of, without_nan
-from .tables import AttemptRow, DeviceLeaseRow, EventRow, RecommendationRow, StudyRow, TrialRow
+from .tables import (
+    AttemptRow,
+    DeviceLeaseRow,
+    EstimateRow,
+    EventRow,
+    RecommendationRow,
+    StudyRow,
+    TrialRow,
+)
 from .transitions import MAX_ATTEMPTS, STUDY_SOURCES, TRIAL_SOURCES
 
 
@@ -176,11 +187,34 @@ class Transaction:
             train_steps=plan.train_steps,
             plan=document(plan),
             state=TrialState.QUEUED,
+            estimate=self.find_estimate(study, plan.candidate),
         )
         self.session.add(row)
         trial = trial_of(row, study.ulid)
         self.append_event(study, EventKind.TRIAL_PLANNED, events.trial_planned(trial))
         return trial
+
+    def find_estimate(self, study: StudyRow, candidate: Candidate) -> EstimateRow | None:
+        """What a study was told of a candidate's shape."""
+        query = select(EstimateRow).where(
+            col(EstimateRow.study_id) == study.id, col(EstimateRow.shape_key) == candidate.shape_key
+        )
+        return self.session.scalars(query).one_or_none()
+
+    def add_estimate(self, study: StudyRow, candidate: Candidate, estimate: Estimate) -> None:
+        """Note what a locked study was told of a shape of which it had been told nothing."""
+        self.session.add(
+            EstimateRow(
+                study_id=study.id,
+                shape_key=candidate.shape_key,
+                candidate=document(candidate),
+                device=estimate.device,
+                estimate=document(estimate),
+            )
+        )
+        if estimate.fits is Fits.NO:
+            told = events.candidate_ruled_out(candidate, estimate)
+            self.append_event(study, EventKind.CANDIDATE_RULED_OUT, told)
 
     def reuse_measurement(self, study: StudyRow, trial_id: str, source: Trial) -> Trial:
         """Finish a queued trial of a locked, running study with the measurement of another one.

@@ -127,7 +127,7 @@ def estimate(
     """
     from ...probes.model_source import is_hub_id
     from ...runners.jobs import estimate_once
-    from ..estimates import answer, read_question
+    from ..estimates import answer, read_question, trials_of
 
     question = read_question(
         model,
@@ -164,18 +164,20 @@ def estimate(
     if is_hub_id(model):
         print_note(f"Looking {model} up on the hub; its configuration is fetched, its weights are not.")
     home = Home.from_environment().create()
-    document = answer(
-        question,
-        lambda terms, enough: estimate_once(
-            home,
-            question.model,
-            question.settings,
-            terms,
-            task=question.task,
-            enough=enough,
-            allow_remote_code=allow_remote_code,
-        ),
-    )
+    with trials_of(home) as trials_on:
+        document = answer(
+            question,
+            lambda terms, enough: estimate_once(
+                home,
+                question.model,
+                question.settings,
+                terms,
+                task=question.task,
+                enough=enough,
+                allow_remote_code=allow_remote_code,
+            ),
+            trials_on,
+        )
     if as_json:
         print_json(document.model_dump(mode="json"))
     else:

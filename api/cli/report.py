@@ -16,6 +16,7 @@ from rich.text import Text
 from ...optimizer.comparison import comparable_trials
 from ...optimizer.domain import (
     Candidate,
+    Estimate,
     Measurement,
     Outcome,
     Recommendation,
@@ -40,7 +41,7 @@ UNKNOWN = "–"
 
 REUSED = "reused"
 DISTURBED = "disturbed"
-FIGURES = ("tokens/s", "memory", "loss", "score")
+FIGURES = ("tokens/s", "memory", "estimate", "loss", "score")
 
 GAP = 2
 """Spaces between columns."""
@@ -65,6 +66,8 @@ class Report:
 
     study: Study
     trials: Sequence[Trial]
+    estimates: Mapping[Candidate, Estimate] = field(default_factory=dict)
+    """What dry runs told, of shapes that were not run too."""
     recommendation: Recommendation | None = None
     sources: Mapping[str, Trial] = field(default_factory=dict)
     """The trials, by id, that measurements were taken over from."""
@@ -78,6 +81,7 @@ class Report:
         return cls(
             study=study,
             trials=trials,
+            estimates=store.list_estimates(study.id),
             sources={t.reused_from: store.get_trial(t.reused_from) for t in trials if t.reused_from},
             recommendation=store.get_recommendation(study.id) if has_recommendation else None,
         )
@@ -87,7 +91,7 @@ class Report:
         from ..documents import report_document
 
         return {
-            **report_document(self.study, self.trials, self.recommendation),
+            **report_document(self.study, self.trials, self.estimates, self.recommendation),
             "files": [str(path) for path in self.files],
         }
 
@@ -234,6 +238,7 @@ def _rows(trials: Sequence[Trial], request: StudyRequest, best: Recommendation |
             figures=(
                 _shown(measured.tokens_per_s, "{:,.0f}".format),
                 _shown(measured.memory_bytes, format_bytes),
+                _told(trial.estimate),
                 _shown(measured.heldout_loss, "{:.3f}".format),
                 _shown(scores.get(trial.id), "{:.1f}".format),
             ),
@@ -245,6 +250,15 @@ def _rows(trials: Sequence[Trial], request: StudyRequest, best: Recommendation |
 
 def _shown(value: Value | None, form: Callable[[Value], str]) -> str:
     return UNKNOWN if value is None else form(value)
+
+
+def _told(estimate: Estimate | None) -> str:
+    """What had been told of the column before it: on a CPU, only the least that it can be."""
+    if estimate is None:
+        return UNKNOWN
+    if estimate.peak_device_bytes is not None:
+        return format_bytes(estimate.peak_device_bytes)
+    return _shown(estimate.low_bytes, lambda least: f"≥ {format_bytes(least)}")
 
 
 def _footnotes(trials: Sequence[Trial], sources: Mapping[str, Trial]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from ..estimates import answer, read_question
 from ..problems import plain_problem, problem_docs, problem_response
 from ..request_schemas import ESTIMATE_EXAMPLES, EstimateBody
 from ..response_schemas import EstimateDocument
-from .dependencies import EstimatorDep, SettingsDep, require_json
+from .dependencies import EstimatorDep, SettingsDep, StoreDep, require_json
 
 AT_ONCE = 2
 """Estimates that are worked on at a time: each takes a core, and the memory of a job."""
@@ -55,6 +55,7 @@ def create_estimate(
     request: Request,
     settings: SettingsDep,
     estimator: EstimatorDep,
+    store: StoreDep,
     body: Annotated[EstimateBody, Body(openapi_examples=ESTIMATE_EXAMPLES)],
 ) -> EstimateDocument | Response:
     """Nothing is stored. 503 while as many others are worked on as may be. Jobs have a time limit."""
@@ -81,4 +82,5 @@ def create_estimate(
                 allowed_roots=roots,
                 allow_remote_code=allowed,
             ),
+            store.list_estimated,
         )

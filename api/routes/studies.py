@@ -21,6 +21,7 @@ from ..request_schemas import STUDY_EXAMPLES, StudyBody
 from ..response_schemas import (
     EventList,
     RecommendationDocument,
+    RuledOut,
     StudyDocument,
     StudyLinks,
     StudyList,
@@ -118,6 +119,7 @@ def list_trials(store: StoreDep, study_id: str) -> TrialList:
     return TrialList(
         study_id=study_id,
         trials=tuple(TrialDocument.of(trial) for trial in trials),
+        ruled_out=RuledOut.among(store.list_estimates(study_id)),
         links=StudyLinks.of(study_id),
     )
 

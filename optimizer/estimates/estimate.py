@@ -31,6 +31,8 @@ class Target:
     """Of device memory; with a GPU, the lesser of both counts."""
     gpus: int = 1
     efficiency: Efficiency = START
+    factors: tuple[Factors, Factors] | None = None
+    """Of measured over estimated bytes, allocated and reserved; None takes those of published runs."""
 
     @property
     def capacity_bytes(self) -> int | None:
@@ -50,11 +52,19 @@ class Target:
         """What may be reserved, so that even the high end of an estimate of it fits."""
         if self.capacity_bytes is None:
             return None
-        return max(0, int((self.capacity_bytes - self.overhead.high) / self.factors[1].high))
+        return max(0, int((self.capacity_bytes - self.overhead.high) / self.spread[1].high))
 
     @property
-    def factors(self) -> tuple[Factors, Factors]:
+    def limit_at_least_bytes(self) -> int:
+        """What may be allocated, or even the low end of an estimate of it does not fit; needs a limit."""
+        allocated, _ = self.spread
+        return max(0, int(((self.capacity_bytes or 0) - self.overhead.low) / allocated.low))
+
+    @property
+    def spread(self) -> tuple[Factors, Factors]:
         """Of measured over estimated bytes, allocated and reserved."""
+        if self.factors is not None and self.gpus == 1:
+            return self.factors
         return (SHARDED, SHARDED) if self.gpus > 1 else (ALLOCATED, RESERVED)
 
 
@@ -72,7 +82,7 @@ class Memory:
 
 def memory_of(need: Need, target: Target) -> Memory:
     """The need with its intervals."""
-    for_allocated, for_reserved = target.factors
+    for_allocated, for_reserved = target.spread
     allocated = _spread(need.allocated_bytes, for_allocated)
     # What is reserved holds what is allocated, at either end.
     reserved = _spread(need.reserved_bytes, for_reserved)
@@ -98,7 +108,7 @@ def fits(memory: Memory, target: Target) -> Fits | None:
     return verdict(memory.allocated.low + target.overhead.low, memory.device.high, capacity)
 
 
-def speed_of(work: Work, tokens: int, target: Target) -> SpeedEstimate | None:
+def speed_of(work: Work, tokens: float, target: Target) -> SpeedEstimate | None:
     """Tokens a second of one process on the target; None without a GPU, or without a unit for the dtype."""
     if target.gpu is None:
         return None

@@ -60,3 +60,16 @@ class Prediction:
     """Tokens a row at the candidate's micro-batch; None as for the batch."""
     seconds: float
     """That this took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialPrediction:
+    """What is known of a trial after its dry run."""
+
+    need: Need
+    work: Work
+    """Of one optimizer step with the heaviest batch."""
+    step_tokens: float
+    """Tokens with content that such a step does, at the padding that the data have."""
+    seconds: float
+    """That this took."""

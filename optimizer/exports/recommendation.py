@@ -6,21 +6,25 @@ nothing of files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..codec import to_json
 from ..comparison import PROBED_COLUMNS
-from ..domain import SCHEMA_VERSION, Candidate, Outcome, Recommendation, Rung, Study, Trial
+from ..domain import SCHEMA_VERSION, Candidate, Estimate, Outcome, Recommendation, Rung, Study, Trial
+from ..estimates.intervals import Fits
 from ..keys import environment_key, measurement_key
 from ..priors import PRIOR_SOURCE, prior_quality
 
-MEASURED, PUBLISHED = "measured here", "published prior"
+MEASURED, ESTIMATED, PUBLISHED = "measured here", "estimated by a dry run", "published prior"
 """Where a figure came from."""
 
 
 def recommendation_document(
-    recommendation: Recommendation, study: Study, trials: Sequence[Trial]
+    recommendation: Recommendation,
+    study: Study,
+    trials: Sequence[Trial],
+    estimates: Mapping[Candidate, Estimate],
 ) -> dict[str, Any]:
     """Plain JSON data; bytes, seconds, UTC; null where nothing was measured."""
     facts = study.facts
@@ -36,6 +40,7 @@ def recommendation_document(
         "reasons": list(recommendation.reasons),
         "quality_measured": recommendation.quality_measured,
         "evidence": _evidence(recommendation, trials),
+        "estimate": _estimate(recommendation.estimate),
         "prior": {
             "provenance": PUBLISHED,
             "source": PRIOR_SOURCE,
@@ -43,6 +48,11 @@ def recommendation_document(
         },
         "ranking": [to_json(scored) for scored in recommendation.ranking],
         "trials": [_trial(trial) for trial in trials],
+        "ruled_out": [
+            {"candidate": _candidate(candidate), "estimated": _estimate(told)}
+            for candidate, told in estimates.items()
+            if told.fits is Fits.NO
+        ],
         "time": {
             "wall_s": recommendation.wall_s,
             "measured_s": recommendation.measured_s,
@@ -102,5 +112,10 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "reason": trial.reason,
         "attempts": trial.attempts,
         "wall_s": trial.wall_s,
+        "estimated": _estimate(trial.estimate),
         "measured": to_json(trial.measurement) if trial.measurement else None,
     }
+
+
+def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else {"provenance": ESTIMATED, **to_json(estimate)}

@@ -180,11 +180,12 @@ def probe(session: Session, rows: TokenFile, steps: Iterator[Step]) -> dict[str,
     for step in timed:
         require_finite(step.loss, step.number)
     speed = speed_of(timed)
-    heaviest = [rows.longest()] * session.candidate["recipe"]["effective_batch"]
+    effective, micro_batch = session.candidate["recipe"]["effective_batch"], session.candidate["micro_batch"]
+    heaviest = rows.heaviest(effective, micro_batch=micro_batch)
     run_step(session, heaviest, 0)  # untracked, so that the allocator's and the process's peaks are real
-    evaluate(session, heaviest[: session.candidate["micro_batch"]])
+    evaluate(session, heaviest[:micro_batch])
     # The second micro-batch meets the gradients of the first; a third adds nothing.
-    two_micro_batches = heaviest[: 2 * session.candidate["micro_batch"]]
+    two_micro_batches = heaviest[: 2 * micro_batch]
     return {
         "tokens_per_s": speed.tokens_per_s,
         "tokens_per_s_rel_halfwidth": speed.rel_halfwidth,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rankwise.errors import Conflict, NotFound, StaleFence
 from rankwise.optimizer.domain import (
     Adapter,
     Candidate,
+    Estimate,
     Level,
     Measurement,
     Method,
@@ -36,6 +38,7 @@ from rankwise.optimizer.domain import (
     TrialState,
     Weights,
 )
+from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.probes.profiles import (
     DatasetProfile,
     GpuProfile,
@@ -654,6 +657,68 @@ class TestDisturbedAttempts:
             claim = store.claim_trial(trial.id, devices=[GPU], worker="w") or claim
         assert seen == [0, 0, 1, 2, 2]
         assert (trial.attempts, trial.outcome) == (5, Outcome.OK)
+
+
+def told(fits: Fits | None = Fits.YES, **changes: Any) -> Estimate:
+    return Estimate(device="a GPU", fits=fits, peak_device_bytes=2**30, **changes)
+
+
+class TestEstimates:
+    def test_are_read_as_they_were_written_and_kept_by_later_trials(self, store: Store) -> None:
+        study_id, plan = start_study(store).id, make_plan()
+        estimate = told(flops={"bfloat16": 10**12}, step_tokens=12.5)
+        store.save_estimates(study_id, {plan.candidate: estimate})
+        assert store.list_estimates(study_id) == {plan.candidate: estimate}
+        trial = store.plan_trial(study_id, plan)
+        assert trial.estimate == estimate
+        assert store.get_trial(trial.id) == store.list_trials(study_id)[0] == trial
+
+    def test_a_shape_keeps_what_was_told_first(self, store: Store) -> None:
+        study_id, candidate = start_study(store).id, make_plan().candidate
+        same_shape = replace(candidate, learning_rate=2 * candidate.learning_rate)
+        store.save_estimates(study_id, {candidate: told()})
+        store.save_estimates(study_id, {same_shape: told(Fits.NO)})
+        assert store.list_estimates(study_id) == {candidate: told()}
+        assert store.plan_trial(study_id, replace(make_plan(), candidate=same_shape)).estimate == told()
+
+    def test_are_of_one_study(self, store: Store) -> None:
+        store.save_estimates(start_study(store).id, {make_plan().candidate: told()})
+        other = start_study(store).id
+        assert store.list_estimates(other) == {}
+        assert store.plan_trial(other, make_plan()).estimate is None
+
+    def test_what_is_ruled_out_is_an_event(self, store: Store) -> None:
+        study_id, candidate = start_study(store).id, make_plan().candidate
+        store.save_estimates(study_id, {candidate: told(Fits.NO, reason="it needs too much")})
+        newest = store.events_after(study_id, 0)[-1]
+        assert newest.kind == "candidate.ruled_out"
+        assert newest.payload == {"candidate": candidate.describe(), "reason": "it needs too much"}
+
+    def test_only_in_running_studies(self, store: Store) -> None:
+        study = store.create_study(make_request())
+        with pytest.raises(Conflict):
+            store.save_estimates(study.id, {make_plan().candidate: told()})
+
+    @pytest.mark.parametrize(
+        ("outcome", "figures", "found"),
+        [
+            (Outcome.OK, {"tokens_per_s": 1.0}, True),
+            (Outcome.OOM, {}, False),
+            (Outcome.OK, {"tokens_per_s": 1.0, "disturbances": ("a neighbour computed",)}, False),
+        ],
+        ids=["sound", "failed", "disturbed"],
+    )
+    def test_sound_measurements_are_found_by_device(
+        self, store: Store, outcome: Outcome, figures: dict[str, Any], found: bool
+    ) -> None:
+        study_id = start_study(store).id
+        store.save_estimates(study_id, {make_plan().candidate: told()})
+        trial = store.plan_trial(study_id, make_plan())
+        claim = store.claim_trial(trial.id, devices=[GPU], worker="w")
+        assert claim is not None
+        trial = store.finish_attempt(claim, outcome=outcome, measurement=Measurement(**figures))
+        assert store.list_estimated("a GPU") == ([trial] if found else [])
+        assert store.list_estimated("another GPU") == []
 
 
 class TestReuse:

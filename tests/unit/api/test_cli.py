@@ -356,7 +356,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(
 
     assert max(map(len, table.splitlines())) <= width
     assert table.count("\n     GradCP + AMP bfloat16 + nf4, batch 4×4, lr 0.0005") == 2
-    assert re.search(r"1,500,000 +430 MiB +– +– +probed", table)
+    assert re.search(r"1,500,000 +430 MiB +– +– +– +probed", table)
 
 
 def test_a_training_is_shown_with_the_figures_that_its_score_rests_on(run: Run, script):
@@ -365,7 +365,7 @@ def test_a_training_is_shown_with_the_figures_that_its_score_rests_on(run: Run, 
     lines = run("recommend", "--resume", script.id).out.splitlines()
 
     [training] = [line for line in lines if line.startswith("→ 3")]
-    assert re.search(r"2,346 +430 MiB +0\.412 +87\.5 +trained", training)
+    assert re.search(r"2,346 +430 MiB +– +0\.412 +87\.5 +trained", training)
 
 
 def test_reused_and_disturbed_trials_are_marked_and_explained(run: Run, script, store, candidates, probed):

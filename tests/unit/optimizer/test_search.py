@@ -223,6 +223,22 @@ def test_memory_over_the_limit_counts_as_oom(build, cpu_candidates):
     assert [t.candidate.micro_batch for t in machine.of(Rung.PROBE)][:3] == [16, 2, 8]
 
 
+def test_what_cannot_fit_is_never_run_and_the_largest_that_may_comes_first(build, cpu_candidates):
+    first = cpu_candidates[0]
+    hopeless = [c for c in cpu_candidates if c.level == first.level and c.adapter == first.adapter][:2]
+    step = next_step(cpu_candidates, [], LIMITS, BALANCED, cannot_fit=hopeless)
+    assert isinstance(step, RunTrial)
+    chosen = step.plan.candidate
+    assert (chosen.adapter, chosen.level) == (first.adapter, first.level)
+    assert chosen.micro_batch == first.micro_batch // 4
+    # A smaller one that cannot fit rules out all larger ones, and the first rung with checkpointing follows.
+    smallest = replace(first, micro_batch=1)
+    step = next_step(cpu_candidates, [], LIMITS, BALANCED, cannot_fit=[smallest])
+    assert isinstance(step, RunTrial)
+    chosen = step.plan.candidate
+    assert chosen.level == replace(first.level, gradient_checkpointing=True)
+
+
 def test_other_failures_are_not_repeated_at_smaller_batches(build, cpu_candidates):
     machine = Machine(
         build,

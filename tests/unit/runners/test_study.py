@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from rankwise.optimizer.domain import (
     Trial,
     TrialState,
 )
+from rankwise.optimizer.estimates.intervals import Fits
+from rankwise.optimizer.estimates.need import Need
+from rankwise.optimizer.estimates.prediction import TrialPrediction
+from rankwise.optimizer.estimates.tape import Kind, Phase, Work
 from rankwise.probes.profiles import (
     DatasetProfile,
     GpuProfile,
@@ -60,16 +65,23 @@ class FakeJob:
 
 
 class FakeServer:
-    """A warm server whose every job measures another speed; ``failures`` are what the next ones say."""
+    """A warm server whose every trial measures another speed; ``failures`` are what the next ones say.
+
+    Dry runs tell a GiB for each row of the micro-batch.
+    """
 
     def __init__(self) -> None:
         self.launched: list[dict[str, Any]] = []
         self.failures: list[dict[str, Any]] = []
+        self.estimated: list[list[int]] = []
+        """Micro-batches that were asked for at a time."""
 
     def wait_ready(self, _check: object) -> None:
         pass
 
-    def start(self, _job: str, spec: dict[str, Any], folder: Path, _limits: object) -> FakeJob:
+    def start(self, job: str, spec: dict[str, Any], folder: Path, _limits: object) -> FakeJob:
+        if job == "estimate-trials":
+            return FakeJob([self.tell(spec), LEFT], folder / "estimate.log")
         self.launched.append(spec)
         figures: dict[str, Any] = {"measured_s": 5.0, "trainable_params": 10}
         if spec["rung"] == Rung.PROBE:
@@ -79,6 +91,23 @@ class FakeServer:
             figures |= {"heldout_loss": 0.5, "heldout_rows": 10}
         said = self.failures.pop(0) if self.failures else {"type": "result", "measurement": figures}
         return FakeJob([said, LEFT], folder / "trial.log")
+
+    def tell(self, spec: dict[str, Any]) -> dict[str, Any]:
+        sizes = [candidate["micro_batch"] for candidate in spec["candidates"]]
+        self.estimated.append(sizes)
+        told = []
+        for size in sizes:
+            need = Need(
+                allocated_bytes=size * 2**30,
+                reserved_bytes=size * 2**30,
+                by_phase=dict.fromkeys(Phase, size * 2**30),
+                breakdown={Kind.ACTIVATIONS: size * 2**30},
+            )
+            work = Work(flops=Counter(float32=10**12), moved_bytes=10**9, kernels=100)
+            told.append(to_json(TrialPrediction(need=need, work=work, step_tokens=100.0, seconds=0.1)))
+            if need.allocated_bytes <= spec["enough_bytes"]:
+                break
+        return {"type": "result", "predictions": told}
 
 
 class FakeWatch:
@@ -338,3 +367,52 @@ class TestReuse:
         run_study(store, home, server)
         _, (probe, _) = run_study(store, home, server, **changes)
         assert (probe.reused_from, probe.attempts) == (None, 1)
+
+
+class TestEstimates:
+    def test_the_first_trial_takes_the_largest_micro_batch_that_may_fit(
+        self, watch: type[FakeWatch], store: Store, home: Home, server: FakeServer
+    ) -> None:
+        _, trials = run_study(store, home, server, memory_limit_bytes=6 * 2**30)
+        study_id = trials[0].study_id
+        told = store.list_estimates(study_id)
+        assert server.estimated[0] == [16, 8, 4, 2]
+        assert [candidate.micro_batch for candidate in told][:3] == [16, 8, 4]
+        assert [estimate.fits for estimate in told.values()][:2] == [Fits.NO, Fits.NO]
+        assert trials[0].candidate.micro_batch == 4
+        assert trials[0].estimate == list(told.values())[2]
+        ruled_out = [e.payload for e in store.events_after(study_id, 0) if e.kind == "candidate.ruled_out"]
+        assert next(each["reason"] for each in ruled_out).startswith("it needs at least 15.")
+
+    def test_nothing_is_run_where_nothing_can_fit(
+        self, watch: type[FakeWatch], store: Store, home: Home, server: FakeServer
+    ) -> None:
+        study, trials = run_study(store, home, server, memory_limit_bytes=2**30)
+        assert (study.state, trials, server.launched) == (StudyState.FAILED, [], [])
+        assert study.reason is not None
+        assert study.reason.startswith("NothingFits: nothing fits. Ruled out by a dry run, and not run:")
+        assert "raise the memory limit above 2." in study.reason
+
+    def test_a_shape_is_told_once_and_its_training_has_it_too(
+        self, watch: type[FakeWatch], store: Store, home: Home, server: FakeServer
+    ) -> None:
+        _, trials = run_study(store, home, server)
+        probe, training = trials
+        assert len(server.estimated) == 1
+        assert probe.estimate is not None
+        assert training.estimate == probe.estimate
+
+    def test_what_cannot_be_run_dry_is_tried_all_the_same(
+        self,
+        watch: type[FakeWatch],
+        store: Store,
+        home: Home,
+        server: FakeServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        refusal = {"type": "error", "kind": "InputError", "message": "no such layer", "next_step": ""}
+        monkeypatch.setattr(server, "tell", lambda _: refusal)
+        study, trials = run_study(store, home, server)
+        assert study.state is StudyState.SUCCEEDED
+        assert trials[0].estimate is not None
+        assert (trials[0].estimate.fits, trials[0].estimate.reason) == (None, "no such layer")

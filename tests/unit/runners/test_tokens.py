@@ -34,6 +34,30 @@ def test_round_trip(tmp_path: Path, label: int | None) -> None:
     assert {row.label for row in train} == {label}
 
 
+@pytest.mark.parametrize(
+    ("lengths", "micro_batch", "expected"),
+    [
+        ([2, 5, 3, 1], 2, [5, 4, 5, 4]),
+        ([2, 5, 3, 1], 4, [5, 5, 5, 4]),
+        ([2, 5, 3, 1], 1, [5, 5, 5, 5]),
+        ([5, 5, 1], 2, [5, 5, 5, 5]),
+    ],
+    ids=["padded", "one batch", "single rows", "alike"],
+)
+def test_the_heaviest_rows_need_padding_where_batches_do(
+    tmp_path: Path, lengths: list[int], micro_batch: int, expected: list[int]
+) -> None:
+    write_token_files(tmp_path / "t", make_rows(lengths))
+    rows = read(tmp_path / "t").heaviest(4, micro_batch=micro_batch)
+    assert [len(row.input_ids) for row in rows] == expected
+
+
+def test_shared_rows_need_no_padding(tmp_path: Path) -> None:
+    rows = [(Example([1] * length, starts=[0]), False) for length in (4, 2)]
+    write_token_files(tmp_path / "t", rows)
+    assert [len(row.input_ids) for row in read(tmp_path / "t").heaviest(2, micro_batch=2)] == [4, 4]
+
+
 def as_plain(row: Example) -> list[object]:
     """All fields, with sequences as lists."""
     cells = [getattr(row, field.name) for field in fields(row)]

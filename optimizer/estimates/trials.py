@@ -1,0 +1,204 @@
+"""Estimates of trials: from a dry run to a verdict on the device that trials run on, and back from what they
+measured to how far estimates can be trusted there.
+
+Knows nothing of how a dry run is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from ...errors import InputError
+from ..domain import Candidate, Estimate, Method, StudyFacts, StudyRequest, Trial
+from ..keys import trial_device
+from ..sizes import BYTES_PER_ELEMENT, device_bytes
+from .calibration import ALLOCATED, RESERVED
+from .estimate import Target, fits, memory_of, speed_of
+from .gpus import Gpu, find_gpu
+from .intervals import Factors, Fits, conformal_factors, least_residuals, log_ratios
+from .overheads import TRAINING_THREADS, cublas_workspace_bytes
+from .prediction import Terms, TrialPrediction
+from .speed import START, Efficiency, efficiency_from
+from .speed import Work as StepWork
+from .tape import Phase
+
+STEP_PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
+"""In which a trial counts live tensors."""
+
+SURE_SHARE = 0.97
+"""Of the tensors that a CPU's process holds at least: pages that nothing was written to take no memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learnt:
+    """What measurements on a device say of estimates for it."""
+
+    allocated: Factors = ALLOCATED
+    reserved: Factors = RESERVED
+    efficiency: Efficiency = START
+    trials: int = 0
+    """That it rests on."""
+
+
+def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
+    """From undisturbed probes on one device of which something had been told before.
+
+    From 19 on (``intervals.least_residuals``) they set the intervals by themselves; fewer only widen them.
+
+    Args:
+        gpu: the device's entry in the catalogue; None leaves speed as it is.
+    """
+    pairs = [(t.estimate, t.measurement) for t in trials if t.estimate and t.measurement]
+    allocated = [(e.peak_allocated_bytes, m.peak_allocated_bytes) for e, m in pairs]
+    reserved = [(e.peak_reserved_bytes, m.peak_reserved_bytes) for e, m in pairs]
+    steps = [
+        (_step_work(estimate), estimate.step_tokens / measured.tokens_per_s)
+        for estimate, measured in pairs
+        if estimate.tokens_per_s and measured.tokens_per_s
+    ]
+    return Learnt(
+        allocated=_adjusted(ALLOCATED, allocated),
+        reserved=_adjusted(RESERVED, reserved),
+        efficiency=START if gpu is None else efficiency_from(steps, gpu),
+        trials=len(pairs),
+    )
+
+
+def device_name(facts: StudyFacts) -> str:
+    """Under which name estimates for the trials' device are kept."""
+    device, gpu = trial_device(facts.hardware), catalogued(facts)
+    host = facts.hardware.host
+    return gpu.name if gpu else device.name if device else host.cpu_model or host.platform
+
+
+def catalogued(facts: StudyFacts) -> Gpu | None:
+    """The trials' device, if it is a GPU of the catalogue."""
+    device = trial_device(facts.hardware)
+    with suppress(InputError):
+        return None if device is None else find_gpu(device.name)
+    return None
+
+
+def terms_for(facts: StudyFacts) -> Terms:
+    """What a dry run is told of the device."""
+    if trial_device(facts.hardware) is None:
+        return Terms()
+    gpu = catalogued(facts)
+    capability = None if gpu is None else gpu.compute_capability
+    return Terms(workspaces=(cublas_workspace_bytes(capability),) * TRAINING_THREADS)
+
+
+def target_for(facts: StudyFacts, request: StudyRequest, learnt: Learnt) -> Target | None:
+    """What the trials' GPU offers now; None where they run on a CPU."""
+    device = trial_device(facts.hardware)
+    if device is None:
+        return None
+    limits = (request.memory_limit_bytes, device.free_bytes or device.total_bytes)
+    return Target(
+        gpu=catalogued(facts),
+        limit_bytes=min(filter(None, limits), default=None),
+        efficiency=learnt.efficiency,
+        factors=(learnt.allocated, learnt.reserved),
+    )
+
+
+def enough_bytes(facts: StudyFacts, request: StudyRequest, candidate: Candidate, learnt: Learnt) -> int:
+    """Allocated bytes up to which it cannot be said that a candidate does not fit."""
+    if (target := target_for(facts, request, learnt)) is None:
+        return int(_host_capacity_bytes(facts, request) / SURE_SHARE) + _untouched_bytes(facts, candidate)
+    return target.limit_at_least_bytes
+
+
+def estimate_of(
+    prediction: TrialPrediction,
+    candidate: Candidate,
+    facts: StudyFacts,
+    request: StudyRequest,
+    learnt: Learnt,
+) -> Estimate:
+    """What is told of a candidate on the device that trials run on."""
+    name = device_name(facts)
+    target = target_for(facts, request, learnt)
+    if target is None:
+        return _on_host(prediction, candidate, facts, request)
+    need, memory = prediction.need, memory_of(prediction.need, target)
+    speed = speed_of(prediction.work, prediction.step_tokens, target)
+    verdict = fits(memory, target)
+    least = memory.allocated.low + target.overhead.low
+    return Estimate(
+        device=name,
+        fits=verdict,
+        reason=_cannot(least, target.capacity_bytes) if verdict is Fits.NO else None,
+        peak_allocated_bytes=need.allocated_bytes,
+        peak_reserved_bytes=need.reserved_bytes,
+        peak_device_bytes=memory.device.mid,
+        low_bytes=least,
+        high_bytes=memory.device.high,
+        tokens_per_s=None if speed is None else speed.tokens_per_s_mid,
+        tokens_per_s_low=None if speed is None else speed.tokens_per_s_low,
+        tokens_per_s_high=None if speed is None else speed.tokens_per_s_high,
+        flops=dict(prediction.work.flops),
+        moved_bytes=prediction.work.moved_bytes,
+        kernels=prediction.work.kernels,
+        step_tokens=prediction.step_tokens,
+        seconds=prediction.seconds,
+    )
+
+
+def _on_host(
+    prediction: TrialPrediction, candidate: Candidate, facts: StudyFacts, request: StudyRequest
+) -> Estimate:
+    """On a CPU the tensors are known exactly, and a process holds at least those that are written to."""
+    tensors = max(prediction.need.by_phase[phase] for phase in STEP_PHASES)
+    capacity = _host_capacity_bytes(facts, request)
+    least = max(0, int(SURE_SHARE * (tensors - _untouched_bytes(facts, candidate))))
+    hopeless = least > capacity
+    return Estimate(
+        device=device_name(facts),
+        fits=Fits.NO if hopeless else None,
+        reason=_cannot(least, capacity) if hopeless else None,
+        peak_tensor_bytes=tensors,
+        low_bytes=least,
+        flops=dict(prediction.work.flops),
+        moved_bytes=prediction.work.moved_bytes,
+        kernels=prediction.work.kernels,
+        step_tokens=prediction.step_tokens,
+        seconds=prediction.seconds,
+    )
+
+
+def _cannot(least_bytes: int, capacity_bytes: int | None) -> str:
+    return f"it needs at least {least_bytes / 2**30:.2f} GiB of {(capacity_bytes or 0) / 2**30:.2f} GiB"
+
+
+def _host_capacity_bytes(facts: StudyFacts, request: StudyRequest) -> int:
+    return min(filter(None, (request.memory_limit_bytes, device_bytes(facts.hardware))))
+
+
+def _untouched_bytes(facts: StudyFacts, candidate: Candidate) -> int:
+    """Frozen embeddings: their file may be mapped, of which only the rows in use are read."""
+    if candidate.adapter.method is Method.FULL:
+        return 0
+    embeddings = sum(module.parameters for module in facts.model.modules if module.kind == "embedding")
+    return BYTES_PER_ELEMENT[candidate.level.weight_dtype] * embeddings
+
+
+def _step_work(estimate: Estimate) -> StepWork:
+    return StepWork(
+        flops_by_dtype=dict(estimate.flops), bytes_moved=estimate.moved_bytes, kernels=estimate.kernels
+    )
+
+
+def _adjusted(before: Factors, pairs: Sequence[tuple[int | None, int | None]]) -> Factors:
+    """The factors after (estimated, measured) pairs were seen."""
+    residuals = log_ratios((told, measured) for told, measured in pairs if told and measured)
+    if len(residuals) >= least_residuals():
+        return conformal_factors(residuals)
+    return replace(
+        before,
+        low=min(before.low, *map(math.exp, residuals)) if residuals else before.low,
+        high=max(before.high, *map(math.exp, residuals)) if residuals else before.high,
+    )

@@ -1,0 +1,105 @@
+"""The ``estimate-trials`` job: what candidates of a study would need, with the batches that trials will make.
+
+Runs in a child of the warm server. Knows nothing of which device is meant, but for bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..optimizer.codec import from_json, to_json
+from ..optimizer.domain import Candidate
+from ..optimizer.estimates.prediction import Terms, TrialPrediction
+from ..probes.profiles import ModelProfile, TaskProfile
+from .dry_run import Batch
+from .dry_runner import DryRunner, Sizes, work_of_step
+from .messages import Report
+from .recipe import Example, count_tokens, step_rows
+from .tokens import TokenFile
+
+STEPS_LOOKED_AT = 8
+"""To see how much of a batch is padding."""
+
+
+def run(spec: Mapping[str, Any], report: Report) -> None:
+    """Entry of the job: reports one ``result`` with a prediction for each candidate that it came to.
+
+    Goes through the candidates until one needs no more than ``enough_bytes``: those that follow need less.
+
+    Raises:
+        InputError: a candidate cannot be built or run; the warm server reports it.
+    """
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    rows = TokenFile(Path(spec["tokens_path"]) / "train.arrow")
+    predictions: list[TrialPrediction] = []
+    with tempfile.TemporaryDirectory() as folder:
+        runner = DryRunner(
+            from_json(ModelProfile, spec["model"]),
+            from_json(TaskProfile, spec["task"]),
+            Path(folder),
+            allow_remote_code=spec["allow_remote_code"],
+            on_cuda=spec["on_cuda"],
+        )
+        for each in spec["candidates"]:
+            predictions.append(
+                predict(
+                    runner,
+                    from_json(Candidate, each),
+                    from_json(Terms, spec["terms"]),
+                    rows,
+                    order_seed=spec["order_seed"],
+                )
+            )
+            if predictions[-1].need.allocated_bytes <= spec["enough_bytes"]:
+                break
+    report("result", predictions=[to_json(prediction) for prediction in predictions])
+
+
+def predict(
+    runner: DryRunner, candidate: Candidate, terms: Terms, rows: TokenFile, *, order_seed: int
+) -> TrialPrediction:
+    """Run dry the step in which a trial measures memory."""
+    started_s = time.perf_counter()
+    batch = batch_of(rows.heaviest(candidate.micro_batch, micro_batch=candidate.micro_batch))
+    sizes = Sizes(runner, candidate, batch, terms)
+    need, _ = sizes.asked_about()
+    row_tokens = batch.length + (batch.target_length or 0)
+    step_tokens = candidate.micro_batch * candidate.accumulation * row_tokens
+    return TrialPrediction(
+        need=need,
+        work=work_of_step(sizes),
+        step_tokens=step_tokens * content_share(rows, candidate, order_seed=order_seed),
+        seconds=time.perf_counter() - started_s,
+    )
+
+
+def batch_of(examples: Sequence[Example]) -> Batch:
+    """The shape of the micro-batch that these rows make."""
+    lengths = {len(example.input_ids) for example in examples}
+    targets = [len(example.target_ids) for example in examples if example.target_ids is not None]
+    return Batch(
+        rows=len(examples),
+        length=max(lengths),
+        target_length=max(targets, default=None),
+        padded=len(lengths) > 1,
+        packed=examples[0].starts is not None,
+    )
+
+
+def content_share(rows: TokenFile, candidate: Candidate, *, order_seed: int) -> float:
+    """Part of the tokens in a trial's first batches that is no padding."""
+    size, content, total = candidate.micro_batch, 0, 0
+    orders = step_rows(len(rows), effective_batch=candidate.recipe.effective_batch, seed=order_seed)
+    for order in islice(orders, STEPS_LOOKED_AT):
+        examples = [rows[number] for number in order]
+        for start in range(0, len(examples), size):
+            batch = batch_of(part := examples[start : start + size])
+            content += sum(map(count_tokens, part))
+            total += len(part) * (batch.length + (batch.target_length or 0))
+    return content / total

@@ -1,0 +1,145 @@
+"""Verdicts on the device that trials run on, and what their measurements teach."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rankwise.optimizer.domain import Candidate, Estimate, Measurement, StudyFacts, Trial
+from rankwise.optimizer.estimates.calibration import ALLOCATED, RESERVED
+from rankwise.optimizer.estimates.gpus import find_gpu
+from rankwise.optimizer.estimates.intervals import Fits
+from rankwise.optimizer.estimates.need import Need
+from rankwise.optimizer.estimates.prediction import TrialPrediction
+from rankwise.optimizer.estimates.speed import START
+from rankwise.optimizer.estimates.tape import Kind, Phase, Work
+from rankwise.optimizer.estimates.trials import (
+    Learnt,
+    device_name,
+    enough_bytes,
+    estimate_of,
+    learnt_from,
+)
+
+GIB = 2**30
+A100 = find_gpu("A100-80GB")
+
+
+def prediction(size: int, *, evaluation: int = 0) -> TrialPrediction:
+    return TrialPrediction(
+        need=Need(
+            allocated_bytes=size,
+            reserved_bytes=size,
+            by_phase={**dict.fromkeys(Phase, size), Phase.EVALUATION: evaluation or size},
+            breakdown={Kind.ACTIVATIONS: size},
+        ),
+        work=Work(flops=Counter(bfloat16=10**15), moved_bytes=10**12, kernels=10_000),
+        step_tokens=4096.0,
+        seconds=0.5,
+    )
+
+
+@pytest.fixture
+def on_a100(build) -> StudyFacts:
+    hardware = build.hardware(gpus=1)
+    gpu = replace(hardware.gpus[0], name="NVIDIA A100-SXM4-80GB", total_bytes=80 * GIB, free_bytes=60 * GIB)
+    return build.facts(hardware=replace(hardware, gpus=(gpu,)))
+
+
+def test_on_a_gpu_every_column_is_told(build, candidates: list[Candidate], on_a100: StudyFacts) -> None:
+    told = estimate_of(prediction(20 * GIB), candidates[0], on_a100, build.request(), Learnt())
+    assert (told.device, told.fits, told.reason) == (A100.name, Fits.YES, None)
+    assert told.peak_allocated_bytes == told.peak_reserved_bytes == 20 * GIB
+    assert told.peak_tensor_bytes is None
+    assert told.low_bytes < told.peak_device_bytes < told.high_bytes
+    assert told.tokens_per_s_low < told.tokens_per_s < told.tokens_per_s_high
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "verdict"),
+    [
+        (70 * GIB, None, Fits.NO),  # others hold 20 GiB of its 80
+        (40 * GIB, None, Fits.YES),
+        (40 * GIB, 30 * GIB, Fits.NO),
+        (40 * GIB, 41 * GIB, Fits.TOO_CLOSE),
+    ],
+)
+def test_what_is_free_now_and_the_limit_decide(
+    build, candidates: list[Candidate], on_a100: StudyFacts, size: int, limit: int | None, verdict: Fits
+) -> None:
+    request = build.request(memory_limit_bytes=limit)
+    told = estimate_of(prediction(size), candidates[0], on_a100, request, Learnt())
+    assert told.fits is verdict
+    assert bool(told.reason) is (verdict is Fits.NO)
+    hopeless_above = enough_bytes(on_a100, request, candidates[0], Learnt())
+    assert (size > hopeless_above) is (verdict is Fits.NO)
+
+
+def test_on_a_cpu_tensors_are_told_and_the_least_that_holds_them(build, candidates: list[Candidate]) -> None:
+    facts = build.facts()
+    lora = next(c for c in candidates if c.adapter.rank)
+    told = estimate_of(prediction(GIB, evaluation=2 * GIB), lora, facts, build.request(), Learnt())
+    assert told.device == device_name(facts) == "Some CPU"
+    assert told.peak_tensor_bytes == GIB  # evaluation is not among what a trial counts
+    assert told.peak_device_bytes is None
+    assert told.low_bytes < GIB
+    assert told.fits is None
+    tight = build.request(memory_limit_bytes=GIB // 2)
+    refused = estimate_of(prediction(GIB), lora, facts, tight, Learnt())
+    assert refused.fits is Fits.NO
+    assert refused.reason == "it needs at least 0.97 GiB of 0.50 GiB"
+
+
+def test_embeddings_that_stand_still_need_not_be_held(build, candidates: list[Candidate]) -> None:
+    facts, request = build.facts(), build.request()
+    lora = next(c for c in candidates if c.adapter.rank)
+    full = next(c for c in build.candidates() if c.adapter.rank is None and not c.adapter.targets)
+    of_both = [
+        estimate_of(prediction(GIB), each, facts, request, Learnt()).low_bytes for each in (lora, full)
+    ]
+    assert of_both[1] - of_both[0] == pytest.approx(0.97 * 4 * 1000 * 64, abs=2)
+
+
+def measured(build, candidate: Candidate, told: Estimate, **figures: Any) -> Trial:
+    trial = build.trial(candidate)
+    return replace(trial, estimate=told, measurement=Measurement(**figures))
+
+
+def test_without_trials_nothing_is_learnt() -> None:
+    assert learnt_from([], A100) == Learnt(allocated=ALLOCATED, reserved=RESERVED, efficiency=START, trials=0)
+
+
+def test_few_trials_widen_the_intervals_and_many_set_them(
+    build, candidates: list[Candidate], on_a100: StudyFacts
+) -> None:
+    told = estimate_of(prediction(20 * GIB), candidates[0], on_a100, build.request(), Learnt())
+    high = int(20 * GIB * 1.25)
+    one = measured(build, candidates[0], told, peak_allocated_bytes=high, peak_reserved_bytes=high)
+    few = learnt_from([one], A100)
+    assert few.allocated.high == few.reserved.high == pytest.approx(1.25)
+    assert (few.allocated.low, few.reserved.low) == (ALLOCATED.low, RESERVED.low)
+    exact = measured(build, candidates[0], told, peak_allocated_bytes=20 * GIB, peak_reserved_bytes=20 * GIB)
+    many = learnt_from([exact] * 40, A100)
+    assert many.allocated.calibrated
+    assert (many.allocated.low, many.allocated.high) == (1.0, 1.0)
+    assert many.trials == 40
+
+
+def test_speed_follows_what_was_measured(build, candidates: list[Candidate], on_a100: StudyFacts) -> None:
+    request = build.request()
+    told = estimate_of(prediction(20 * GIB), candidates[0], on_a100, request, Learnt())
+    slower = measured(build, candidates[0], told, tokens_per_s=told.tokens_per_s / 2)
+    learnt = learnt_from([slower] * 30, A100)
+    again = estimate_of(prediction(20 * GIB), candidates[0], on_a100, request, learnt)
+    assert again.tokens_per_s == pytest.approx(told.tokens_per_s / 2, rel=0.05)
+    width = told.tokens_per_s_high / told.tokens_per_s_low
+    assert again.tokens_per_s_high / again.tokens_per_s_low < width
+
+
+def test_a_gpu_that_the_catalogue_lacks_has_no_speed(build, candidates: list[Candidate]) -> None:
+    facts = build.facts(hardware=build.hardware(gpus=1))
+    told = estimate_of(prediction(GIB), candidates[0], facts, build.request(), Learnt())
+    assert (told.device, told.fits, told.tokens_per_s) == ("Some GPU", Fits.YES, None)
