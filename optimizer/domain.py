@@ -374,13 +374,14 @@ class Estimate:
     device: str
     """The catalogue's name, or the driver's."""
     fits: Fits | None = None
-    """None where nothing can be said: on a CPU nobody knows what a process holds beyond its tensors."""
+    """None where nothing can be said: on a CPU processes hold more than tensors, and how much varies."""
     reason: str | None = None
     """Why it cannot fit, or why nothing was told, in a sentence."""
     peak_tensor_bytes: int | None = None
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     peak_device_bytes: int | None = None
+    peak_process_bytes: int | None = None
     low_bytes: int | None = None
     """Least that it takes of what the memory limit is held against."""
     high_bytes: int | None = None

@@ -42,7 +42,7 @@ LIMIT_MARGIN = 1.05
 LEAST_SHARE_SHOWN = 0.001
 """Below this a difference prints as none."""
 
-TOLD_COLUMNS = ("peak_device_bytes", "peak_allocated_bytes", "peak_tensor_bytes")
+TOLD_COLUMNS = ("peak_device_bytes", "peak_allocated_bytes", "peak_process_bytes", "peak_tensor_bytes")
 
 MEMORY_NAMES = {
     "peak_device_bytes": "of device memory",
@@ -117,7 +117,7 @@ def _larger_limit(
         if t.outcome is Outcome.OK and t.measurement and t.measurement.memory_bytes
     ]
     needs = [it.low_bytes for it in estimates.values() if it.fits is Fits.NO and it.low_bytes]
-    if not peaks and needs:
+    if not trials and needs:
         return f"raise the memory limit above {_gib(min(needs))} (the least that was estimated)"
     if not peaks:
         twice = 2 * memory_limit_bytes

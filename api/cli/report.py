@@ -253,11 +253,12 @@ def _shown(value: Value | None, form: Callable[[Value], str]) -> str:
 
 
 def _told(estimate: Estimate | None) -> str:
-    """What had been told of the column before it: on a CPU, only the least that it can be."""
+    """What had been told of the column before it; where too little is known, the least that it can be."""
     if estimate is None:
         return UNKNOWN
-    if estimate.peak_device_bytes is not None:
-        return format_bytes(estimate.peak_device_bytes)
+    for told in (estimate.peak_device_bytes, estimate.peak_process_bytes):
+        if told is not None:
+            return format_bytes(told)
     return _shown(estimate.low_bytes, lambda least: f"≥ {format_bytes(least)}")
 
 

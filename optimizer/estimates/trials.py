@@ -7,6 +7,7 @@ Knows nothing of how a dry run is made.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ class Learnt:
     allocated: Factors = ALLOCATED
     reserved: Factors = RESERVED
     efficiency: Efficiency = START
+    host_overheads: tuple[int, ...] = ()
+    """Bytes that processes on this CPU held beside their tensors: libraries, threads, unused memory."""
     trials: int = 0
     """That it rests on."""
 
@@ -63,6 +66,11 @@ def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
         allocated=_adjusted(ALLOCATED, allocated),
         reserved=_adjusted(RESERVED, reserved),
         efficiency=START if gpu is None else efficiency_from(steps, gpu),
+        host_overheads=tuple(
+            max(0, measured.peak_process_bytes - measured.peak_tensor_bytes)
+            for estimate, measured in pairs
+            if estimate.peak_tensor_bytes and measured.peak_process_bytes and measured.peak_tensor_bytes
+        ),
         trials=len(pairs),
     )
 
@@ -108,7 +116,8 @@ def target_for(facts: StudyFacts, request: StudyRequest, learnt: Learnt) -> Targ
 def enough_bytes(facts: StudyFacts, request: StudyRequest, candidate: Candidate, learnt: Learnt) -> int:
     """Allocated bytes up to which it cannot be said that a candidate does not fit."""
     if (target := target_for(facts, request, learnt)) is None:
-        return int(_host_capacity_bytes(facts, request) / SURE_SHARE) + _untouched_bytes(facts, candidate)
+        beyond = _host_capacity_bytes(facts, request) / SURE_SHARE - min(learnt.host_overheads, default=0)
+        return max(0, int(beyond)) + _untouched_bytes(facts, candidate)
     return target.limit_at_least_bytes
 
 
@@ -123,7 +132,7 @@ def estimate_of(
     name = device_name(facts)
     target = target_for(facts, request, learnt)
     if target is None:
-        return _on_host(prediction, candidate, facts, request)
+        return _on_host(prediction, candidate, facts, request, learnt)
     need, memory = prediction.need, memory_of(prediction.need, target)
     speed = speed_of(prediction.work, prediction.step_tokens, target)
     verdict = fits(memory, target)
@@ -149,18 +158,26 @@ def estimate_of(
 
 
 def _on_host(
-    prediction: TrialPrediction, candidate: Candidate, facts: StudyFacts, request: StudyRequest
+    prediction: TrialPrediction,
+    candidate: Candidate,
+    facts: StudyFacts,
+    request: StudyRequest,
+    learnt: Learnt,
 ) -> Estimate:
-    """On a CPU the tensors are known exactly, and a process holds at least those that are written to."""
+    """On a CPU the tensors are known exactly. A process holds at least those that are written to, and what
+    every process held besides that was measured on this CPU."""
     tensors = max(prediction.need.by_phase[phase] for phase in STEP_PHASES)
     capacity = _host_capacity_bytes(facts, request)
-    least = max(0, int(SURE_SHARE * (tensors - _untouched_bytes(facts, candidate))))
+    beside = learnt.host_overheads
+    written = max(0, tensors - _untouched_bytes(facts, candidate))
+    least = int(SURE_SHARE * (written + min(beside, default=0)))
     hopeless = least > capacity
     return Estimate(
         device=device_name(facts),
         fits=Fits.NO if hopeless else None,
         reason=_cannot(least, capacity) if hopeless else None,
         peak_tensor_bytes=tensors,
+        peak_process_bytes=tensors + int(statistics.median(beside)) if beside else None,
         low_bytes=least,
         flops=dict(prediction.work.flops),
         moved_bytes=prediction.work.moved_bytes,

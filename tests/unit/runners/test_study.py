@@ -104,7 +104,7 @@ class FakeServer:
                 breakdown={Kind.ACTIVATIONS: size * 2**30},
             )
             work = Work(flops=Counter(float32=10**12), moved_bytes=10**9, kernels=100)
-            told.append(to_json(TrialPrediction(need=need, work=work, step_tokens=100.0, seconds=0.1)))
+            told.append(to_json(TrialPrediction(need=need, work=work, step_tokens=100.0, seconds=0.0)))
             if need.allocated_bytes <= spec["enough_bytes"]:
                 break
         return {"type": "result", "predictions": told}

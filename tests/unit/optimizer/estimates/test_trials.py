@@ -108,6 +108,25 @@ def measured(build, candidate: Candidate, told: Estimate, **figures: Any) -> Tri
     return replace(trial, estimate=told, measurement=Measurement(**figures))
 
 
+def test_what_processes_held_beside_tensors_is_learnt(build, candidates: list[Candidate]) -> None:
+    facts, request = build.facts(), build.request(memory_limit_bytes=GIB)
+    lora = next(c for c in candidates if c.adapter.rank)
+    told = estimate_of(prediction(GIB // 2), lora, facts, request, Learnt())
+    assert (told.fits, told.peak_process_bytes) == (None, None)
+    found = {"peak_tensor_bytes": GIB // 2}
+    trials = [
+        measured(build, lora, told, peak_process_bytes=GIB // 2 + beside * GIB // 4, **found)
+        for beside in (1, 2, 4)
+    ]
+    learnt = learnt_from(trials, None)
+    again = estimate_of(prediction(GIB // 2), lora, facts, request, learnt)
+    assert again.peak_process_bytes == GIB
+    assert again.low_bytes == pytest.approx(told.low_bytes + 0.97 * GIB / 4, abs=2)
+    larger = estimate_of(prediction(GIB - 10**6), lora, facts, request, learnt)
+    assert larger.fits is Fits.NO
+    assert enough_bytes(facts, request, lora, learnt) < GIB - 10**6
+
+
 def test_without_trials_nothing_is_learnt() -> None:
     assert learnt_from([], A100) == Learnt(allocated=ALLOCATED, reserved=RESERVED, efficiency=START, trials=0)
 
