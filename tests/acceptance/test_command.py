@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rankwise.home import Home
 
 
@@ -35,6 +37,9 @@ def test_a_recommendation_is_made_of_trials_measured_in_this_run(
     for trial in measured.values():
         assert trial["attempts"] <= 2  # one that other work on the machine disturbed is repeated once
         assert trial["measurement"]["measured_s"] > 0
+        if trial["rung"] == "probe":
+            told = trial["estimate"]["peak_tensor_bytes"]
+            assert told == pytest.approx(trial["measurement"]["peak_tensor_bytes"], rel=0.01)
     # Speed is measured by probes, loss by trainings.
     chosen, evidence = measured[best["trial_id"]], best["evidence"]
     assert best["candidate"] == chosen["candidate"]
@@ -71,6 +76,7 @@ def test_a_plan_runs_nothing(home: Home, minilm_path: Path, reviews_csv: Path, t
     assert 1 < len(plan["first_trials"]) <= plan["max_trials"]
     assert all(trial["candidate_id"] in by_id and trial["purpose"] for trial in plan["first_trials"])
     assert not out.exists()
+    assert {each["rule"] for each in plan["left_out"]} >= {"flash-attention", "paged-without-gpu"}
     assert plan["bytes_read"] > reviews_csv.stat().st_size
     assert json.loads(rankwise("studies", "list", "--json").stdout)["studies"] == []
 

@@ -6,14 +6,35 @@ from typing import Any
 
 import pytest
 
-from rankwise.api.estimates import CHOICES, answer, read_question
+from rankwise.api.estimates import CHOICES, Ask, answer, read_question
 from rankwise.api.submission import InvalidRequest
 from rankwise.errors import PathNotAllowed
-from rankwise.optimizer.domain import Method, Quantization
+from rankwise.optimizer.domain import (
+    Adapter,
+    Candidate,
+    Estimate,
+    Level,
+    Measurement,
+    Method,
+    Outcome,
+    Quantization,
+    Recipe,
+    Rung,
+    Trial,
+    TrialPlan,
+    TrialState,
+)
 from rankwise.optimizer.estimates.gpus import find_gpu
 from rankwise.probes.profiles import TaskKind
 
 GIB = 2**30
+LORA = Candidate(
+    adapter=Adapter(method=Method.LORA, rank=16, targets=("q_proj",)),
+    level=Level(),
+    recipe=Recipe(max_length=128),
+    micro_batch=4,
+    learning_rate=5e-4,
+)
 
 
 @pytest.fixture
@@ -28,6 +49,50 @@ def problems(model: str, **options: Any) -> dict[str, str]:
         read_question(model, **options)
     assert all(problem.error.next_step for problem in caught.value.problems)
     return {problem.field: problem.error.message for problem in caught.value.problems}
+
+
+def measured_on_a100(tokens_per_s: float) -> Trial:
+    """A probe that was as large as its estimate, and this fast where 1,000 tokens/s had been told."""
+    told = Estimate(
+        device="A100 SXM 80GB",
+        peak_allocated_bytes=GIB,
+        peak_reserved_bytes=GIB,
+        tokens_per_s=1_000.0,
+        flops={"bfloat16": 10**15},
+        moved_bytes=10**12,
+        kernels=10_000,
+        step_tokens=4_096.0,
+    )
+    found = Measurement(peak_allocated_bytes=GIB, peak_reserved_bytes=GIB, tokens_per_s=tokens_per_s)
+    return Trial(
+        id="T",
+        study_id="S",
+        number=1,
+        plan=TrialPlan(candidate=LORA, rung=Rung.PROBE),
+        state=TrialState.FINISHED,
+        outcome=Outcome.OK,
+        measurement=found,
+        estimate=told,
+    )
+
+
+def test_trials_on_the_gpu_count(config: str, dry_run: Ask) -> None:
+    question = read_question(config, gpu="A100-80GB")
+    asked: list[str] = []
+
+    def trials_on(device: str) -> list[Trial]:
+        asked.append(device)
+        return [measured_on_a100(500.0)] * 20
+
+    before, after = answer(question, dry_run), answer(question, dry_run, trials_on)
+    assert asked == ["A100 SXM 80GB"]
+    assert not before.calibrated
+    assert after.calibrated
+    assert after.peak_allocated_bytes_high == after.peak_allocated_bytes
+    assert any("20 trials on A100 SXM 80GB" in note for note in after.notes)
+    assert before.tokens_per_second is not None
+    assert after.tokens_per_second is not None
+    assert after.tokens_per_second.mid < before.tokens_per_second.mid
 
 
 def test_words_and_units_are_read(config: str) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from rankwise.errors import NothingFits
-from rankwise.optimizer.domain import Outcome, Rung, Scoring
+from rankwise.optimizer.domain import Estimate, Outcome, Rung, Scoring
+from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.optimizer.scorer import recommend
 
 GIB = 2**30
@@ -48,6 +49,44 @@ def test_without_trainings_the_reasons_say_that_quality_was_not_measured(build, 
     assert not chosen.quality_measured
     assert "speed 67%, memory 33%" in chosen.reasons[0]
     assert any("Quality was not measured" in reason for reason in chosen.reasons)
+
+
+def test_what_a_dry_run_told_stands_beside_what_was_measured(build, candidates):
+    told = Estimate(device="Some CPU", peak_tensor_bytes=GIB, low_bytes=GIB)
+    hopeless = Estimate(device="Some CPU", fits=Fits.NO, reason="it needs at least 9.00 GiB of 8.00 GiB")
+    trial = build.trial(candidates[0], 1, peak_tensor_bytes=GIB + 2**28)
+    chosen = recommend(
+        build.study(),
+        [replace(trial, estimate=told)],
+        {candidates[0]: told, candidates[1]: hopeless},
+        wall_s=10.0,
+        measured_s=5.0,
+    )
+    assert chosen.estimate == told
+    assert (
+        "A dry run had told, before anything was run: 1.00 GiB in live tensors, and 1.25 GiB were measured."
+    ) in chosen.reasons
+    assert (
+        f"Ruled out by a dry run, and not run: {candidates[1].describe()} "
+        "(it needs at least 9.00 GiB of 8.00 GiB)."
+    ) in chosen.reasons
+
+
+def test_nothing_that_was_estimated_fits(build, candidates):
+    hopeless = Estimate(device="Some CPU", fits=Fits.NO, reason="it needs too much", low_bytes=9 * GIB)
+    with pytest.raises(NothingFits) as caught:
+        recommend(
+            build.study(memory_limit_bytes=8 * GIB), [], {candidates[0]: hopeless}, wall_s=1.0, measured_s=0.0
+        )
+    assert str(caught.value).startswith("nothing fits. Ruled out by a dry run, and not run: ")
+    assert "raise the memory limit above 9.00 GiB" in caught.value.next_step
+
+
+def test_a_rank_that_exceeds_the_matrices_is_said_to(build, candidates):
+    lora = next(candidate for candidate in candidates if candidate.adapter.rank)
+    wide = replace(lora, adapter=replace(lora.adapter, rank=10_000))
+    reasons = recommend(build.study(), [build.trial(wide, 1)], wall_s=10.0, measured_s=5.0).reasons
+    assert any("Rank 10000 exceeds the smaller side" in reason for reason in reasons)
 
 
 def test_the_reasons_say_when_memory_is_compared_by_tensors(build, candidates):

@@ -332,6 +332,13 @@ def test_a_breakdown_adds_up_to_the_peak_in_whole_granules(
     assert all(size > 0 and size % MIN_BLOCK_BYTES == 0 for size in peaks.breakdown.values())
 
 
+@pytest.mark.parametrize(("times", "flops"), [(0, 0), (0.5, 15), (1.5, 45), (3, 90)])
+def test_work_is_added_by_shares(times: float, flops: int) -> None:
+    total = Work()
+    total.add(Work(Counter(bfloat16=30), moved_bytes=60, kernels=2), times)
+    assert total == Work(Counter(bfloat16=flops), moved_bytes=2 * flops, kernels=round(2 * times))
+
+
 def test_work_is_summed_over_layers() -> None:
     total = total_work(layered(6, kept=[], passing=[], states=[], hidden=10))
     assert total == Work(Counter(bfloat16=6 * 30), moved_bytes=6 * 60, kernels=12)
