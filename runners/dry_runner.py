@@ -25,6 +25,7 @@ from .dry_run import Batch, record
 from .fakes import fake_tensors, materialise, on_meta
 from .losses import set_loss
 from .shallow import cut_configuration, stacks_of
+from .weights import widen_norms
 
 TOTAL_STEPS = 1_000
 """Of the training that AdaLoRA's plan is made for; memory does not depend on it."""
@@ -138,6 +139,8 @@ class DryRunner:
                 has_weights=False,
                 trust_remote_code=self._allowed,
             )
+        if not self._on_cuda:
+            widen_norms(model)  # as the builder does it on that device
         mode = fake_tensors()
         with mode:
             materialise(model)

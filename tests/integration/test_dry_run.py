@@ -367,6 +367,7 @@ IN_TRIALS = [
     case(quantization="int8", **HALF_WEIGHTS),
     case(loss="chunked", passes=2),
     case("mixtral", batch=replace(PADDED, rows=3)),
+    case("bert", batch=PADDED, **HALF_WEIGHTS),
 ]
 
 
