@@ -5,12 +5,14 @@ Every model here is the library's own, of a few layers and random weights; the b
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -18,6 +20,7 @@ import pytest
 import torch
 import transformers
 
+from rankwise.optimizer.estimates.settings import Settings, candidate_from
 from rankwise.optimizer.estimates.tape import (
     STEP,
     TRACED_LAYERS,
@@ -30,8 +33,11 @@ from rankwise.optimizer.estimates.tape import (
     stretch,
     total_work,
 )
+from rankwise.probes.model import inspect_model, natural_task
+from rankwise.probes.profiles import TaskKind
 from rankwise.runners.build import build_model
 from rankwise.runners.dry_run import Batch, record
+from rankwise.runners.estimate import DryRunner
 from rankwise.runners.fakes import fake_tensors, materialise, on_meta
 from rankwise.runners.losses import set_loss
 from rankwise.runners.recipe import Example
@@ -130,6 +136,37 @@ FAMILIES = {
         "wo",
         "seq2seq",
         ("encoder.block", "decoder.block"),
+    ),
+    # Layers that differ: sliding and full attention by turns; dense layers before experts.
+    "gemma3": Family(
+        lambda depth: transformers.Gemma3TextConfig(
+            num_hidden_layers=depth,
+            head_dim=16,
+            sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"] * (depth // 2),
+            **DECODER,
+        ),
+        ("q_proj", "v_proj"),
+        "down_proj",
+    ),
+    "deepseek-v3": Family(
+        lambda depth: transformers.DeepseekV3Config(
+            **{**DECODER, "num_key_value_heads": 4},
+            num_hidden_layers=depth,
+            first_k_dense_replace=1,
+            moe_intermediate_size=32,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=2,
+            topk_group=1,
+            q_lora_rank=24,
+            kv_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=16,
+            v_head_dim=16,
+        ),
+        ("q_b_proj", "o_proj"),
+        "down_proj",
     ),
 }
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
@@ -313,6 +350,11 @@ ON_REAL_TENSORS = [
     case("bert", "dora", **HALF_WEIGHTS, **CHECKPOINTS),
     case("t5", **CHECKPOINTS),
     case("t5", "adalora", batch=PADDED),
+    case("t5", passes=2, **AUTOCAST, **CHECKPOINTS),
+    case("gemma3", passes=2, batch=PADDED, **AUTOCAST, **CHECKPOINTS),
+    case("gemma3", "full", **HALF_WEIGHTS),
+    case("deepseek-v3", passes=2, **HALF_WEIGHTS, **CHECKPOINTS),
+    case("deepseek-v3", "full", batch=PADDED, **AUTOCAST),
     case("gpt2", "full", **AUTOCAST),
     case("gpt2", "ia3", batch=PADDED, **CHECKPOINTS),
     case("mixtral", "full", **CHECKPOINTS),
@@ -452,13 +494,7 @@ def test_few_layers_tell_of_a_dozen(tape_of: Callable[..., Tape]) -> None:
 
 
 UNLIKE: dict[str, Callable[[int], Any]] = {
-    "gemma3": lambda depth: transformers.Gemma3TextConfig(
-        num_hidden_layers=depth,
-        head_dim=16,
-        sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"] * (depth // 2),
-        **DECODER,
-    ),
+    "gemma3": FAMILIES["gemma3"].configuration,
     "experts after dense layers": lambda depth: transformers.Qwen3MoeConfig(
         num_hidden_layers=depth,
         num_experts=4,
@@ -492,6 +528,75 @@ def test_layers_that_compute_otherwise_but_allocate_alike_may_pass(tape_of: Call
 
     own = case(attention="eager")
     assert peaks_of(stretch(tape(TRACED_LAYERS), depths_of(own, 8))) == peaks_of(tape(8))
+
+
+CUT = {
+    "t5": FAMILIES["t5"].configuration,
+    "deepseek-v3": FAMILIES["deepseek-v3"].configuration,
+    "gemma3": lambda depth: transformers.Gemma3TextConfig(
+        num_hidden_layers=depth,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention"] * depth,
+        **DECODER,
+    ),
+}
+WHOLE: dict[str, Callable[[int], Any]] = {
+    "every sixth layer sees all": lambda depth: {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": depth,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "sliding_window_pattern": 6,
+        **DECODER,
+    },
+    "later layers see little": lambda depth: {
+        "model_type": "qwen2",
+        "num_hidden_layers": depth,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": depth // 2,
+        **DECODER,
+    },
+    "layers are counted twice": lambda depth: {
+        "model_type": "gpt_neo",
+        "num_layers": depth,
+        "num_heads": 4,
+        "hidden_size": 64,
+        "vocab_size": VOCABULARY,
+        "attention_types": [[["global", "local"], depth // 2]],
+    },
+    "two dense layers": UNLIKE["experts after dense layers"],
+    "by turns": UNLIKE["gemma3"],
+}
+
+
+@pytest.mark.parametrize("name", [*CUT, *WHOLE])
+def test_a_runner_cuts_a_model_where_that_tells_the_same(name: str, tmp_path: Path) -> None:
+    configuration: Any = (CUT | WHOLE)[name](8)
+    if not isinstance(configuration, dict):
+        configuration = configuration.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(configuration))
+    task = natural_task(tmp_path)
+    model = inspect_model(tmp_path, source=name, revision=None, task=task, try_packing=False)
+    runner = DryRunner(model, task, tmp_path / "runner")
+    settings = Settings(gradient_checkpointing=False, length=DENSE.length)
+    candidate = candidate_from(settings, model, task.kind)
+    batch = replace(DENSE, target_length=12 if task.kind is TaskKind.SEQ2SEQ else None)
+
+    def found() -> tuple[Any, Any]:
+        tape = runner.tape(candidate, batch)
+        deep = runner.deepened(tape)
+        return deep is tape, (peaks_of(deep), total_work(deep).flops)
+
+    try:
+        is_whole, few = found()
+    except Uneven:
+        is_whole, few = True, None
+    assert is_whole == (name in WHOLE)
+    runner.run_whole()
+    _, whole = found()
+    assert few in (None, whole)
 
 
 BETWEEN = [
