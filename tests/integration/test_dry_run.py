@@ -35,8 +35,9 @@ from rankwise.optimizer.estimates.tape import (
 )
 from rankwise.probes.model import inspect_model, natural_task
 from rankwise.probes.profiles import TaskKind
+from rankwise.runners import dry_run
 from rankwise.runners.build import build_model
-from rankwise.runners.dry_run import Batch, record
+from rankwise.runners.dry_run import Batch, LossScaler, record
 from rankwise.runners.estimate import DryRunner
 from rankwise.runners.fakes import fake_tensors, materialise, on_meta
 from rankwise.runners.losses import set_loss
@@ -389,6 +390,48 @@ def test_fakes_allocate_and_compute_what_real_tensors_do(own: Case, tape_of: Cal
     assert fake.work == real.work
 
 
+HALF_AUTOCAST = {"compute_dtype": "float16"}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        case(method="full", attention="eager", passes=2, **HALF_AUTOCAST),
+        case(method="full", attention="eager", optimizer="adamw_torch_fused", **HALF_AUTOCAST),
+        case(attention="eager", weight_dtype="float16", **HALF_AUTOCAST),
+    ],
+    ids=name_of,
+)
+def test_scaled_losses_allocate_what_torchs_scaler_does(
+    own: Case, tape_of: Callable[..., Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real one looks whether gradients are finite, as they are under a small scale; fakes do not tell."""
+    fake = tape_of(own, on_cuda=True)
+    monkeypatch.delattr(LossScaler, "_maybe_opt_step")
+    monkeypatch.setattr(dry_run, "LossScaler", partial(LossScaler, init_scale=2.0))
+    real = tape_of(own, on_cuda=True, real=True)
+    assert peaks_of(fake) == peaks_of(real)
+    assert history(fake) == history(real)
+
+
+def test_float16_is_scaled_under_autocast_on_cuda_alone(tape_of: Callable[..., Tape]) -> None:
+    def more_than_bfloat16(phase: Phase, *, on_cuda: bool = True, **dtypes: str) -> int:
+        half, bfloat = (
+            peaks_of(
+                tape_of(
+                    case(method="full", compute_dtype=dtype, **dict.fromkeys(dtypes, dtype)), on_cuda=on_cuda
+                )
+            ).by_phase[phase]
+            for dtype in ("float16", "bfloat16")
+        )
+        return half - bfloat
+
+    assert more_than_bfloat16(Phase.EVALUATION) == 2 * 512, "scale and its tracker are kept"
+    assert more_than_bfloat16(Phase.OPTIMIZER) == 3 * 512, "beside whether an overflow was found"
+    assert more_than_bfloat16(Phase.OPTIMIZER, on_cuda=False) == 0
+    assert more_than_bfloat16(Phase.OPTIMIZER, weight_dtype="", adapter_dtype="") == 0
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_packed_fakes_allocate_what_real_tensors_do(family: str, tape_of: Callable[..., Tape]) -> None:
     """But for what transformers makes to look whether samples do share rows, which it asks real ones only."""
@@ -597,6 +640,19 @@ def test_a_runner_cuts_a_model_where_that_tells_the_same(name: str, tmp_path: Pa
     runner.run_whole()
     _, whole = found()
     assert few in (None, whole)
+
+
+def test_code_of_a_models_own_is_cut_with_it(tmp_path: Path) -> None:
+    settings = {**DECODER, "num_hidden_layers": 8, "model_type": "llama"}
+    settings["auto_map"] = {"AutoModelForCausalLM": "modeling.Own"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "modeling.py").write_text("from transformers import LlamaForCausalLM as Own\n")
+    task = natural_task(tmp_path, allow_remote_code=True)
+    model = inspect_model(tmp_path, source="own", revision=None, task=task, allow_remote_code=True)
+    runner = DryRunner(model, task, tmp_path / "runner", allow_remote_code=True)
+    tape = runner.tape(candidate_from(Settings(), model, task.kind), DENSE)
+    assert model.runs_remote_code
+    assert runner.deepened(tape) is not tape
 
 
 BETWEEN = [
