@@ -37,13 +37,15 @@ class Batch:
 
     rows: int
     length: int
-    """Tokens a row, padding included."""
+    """Tokens a row, padding included; of no account where images are read."""
     target_length: int | None = None
     """Tokens that an encoder-decoder writes."""
     padded: bool = False
     """Rows differ in length, so that attention needs a mask."""
     packed: bool = False
     """Several samples share a row, so that attention needs positions."""
+    image: tuple[int, int, int] | None = None
+    """Channels, height and width, of rows that are images and no text."""
 
 
 def record(
@@ -260,6 +262,9 @@ def autocast_forward(model: torch.nn.Module, dtype: str) -> Any:
 
 def make_inputs(model: torch.nn.Module, batch: Batch, *, has_labels_per_row: bool) -> dict[str, torch.Tensor]:
     """One micro-batch of the heaviest shape, as the recipe's ``collate`` makes it."""
+    if batch.image is not None:
+        labels = torch.zeros(batch.rows, dtype=torch.long)
+        return {"pixel_values": torch.zeros((batch.rows, *batch.image)), "labels": labels}
     shape = (batch.rows, batch.length)
     inputs = {"input_ids": torch.zeros(shape, dtype=torch.long)}
     if batch.packed:

@@ -6,6 +6,7 @@ Every model here is the library's own, of a few layers and random weights; the b
 from __future__ import annotations
 
 import json
+import sys
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -48,6 +49,7 @@ from rankwise.runners.weights import widen_norms
 
 CPU = torch.device("cpu")
 VOCABULARY = 320
+IMAGE = (3, 32, 32)
 SHORT = 2
 """Layers where depth does not matter."""
 
@@ -76,7 +78,7 @@ class Family:
 
     @property
     def per_row(self) -> bool:
-        return self.task == "text-classification"
+        return self.task.endswith("-classification")
 
 
 FAMILIES = {
@@ -169,6 +171,36 @@ FAMILIES = {
         ("q_b_proj", "o_proj"),
         "down_proj",
     ),
+    "vit": Family(
+        lambda depth: transformers.ViTConfig(
+            hidden_size=64,
+            num_hidden_layers=depth,
+            num_attention_heads=4,
+            intermediate_size=96,
+            image_size=IMAGE[1],
+            patch_size=8,
+        ),
+        ("q_proj", "v_proj"),
+        "mlp.fc2",
+        "image-classification",
+        ("vit.layers",),
+    ),
+    "convnext": Family(
+        lambda depth: transformers.ConvNextConfig(
+            hidden_sizes=[16, 32], depths=[depth, depth], num_stages=2, image_size=IMAGE[1]
+        ),
+        ("pwconv1",),
+        "pwconv2",
+        "image-classification",
+    ),
+    "resnet": Family(
+        lambda depth: transformers.ResNetConfig(
+            embedding_size=16, hidden_sizes=[16, 32], depths=[depth, depth], image_size=IMAGE[1]
+        ),
+        (),
+        "",
+        "image-classification",
+    ),
 }
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
 
@@ -205,7 +237,7 @@ class Case:
             "optimizer": "adamw_torch",
             "compile": False,
         }
-        heads = self.family == "bert" and self.method != "full"
+        heads = FAMILIES[self.family].per_row and self.method != "full"
         return {
             "level": level | dict(self.level),
             "adapter": {"method": self.method, "trained_modules": ["classifier"] if heads else []},
@@ -227,7 +259,7 @@ class Case:
             return None
         family = FAMILIES[self.family]
         config: dict[str, Any] = {
-            "task_type": TASK_TYPES[family.task],
+            "task_type": TASK_TYPES.get(family.task),
             "base_model_name_or_path": "base",
             "target_modules": list(family.targets),
             "modules_to_save": self.candidate["adapter"]["trained_modules"] or None,
@@ -253,6 +285,8 @@ def case(family: str = "llama", method: str = "lora", **settings: Any) -> Case:
     own = {name: settings.pop(name) for name in ("batch", "passes", "depth") if name in settings}
     if family == "t5":
         own["batch"] = replace(own.get("batch", DENSE), target_length=12)
+    if FAMILIES[family].task == "image-classification":
+        own["batch"] = replace(DENSE, image=IMAGE)
     return Case(family, method, level=tuple(settings.items()), **own)
 
 
@@ -361,6 +395,12 @@ ON_REAL_TENSORS = [
     case("mixtral", "full", **CHECKPOINTS),
     case("mixtral", passes=2, **AUTOCAST),
     case("qwen3-moe", batch=PADDED, **HALF_WEIGHTS),
+    # Images, in patches and convolved.
+    case("vit", passes=2, **AUTOCAST, **CHECKPOINTS),
+    case("vit", "full", **HALF_WEIGHTS),
+    case("vit", quantization="nf4", **HALF_WEIGHTS),
+    case("convnext", passes=2, attention="eager", **HALF_WEIGHTS),
+    case("resnet", "full", passes=2, attention="eager", **AUTOCAST),
     # Quantized.
     case(quantization="nf4", double_quantization=True, passes=2, **HALF_WEIGHTS),
     case(quantization="fp4", **CHECKPOINTS),
@@ -502,6 +542,7 @@ STRETCHED = [
     case(method="full", passes=2, **AUTOCAST, **CHECKPOINTS),
     case("bert", **AUTOCAST),
     case("t5"),
+    case("vit", **HALF_WEIGHTS, **CHECKPOINTS),
     case("gpt2", **HALF_WEIGHTS, **CHECKPOINTS),
     case("mixtral"),
     case("mixtral", **AUTOCAST, **CHECKPOINTS),
@@ -575,6 +616,7 @@ def test_layers_that_compute_otherwise_but_allocate_alike_may_pass(tape_of: Call
 
 CUT = {
     "t5": FAMILIES["t5"].configuration,
+    "vit": FAMILIES["vit"].configuration,
     "deepseek-v3": FAMILIES["deepseek-v3"].configuration,
     "gemma3": lambda depth: transformers.Gemma3TextConfig(
         num_hidden_layers=depth,
@@ -625,7 +667,8 @@ def test_a_runner_cuts_a_model_where_that_tells_the_same(name: str, tmp_path: Pa
     runner = DryRunner(model, task, tmp_path / "runner")
     settings = Settings(gradient_checkpointing=False, length=DENSE.length)
     candidate = candidate_from(settings, model, task.kind)
-    batch = replace(DENSE, target_length=12 if task.kind is TaskKind.SEQ2SEQ else None)
+    target_length = 12 if task.kind is TaskKind.SEQ2SEQ else None
+    batch = replace(DENSE, target_length=target_length, image=model.image_shape)
 
     def found() -> tuple[Any, Any]:
         tape = runner.tape(candidate, batch)
@@ -642,7 +685,10 @@ def test_a_runner_cuts_a_model_where_that_tells_the_same(name: str, tmp_path: Pa
     assert few in (None, whole)
 
 
-def test_code_of_a_models_own_is_cut_with_it(tmp_path: Path) -> None:
+def test_code_of_a_models_own_is_cut_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = str(tmp_path / "modules")  # transformers copies the code there, and imports it
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+    monkeypatch.setattr("sys.path", [*sys.path])
     settings = {**DECODER, "num_hidden_layers": 8, "model_type": "llama"}
     settings["auto_map"] = {"AutoModelForCausalLM": "modeling.Own"}
     (tmp_path / "config.json").write_text(json.dumps(settings))
