@@ -231,7 +231,7 @@ def answer(question: Question, ask: Ask, trials_on: TrialsOn = no_trials) -> Est
     targets = [_target(question, gpu, own) for gpu, own in zip(gpus, learnt, strict=True)]
     found = ask([_terms(target) for target in targets], CHOICES if question.which_gpu else None)
     judged = [
-        _Judged(question, target, own, prediction)
+        _Judged(question, target, own, prediction, found.model.image_shape)
         for target, own, prediction in zip(targets, learnt, found.predictions, strict=False)
     ]
     fitting = [each for each in judged if each.fits is Fits.YES]
@@ -266,6 +266,8 @@ class _Judged:
     target: Target
     learnt: Learnt
     prediction: Prediction
+    image_shape: tuple[int, int, int] | None
+    """Channels, height and width, where images are read and no text."""
 
     @property
     def candidate(self) -> Candidate:
@@ -281,6 +283,8 @@ class _Judged:
 
     @property
     def speed(self) -> Between | None:
+        if self.image_shape is not None:
+            return None
         candidate = self.candidate
         tokens = candidate.recipe.effective_batch * candidate.recipe.max_length
         speed = speed_of(self.prediction.work, tokens, self.target)
@@ -357,6 +361,13 @@ class _Judged:
             yield "Sizes and speed are those of one GPU; time that GPUs wait for each other is left out."
         if host_bytes := self.prediction.host_bytes:
             yield f"Offloading takes {format_bytes(host_bytes)} of the host's memory for each GPU."
+        if self.image_shape is not None:
+            channels, height, width = self.image_shape
+            yield (
+                f"It reads images of {height} × {width} pixels in {channels} channels, as its configuration "
+                "says: there is no length of rows to ask for, and no speed in tokens."
+            )
+            yield "What cuDNN's convolutions take to work with is not counted."
         if max_positions is not None and settings.length > max_positions:
             yield f"The model has positions for {max_positions:,} tokens only."
 

@@ -118,8 +118,8 @@ def examine_request(
             target_column=request.target_column,
             label_column=request.label_column,
         )
+        check_asked(asked)
         if is_hub_dataset(source):
-            check_asked(asked)
             return source
         path = resolve_dataset(source, allowed_roots=roots)
         check_dataset(path, **dataclasses.asdict(asked))

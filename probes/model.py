@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -40,6 +41,7 @@ _LIMITS = tuple(
         (r"intermediate_size|(\w+_)?ffn_dim|d_ff|hidden_dim|n_inner", 1, 2_000_000),
         (r"num_(attention|key_value)_heads|n_heads?|num_(local_)?experts|n_routed_experts", 1, 20_000),
         (r"vocab_size|max_position_embeddings|n_positions|n_ctx|num_labels", 1, 20_000_000),
+        (r"image_size|patch_size|num_channels", 1, 100_000),
     )
 )
 """(fields of config.json, least, most): far beyond all published models, and far below what would take
@@ -54,6 +56,10 @@ _CLASSES: Mapping[TaskKind, tuple[str, Any]] = {
     TaskKind.PROMPT_COMPLETION: _CONTINUES,
     TaskKind.CHAT: _CONTINUES,
     TaskKind.SEQ2SEQ: ("AutoModelForSeq2SeqLM", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+    TaskKind.IMAGE_CLASSIFICATION: (
+        "AutoModelForImageClassification",
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    ),
 }
 """Task → (name under which ``auto_map`` lists a class of the model's own code, transformers' own classes)."""
 
@@ -109,6 +115,7 @@ def inspect_model(
         hidden_size=getattr(text_config, "hidden_size", None),
         layers=getattr(text_config, "num_hidden_layers", None),
         max_positions=_max_positions(model),
+        image_shape=_image_shape(config) if task.kind.reads_images else None,
         supports_gradient_checkpointing=model.supports_gradient_checkpointing,
         has_weights=headers is not None,
         is_encoder_decoder=config.is_encoder_decoder,
@@ -145,6 +152,8 @@ def natural_task(path: Path, *, allow_remote_code: bool = False) -> TaskProfile:
         kind, reason = TaskKind.SEQ2SEQ, f"{name} is an encoder-decoder"
     elif _is_decoder(config):
         kind, reason = TaskKind.CAUSAL_LM, f"{name} is a decoder"
+    elif name.endswith("ForImageClassification") or _reads_images_only(config):
+        kind, reason = TaskKind.IMAGE_CLASSIFICATION, f"{name} reads images; {config.num_labels} labels"
     else:
         kind = TaskKind.TEXT_CLASSIFICATION
         reason = f"{name} reads in both directions; {config.num_labels} labels are assumed"
@@ -153,7 +162,8 @@ def natural_task(path: Path, *, allow_remote_code: bool = False) -> TaskProfile:
 
 def task_without_data(kind: TaskKind, *, labels: int = 2, reason: str = "as asked for") -> TaskProfile:
     """A task of which nothing but the kind is known."""
-    names = tuple(map(str, range(labels))) if kind is TaskKind.TEXT_CLASSIFICATION else ()
+    has_classes = kind in (TaskKind.TEXT_CLASSIFICATION, TaskKind.IMAGE_CLASSIFICATION)
+    names = tuple(map(str, range(labels))) if has_classes else ()
     return TaskProfile(kind=kind, text_column="", labels=names, reason=reason)
 
 
@@ -229,6 +239,31 @@ def _is_decoder(config: Any) -> bool:
     return "AutoModelForCausalLM" in getattr(config, "auto_map", {}) or (
         type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not _reads_both_ways(config)
     )
+
+
+def _reads_images_only(config: Any) -> bool:
+    """Whether transformers has a classifier of images for it, and none of texts."""
+    return (
+        type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+        and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    )
+
+
+def _image_shape(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width, of the configuration or of its part that tells of vision.
+
+    Raises:
+        ModelError: there are no such fields, as networks of convolutions take images of any size.
+    """
+    vision = getattr(config, "vision_config", config)
+    size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", None)
+    if not size or not channels:
+        raise ModelError(
+            f"config.json of the {config.model_type} model does not say what images it reads",
+            next_step="add image_size (pixels) and num_channels to it",
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width
 
 
 def _reads_both_ways(config: Any) -> bool:

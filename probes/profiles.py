@@ -25,6 +25,13 @@ class TaskKind(StrEnum):
     """A decoder takes the assistant's part in conversations."""
     SEQ2SEQ = "seq2seq"
     """An encoder-decoder writes one text from another."""
+    IMAGE_CLASSIFICATION = "image-classification"
+    """Of models only: datasets of images are not read."""
+
+    @property
+    def reads_images(self) -> bool:
+        """From pixels; all else is from text."""
+        return self is TaskKind.IMAGE_CLASSIFICATION
 
     @property
     def is_causal(self) -> bool:
@@ -33,8 +40,12 @@ class TaskKind(StrEnum):
 
     @property
     def has_new_head(self) -> bool:
-        """A head that turns a text into scores is put on the model, and is trained from scratch."""
-        return self in (TaskKind.TEXT_CLASSIFICATION, TaskKind.REGRESSION)
+        """A head that turns a text or an image into scores is put on the model, trained from scratch."""
+        return self in (TaskKind.TEXT_CLASSIFICATION, TaskKind.REGRESSION, TaskKind.IMAGE_CLASSIFICATION)
+
+
+TEXT_TASKS = tuple(kind for kind in TaskKind if not kind.reads_images)
+"""What a study can be of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +164,8 @@ class ModelProfile:
     hidden_size: int | None
     layers: int | None
     max_positions: int | None
+    image_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of the images that it reads; None of texts."""
     supports_gradient_checkpointing: bool
     has_weights: bool = True
     """False where only a configuration is at hand: trials then run on random weights and learn nothing."""

@@ -20,7 +20,7 @@ from .columns import (
     listed,
     require_column,
 )
-from .profiles import TaskKind, TaskProfile
+from .profiles import TEXT_TASKS, TaskKind, TaskProfile
 
 CERTAIN_PAIRS = (
     ("prompt", ("completion", "response", "output", "answer")),
@@ -97,7 +97,12 @@ def check_asked(asked: Asked) -> None:
     Raises:
         InputError: there is no such task, or it has no use for a column that was named.
     """
-    kinds = [kind.value for kind in TaskKind]
+    kinds = [kind.value for kind in TEXT_TASKS]
+    if asked.task == TaskKind.IMAGE_CLASSIFICATION:
+        raise InputError(
+            f"the task {asked.task} has no studies: datasets of images are not read",
+            next_step="use rankwise estimate or rankwise inspect, which need none",
+        )
     if asked.task is not None and asked.task not in kinds:
         raise InputError(
             f"there is no task {asked.task!r}", next_step=f"pass --task with one of {', '.join(kinds)}"
@@ -110,7 +115,7 @@ def check_asked(asked: Asked) -> None:
     uses = {
         "--label-column": (TaskKind.TEXT_CLASSIFICATION, TaskKind.REGRESSION),
         "--target-column": (TaskKind.PROMPT_COMPLETION, TaskKind.SEQ2SEQ),
-        "--context-column": tuple({*TaskKind} - {TaskKind.CAUSAL_LM, TaskKind.CHAT}),
+        "--context-column": tuple({*TEXT_TASKS} - {TaskKind.CAUSAL_LM, TaskKind.CHAT}),
     }
     for option, users in uses.items():
         if asked.task is not None and option in asked.columns and asked.task not in users:

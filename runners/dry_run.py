@@ -37,13 +37,15 @@ class Batch:
 
     rows: int
     length: int
-    """Tokens a row, padding included."""
+    """Tokens a row, padding included; of no account where images are read."""
     target_length: int | None = None
     """Tokens that an encoder-decoder writes."""
     padded: bool = False
     """Rows differ in length, so that attention needs a mask."""
     packed: bool = False
     """Several samples share a row, so that attention needs positions."""
+    image: tuple[int, int, int] | None = None
+    """Channels, height and width, of rows that are images and no text."""
 
 
 def record(
@@ -72,6 +74,10 @@ def record(
         for group in optimizer.param_groups:
             group["foreach"] = True  # the default on CUDA
     places = places_of(model)
+    if uses_autocast is None:
+        uses_autocast = autocast_name(level) != "no"
+    # accelerate scales losses only there, and where it casts to float16 (Accelerator.__init__ of 1.15).
+    scaler = LossScaler("cpu", enabled=on_cuda and uses_autocast and level["compute_dtype"] == "float16")
     tuner: Any = model.base_model if candidate["adapter"]["method"] == "adalora" else None
     if tuner is not None:
         tuner.rankallocator.reset_ipt()  # this model may have been run before
@@ -84,8 +90,6 @@ def record(
             stack.enter_context(cuda_semantics(recorder.count_flops))
         stack.enter_context(recorder)
         follow_model(model, recorder, places)
-        if uses_autocast is None:
-            uses_autocast = autocast_name(level) != "no"
         forward = autocast_forward(model, level["compute_dtype"]) if uses_autocast else model
         recorder.enter(Phase.FORWARD, Kind.INPUTS)
         passes = min(passes, 2)
@@ -101,17 +105,21 @@ def record(
             del inputs
             weighted = loss * 1.0
             recorder.enter(Phase.BACKWARD, Kind.LOGITS_AND_LOSS if places else Kind.TEMPORARIES)
-            (weighted / 1).backward()  # accelerate divides by the micro-batches that it accumulates
+            # accelerate divides by the micro-batches that it accumulates.
+            scaler.scale(weighted / 1).backward()
             recorder.place = None
             loss_sum += weighted.detach()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         recorder.holds((p.grad for p in trained if p.grad is not None), Kind.GRADIENTS)
         recorder.enter(Phase.OPTIMIZER, Kind.TEMPORARIES)
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, candidate["recipe"]["max_grad_norm"], foreach=True)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         if tuner is not None:
             allocate_ranks(tuner, 0, skipped=False)
             recorder.holds(rank_tensors(tuner), Kind.OPTIMIZER_STATE)
+        recorder.holds(scaler.kept(), Kind.OPTIMIZER_STATE)
         recorder.holds(
             (
                 value
@@ -128,6 +136,19 @@ def record(
         recorder.enter(Phase.EVALUATION, Kind.ACTIVATIONS)
         evaluate_once(model, forward, inputs, writes=batch.target_length is not None)
         return Tape(tuple(sorted_frees(recorder.events)), dict(recorder.kinds), dict(recorder.work))
+
+
+class LossScaler(torch.amp.GradScaler):
+    """torch's own, as accelerate takes it: it keeps two numbers, and unscales gradients where they are."""
+
+    def kept(self) -> Iterator[torch.Tensor]:
+        """What outlives a step; there is nothing of it before the first, nor where no loss is scaled."""
+        if self.is_enabled():
+            yield from (tensor for tensor in (self._scale, self._growth_tracker) if tensor is not None)
+
+    def _maybe_opt_step(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Step: fakes do not tell whether a gradient overflowed, which torch (2.13) reads here."""
+        optimizer.step()
 
 
 def fake_optimizer(
@@ -241,6 +262,9 @@ def autocast_forward(model: torch.nn.Module, dtype: str) -> Any:
 
 def make_inputs(model: torch.nn.Module, batch: Batch, *, has_labels_per_row: bool) -> dict[str, torch.Tensor]:
     """One micro-batch of the heaviest shape, as the recipe's ``collate`` makes it."""
+    if batch.image is not None:
+        labels = torch.zeros(batch.rows, dtype=torch.long)
+        return {"pixel_values": torch.zeros((batch.rows, *batch.image)), "labels": labels}
     shape = (batch.rows, batch.length)
     inputs = {"input_ids": torch.zeros(shape, dtype=torch.long)}
     if batch.packed:

@@ -112,6 +112,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         target_length=settings.length if task.kind is TaskKind.SEQ2SEQ else None,
         padded=settings.padded,
         packed=settings.packed,
+        image=model.image_shape,
     )
     plan, enough = plan_of(settings, candidate), spec["enough"]
     predictions: list[Prediction] = []
@@ -131,7 +132,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
                     own,
                     terms.limit_bytes,
                     most_positions=model.max_positions,
-                    with_length=enough is None,
+                    with_length=enough is None and batch.image is None,
                     only_if_it_fits=enough is not None,
                 )
             )

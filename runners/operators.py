@@ -114,7 +114,10 @@ FLOPS: dict[Any, Callable[..., int]] = {**flop_registry, torch.ops.aten._grouped
 
 
 def statistics_dtype(given: torch.Tensor, weight: torch.Tensor | None, *, on_cuda: bool) -> torch.dtype:
-    """Of the means and deviations that a layer norm keeps; fakes on a CPU keep them in the input's dtype."""
+    """Of the means and deviations that a layer or batch norm keeps.
+
+    Fakes on a CPU keep them in the input's dtype.
+    """
     if given.dtype in HALF and not (on_cuda or (weight is not None and weight.dtype is torch.float32)):
         return given.dtype
     return torch.float32 if given.dtype in HALF else given.dtype

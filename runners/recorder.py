@@ -20,7 +20,11 @@ from ..optimizer.estimates.tape import Event, Kind, Phase, Place, Work
 from .operators import FLOPS, INSIDES, statistics_dtype
 
 LITERAL = torch.ops.aten.lift_fresh.default
-LAYER_NORM = torch.ops.aten.native_layer_norm.default
+NORMS: dict[Any, int] = {
+    torch.ops.aten.native_layer_norm.default: 2,
+    torch.ops.aten.native_batch_norm.default: 1,
+}
+"""Operator that keeps statistics → which of its arguments is the weight."""
 DEVICE = torch.ops.prim.device.default
 READ_OUT = torch.ops.aten._local_scalar_dense.default
 
@@ -114,8 +118,8 @@ class Recorder(TorchDispatchMode):
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the operator returns; of fakes what it would return on the device that is meant."""
         result = func(*args, **kwargs)
-        if func is LAYER_NORM and isinstance(args[0], FakeTensor):
-            dtype = statistics_dtype(args[0], args[2], on_cuda=self._on_cuda)
+        if func in NORMS and isinstance(args[0], FakeTensor):
+            dtype = statistics_dtype(args[0], args[NORMS[func]], on_cuda=self._on_cuda)
             return result[0], *(torch.empty_like(kept, dtype=dtype) for kept in result[1:])
         return result
 

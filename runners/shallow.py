@@ -1,4 +1,4 @@
-"""A model's configuration with few layers, where all of its layers are alike.
+"""A model's configuration with few layers, where all of its layers are alike but for the first.
 
 Reads and writes configurations only; knows nothing of what is done with the model.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from ..optimizer.estimates.tape import TRACED_LAYERS
+from ..probes.attention import CANNOT_BUILD
 from ..probes.profiles import ModelProfile
 
 LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<layer>\d+)(?:\.(?P<rest>.*))?$")
@@ -24,7 +28,11 @@ DEPTHS = re.compile(r"(num_)?(hidden_|encoder_|decoder_)?layers?|n_layers?")
 
 def stacks_of(model: ModelProfile) -> dict[str, int]:
     """Stack of layers → its depth, of those stacks that are deep enough to be cut and whose layers hold
-    modules of the same shapes."""
+    modules of the same shapes.
+
+    The first may differ, as it is not repeated: T5's holds what all of them know of positions, DeepSeek's
+    has no experts.
+    """
     layers: defaultdict[str, defaultdict[int, list[tuple[Any, ...]]]] = defaultdict(lambda: defaultdict(list))
     for module in model.modules:
         if match := LAYER.match(module.name):
@@ -33,18 +41,19 @@ def stacks_of(model: ModelProfile) -> dict[str, int]:
     return {
         stack: len(own)
         for stack, own in layers.items()
-        if len(own) > TRACED_LAYERS and all(layer == own[0] for layer in own.values())
+        if len(own) > TRACED_LAYERS and all(shapes == own[1] for layer, shapes in own.items() if layer)
     }
 
 
 def cut_configuration(path: Path, stacks: Mapping[str, int], folder: Path) -> bool:
     """Write the model's configuration with :data:`~..optimizer.estimates.tape.TRACED_LAYERS` layers a stack.
 
-    Only numbers that count layers are changed, and lists of one entry a layer, if those entries are equal.
+    Only numbers that count layers are changed, and lists of one entry a layer. Code that comes with the
+    model is written too.
 
     Returns:
-        False, and nothing is written, where the configuration does not say how deep those stacks are, or
-        says that layers differ.
+        False where the configuration does not say how deep those stacks are, or transformers does not read
+        the cut one as it does the whole: layers that it derives from others may not be among the first.
     """
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     depths = set(stacks.values())
@@ -52,7 +61,9 @@ def cut_configuration(path: Path, stacks: Mapping[str, int], folder: Path) -> bo
         return False
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return True
+    for code in path.glob("*.py"):
+        shutil.copy(code, folder)
+    return _reads_alike(path, folder, depths)
 
 
 def _cut(config: dict[str, Any], depths: set[int]) -> bool:
@@ -63,10 +74,37 @@ def _cut(config: dict[str, Any], depths: set[int]) -> bool:
             if _cut(value, depths):
                 return True
         elif isinstance(value, list) and len(value) in depths and len(value) > TRACED_LAYERS:
-            if any(entry != value[0] for entry in value):
-                return False
             config[name] = value[:TRACED_LAYERS]
         elif type(value) is int and value in depths and DEPTHS.fullmatch(name):
             found.add(value)
             config[name] = TRACED_LAYERS
     return found == depths
+
+
+def _reads_alike(path: Path, folder: Path, depths: set[int]) -> bool:
+    """Whether, of all that transformers lists layer by layer, the cut configuration has what is repeated.
+
+    Where the second and the third layer differ, as by turns, their tapes have to be the same: a third kind
+    of layer would go unseen.
+    """
+    try:
+        whole, cut = (AutoConfig.from_pretrained(each, local_files_only=True) for each in (path, folder))
+    except CANNOT_BUILD:
+        return False
+    few = dict(_lists(cut.to_dict()))
+    return all(
+        name in few
+        and few[name][:1] == kinds[:1]
+        and all(kind in few[name][1 : TRACED_LAYERS - 1] for kind in kinds[1:] + few[name][1:])
+        for name, kinds in _lists(whole.to_dict())
+        if len(kinds) in depths
+    )
+
+
+def _lists(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Name → list, of all in a configuration and in those within it."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _lists(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{name}", value

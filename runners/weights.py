@@ -24,6 +24,7 @@ MODEL_CLASSES = {
     "prompt-completion": transformers.AutoModelForCausalLM,
     "chat": transformers.AutoModelForCausalLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    "image-classification": transformers.AutoModelForImageClassification,
 }
 
 FOUR_BIT = ("nf4", "fp4")
@@ -114,7 +115,7 @@ def head_settings(task: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's configuration has to say about the task's head."""
     if task["kind"] == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
-    if task["kind"] == "text-classification":
+    if task["kind"] in ("text-classification", "image-classification"):
         labels = task["labels"]
         return {
             "id2label": dict(enumerate(labels)),

@@ -245,10 +245,8 @@ def _facts(document: EstimateDocument, *, rows: int, length: int) -> Iterator[tu
     )
     if document.capacity_bytes is not None:
         batch, longest = document.max_micro_batch, document.max_seq_len
-        yield (
-            "largest batch",
-            f"{batch:,} at {length:,} tokens" if batch else f"not even 1 is sure to fit at {length:,} tokens",
-        )
+        each = "" if document.task.reads_images else f" at {length:,} tokens"
+        yield "largest batch", f"{batch:,}{each}" if batch else f"not even 1 is sure to fit{each}"
         if longest:
             yield "longest row", f"{longest:,} tokens at batch {rows:,}"
     if document.tokens_per_second:

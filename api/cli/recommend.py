@@ -25,7 +25,7 @@ from ...optimizer.domain import (
     Scoring,
     StudyRequest,
 )
-from ...probes.profiles import TaskKind
+from ...probes.profiles import TEXT_TASKS, TaskKind
 from .console import EXIT_INTERRUPTED, EXIT_TERMINATED, print_json, print_note
 from .plan import show_plan
 from .progress import show_progress
@@ -71,7 +71,7 @@ def recommend(
     task: Annotated[
         TaskKind | None,
         _task_option(
-            metavar="TASK", case_sensitive=False, help=f"Told from the columns, or {', '.join(TaskKind)}."
+            metavar="TASK", case_sensitive=False, help=f"Told from the columns, or {', '.join(TEXT_TASKS)}."
         ),
     ] = None,
     text_column: Annotated[

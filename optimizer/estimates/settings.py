@@ -68,6 +68,10 @@ def candidate_from(settings: Settings, model: ModelProfile, task: TaskKind) -> C
     """
     for _, problem in setting_problems(settings):
         raise problem
+    if task.reads_images and (settings.padded or settings.packed):
+        raise InputError(
+            "images are neither padded nor packed", next_step="leave the padding or the packing out"
+        )
     adapter = _adapter(settings, Targets(model, task), model)
     return Candidate(
         adapter=adapter,

@@ -15,7 +15,9 @@ TASK_TYPES = {
     TaskKind.PROMPT_COMPLETION: "CAUSAL_LM",
     TaskKind.CHAT: "CAUSAL_LM",
     TaskKind.SEQ2SEQ: "SEQ_2_SEQ_LM",
+    TaskKind.IMAGE_CLASSIFICATION: None,
 }
+"""PEFT's (0.21) word for a task; for images it has none, and needs none."""
 
 
 def adapter_config(

@@ -5,12 +5,15 @@ Every model here is the library's own, of a few layers and random weights; the b
 
 from __future__ import annotations
 
+import json
+import sys
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -18,6 +21,7 @@ import pytest
 import torch
 import transformers
 
+from rankwise.optimizer.estimates.settings import Settings, candidate_from
 from rankwise.optimizer.estimates.tape import (
     STEP,
     TRACED_LAYERS,
@@ -30,8 +34,12 @@ from rankwise.optimizer.estimates.tape import (
     stretch,
     total_work,
 )
+from rankwise.probes.model import inspect_model, natural_task
+from rankwise.probes.profiles import TaskKind
+from rankwise.runners import dry_run
 from rankwise.runners.build import build_model
-from rankwise.runners.dry_run import Batch, record
+from rankwise.runners.dry_run import Batch, LossScaler, record
+from rankwise.runners.estimate import DryRunner
 from rankwise.runners.fakes import fake_tensors, materialise, on_meta
 from rankwise.runners.losses import set_loss
 from rankwise.runners.recipe import Example
@@ -41,6 +49,7 @@ from rankwise.runners.weights import widen_norms
 
 CPU = torch.device("cpu")
 VOCABULARY = 320
+IMAGE = (3, 32, 32)
 SHORT = 2
 """Layers where depth does not matter."""
 
@@ -69,7 +78,7 @@ class Family:
 
     @property
     def per_row(self) -> bool:
-        return self.task == "text-classification"
+        return self.task.endswith("-classification")
 
 
 FAMILIES = {
@@ -131,6 +140,67 @@ FAMILIES = {
         "seq2seq",
         ("encoder.block", "decoder.block"),
     ),
+    # Layers that differ: sliding and full attention by turns; dense layers before experts.
+    "gemma3": Family(
+        lambda depth: transformers.Gemma3TextConfig(
+            num_hidden_layers=depth,
+            head_dim=16,
+            sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"] * (depth // 2),
+            **DECODER,
+        ),
+        ("q_proj", "v_proj"),
+        "down_proj",
+    ),
+    "deepseek-v3": Family(
+        lambda depth: transformers.DeepseekV3Config(
+            **{**DECODER, "num_key_value_heads": 4},
+            num_hidden_layers=depth,
+            first_k_dense_replace=1,
+            moe_intermediate_size=32,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=2,
+            topk_group=1,
+            q_lora_rank=24,
+            kv_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=16,
+            v_head_dim=16,
+        ),
+        ("q_b_proj", "o_proj"),
+        "down_proj",
+    ),
+    "vit": Family(
+        lambda depth: transformers.ViTConfig(
+            hidden_size=64,
+            num_hidden_layers=depth,
+            num_attention_heads=4,
+            intermediate_size=96,
+            image_size=IMAGE[1],
+            patch_size=8,
+        ),
+        ("q_proj", "v_proj"),
+        "mlp.fc2",
+        "image-classification",
+        ("vit.layers",),
+    ),
+    "convnext": Family(
+        lambda depth: transformers.ConvNextConfig(
+            hidden_sizes=[16, 32], depths=[depth, depth], num_stages=2, image_size=IMAGE[1]
+        ),
+        ("pwconv1",),
+        "pwconv2",
+        "image-classification",
+    ),
+    "resnet": Family(
+        lambda depth: transformers.ResNetConfig(
+            embedding_size=16, hidden_sizes=[16, 32], depths=[depth, depth], image_size=IMAGE[1]
+        ),
+        (),
+        "",
+        "image-classification",
+    ),
 }
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
 
@@ -167,7 +237,7 @@ class Case:
             "optimizer": "adamw_torch",
             "compile": False,
         }
-        heads = self.family == "bert" and self.method != "full"
+        heads = FAMILIES[self.family].per_row and self.method != "full"
         return {
             "level": level | dict(self.level),
             "adapter": {"method": self.method, "trained_modules": ["classifier"] if heads else []},
@@ -189,7 +259,7 @@ class Case:
             return None
         family = FAMILIES[self.family]
         config: dict[str, Any] = {
-            "task_type": TASK_TYPES[family.task],
+            "task_type": TASK_TYPES.get(family.task),
             "base_model_name_or_path": "base",
             "target_modules": list(family.targets),
             "modules_to_save": self.candidate["adapter"]["trained_modules"] or None,
@@ -215,6 +285,8 @@ def case(family: str = "llama", method: str = "lora", **settings: Any) -> Case:
     own = {name: settings.pop(name) for name in ("batch", "passes", "depth") if name in settings}
     if family == "t5":
         own["batch"] = replace(own.get("batch", DENSE), target_length=12)
+    if FAMILIES[family].task == "image-classification":
+        own["batch"] = replace(DENSE, image=IMAGE)
     return Case(family, method, level=tuple(settings.items()), **own)
 
 
@@ -313,11 +385,22 @@ ON_REAL_TENSORS = [
     case("bert", "dora", **HALF_WEIGHTS, **CHECKPOINTS),
     case("t5", **CHECKPOINTS),
     case("t5", "adalora", batch=PADDED),
+    case("t5", passes=2, **AUTOCAST, **CHECKPOINTS),
+    case("gemma3", passes=2, batch=PADDED, **AUTOCAST, **CHECKPOINTS),
+    case("gemma3", "full", **HALF_WEIGHTS),
+    case("deepseek-v3", passes=2, **HALF_WEIGHTS, **CHECKPOINTS),
+    case("deepseek-v3", "full", batch=PADDED, **AUTOCAST),
     case("gpt2", "full", **AUTOCAST),
     case("gpt2", "ia3", batch=PADDED, **CHECKPOINTS),
     case("mixtral", "full", **CHECKPOINTS),
     case("mixtral", passes=2, **AUTOCAST),
     case("qwen3-moe", batch=PADDED, **HALF_WEIGHTS),
+    # Images, in patches and convolved.
+    case("vit", passes=2, **AUTOCAST, **CHECKPOINTS),
+    case("vit", "full", **HALF_WEIGHTS),
+    case("vit", quantization="nf4", **HALF_WEIGHTS),
+    case("convnext", passes=2, attention="eager", **HALF_WEIGHTS),
+    case("resnet", "full", passes=2, attention="eager", **AUTOCAST),
     # Quantized.
     case(quantization="nf4", double_quantization=True, passes=2, **HALF_WEIGHTS),
     case(quantization="fp4", **CHECKPOINTS),
@@ -345,6 +428,48 @@ def test_fakes_allocate_and_compute_what_real_tensors_do(own: Case, tape_of: Cal
     assert peaks_of(fake) == peaks_of(real)
     assert history(fake) == history(real)
     assert fake.work == real.work
+
+
+HALF_AUTOCAST = {"compute_dtype": "float16"}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        case(method="full", attention="eager", passes=2, **HALF_AUTOCAST),
+        case(method="full", attention="eager", optimizer="adamw_torch_fused", **HALF_AUTOCAST),
+        case(attention="eager", weight_dtype="float16", **HALF_AUTOCAST),
+    ],
+    ids=name_of,
+)
+def test_scaled_losses_allocate_what_torchs_scaler_does(
+    own: Case, tape_of: Callable[..., Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real one looks whether gradients are finite, as they are under a small scale; fakes do not tell."""
+    fake = tape_of(own, on_cuda=True)
+    monkeypatch.delattr(LossScaler, "_maybe_opt_step")
+    monkeypatch.setattr(dry_run, "LossScaler", partial(LossScaler, init_scale=2.0))
+    real = tape_of(own, on_cuda=True, real=True)
+    assert peaks_of(fake) == peaks_of(real)
+    assert history(fake) == history(real)
+
+
+def test_float16_is_scaled_under_autocast_on_cuda_alone(tape_of: Callable[..., Tape]) -> None:
+    def more_than_bfloat16(phase: Phase, *, on_cuda: bool = True, **dtypes: str) -> int:
+        half, bfloat = (
+            peaks_of(
+                tape_of(
+                    case(method="full", compute_dtype=dtype, **dict.fromkeys(dtypes, dtype)), on_cuda=on_cuda
+                )
+            ).by_phase[phase]
+            for dtype in ("float16", "bfloat16")
+        )
+        return half - bfloat
+
+    assert more_than_bfloat16(Phase.EVALUATION) == 2 * 512, "scale and its tracker are kept"
+    assert more_than_bfloat16(Phase.OPTIMIZER) == 3 * 512, "beside whether an overflow was found"
+    assert more_than_bfloat16(Phase.OPTIMIZER, on_cuda=False) == 0
+    assert more_than_bfloat16(Phase.OPTIMIZER, weight_dtype="", adapter_dtype="") == 0
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
@@ -418,6 +543,7 @@ STRETCHED = [
     case(method="full", passes=2, **AUTOCAST, **CHECKPOINTS),
     case("bert", **AUTOCAST),
     case("t5"),
+    case("vit", **HALF_WEIGHTS, **CHECKPOINTS),
     case("gpt2", **HALF_WEIGHTS, **CHECKPOINTS),
     case("mixtral"),
     case("mixtral", **AUTOCAST, **CHECKPOINTS),
@@ -453,13 +579,7 @@ def test_few_layers_tell_of_a_dozen(tape_of: Callable[..., Tape]) -> None:
 
 
 UNLIKE: dict[str, Callable[[int], Any]] = {
-    "gemma3": lambda depth: transformers.Gemma3TextConfig(
-        num_hidden_layers=depth,
-        head_dim=16,
-        sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"] * (depth // 2),
-        **DECODER,
-    ),
+    "gemma3": FAMILIES["gemma3"].configuration,
     "experts after dense layers": lambda depth: transformers.Qwen3MoeConfig(
         num_hidden_layers=depth,
         num_experts=4,
@@ -493,6 +613,93 @@ def test_layers_that_compute_otherwise_but_allocate_alike_may_pass(tape_of: Call
 
     own = case(attention="eager")
     assert peaks_of(stretch(tape(TRACED_LAYERS), depths_of(own, 8))) == peaks_of(tape(8))
+
+
+CUT = {
+    "t5": FAMILIES["t5"].configuration,
+    "vit": FAMILIES["vit"].configuration,
+    "deepseek-v3": FAMILIES["deepseek-v3"].configuration,
+    "gemma3": lambda depth: transformers.Gemma3TextConfig(
+        num_hidden_layers=depth,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention"] * depth,
+        **DECODER,
+    ),
+}
+WHOLE: dict[str, Callable[[int], Any]] = {
+    "every sixth layer sees all": lambda depth: {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": depth,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "sliding_window_pattern": 6,
+        **DECODER,
+    },
+    "later layers see little": lambda depth: {
+        "model_type": "qwen2",
+        "num_hidden_layers": depth,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": depth // 2,
+        **DECODER,
+    },
+    "layers are counted twice": lambda depth: {
+        "model_type": "gpt_neo",
+        "num_layers": depth,
+        "num_heads": 4,
+        "hidden_size": 64,
+        "vocab_size": VOCABULARY,
+        "attention_types": [[["global", "local"], depth // 2]],
+    },
+    "two dense layers": UNLIKE["experts after dense layers"],
+    "by turns": UNLIKE["gemma3"],
+}
+
+
+@pytest.mark.parametrize("name", [*CUT, *WHOLE])
+def test_a_runner_cuts_a_model_where_that_tells_the_same(name: str, tmp_path: Path) -> None:
+    configuration: Any = (CUT | WHOLE)[name](8)
+    if not isinstance(configuration, dict):
+        configuration = configuration.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(configuration))
+    task = natural_task(tmp_path)
+    model = inspect_model(tmp_path, source=name, revision=None, task=task, try_packing=False)
+    runner = DryRunner(model, task, tmp_path / "runner")
+    settings = Settings(gradient_checkpointing=False, length=DENSE.length)
+    candidate = candidate_from(settings, model, task.kind)
+    target_length = 12 if task.kind is TaskKind.SEQ2SEQ else None
+    batch = replace(DENSE, target_length=target_length, image=model.image_shape)
+
+    def found() -> tuple[Any, Any]:
+        tape = runner.tape(candidate, batch)
+        deep = runner.deepened(tape)
+        return deep is tape, (peaks_of(deep), total_work(deep).flops)
+
+    try:
+        is_whole, few = found()
+    except Uneven:
+        is_whole, few = True, None
+    assert is_whole == (name in WHOLE)
+    runner.run_whole()
+    _, whole = found()
+    assert few in (None, whole)
+
+
+def test_code_of_a_models_own_is_cut_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = str(tmp_path / "modules")  # transformers copies the code there, and imports it
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    settings = {**DECODER, "num_hidden_layers": 8, "model_type": "llama"}
+    settings["auto_map"] = {"AutoModelForCausalLM": "modeling.Own"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "modeling.py").write_text("from transformers import LlamaForCausalLM as Own\n")
+    task = natural_task(tmp_path, allow_remote_code=True)
+    model = inspect_model(tmp_path, source="own", revision=None, task=task, allow_remote_code=True)
+    runner = DryRunner(model, task, tmp_path / "runner", allow_remote_code=True)
+    tape = runner.tape(candidate_from(Settings(), model, task.kind), DENSE)
+    assert model.runs_remote_code
+    assert runner.deepened(tape) is not tape
 
 
 BETWEEN = [

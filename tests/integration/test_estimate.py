@@ -21,6 +21,7 @@ from rankwise.errors import InputError, ModelError
 from rankwise.home import Home
 from rankwise.optimizer.estimates.prediction import Terms
 from rankwise.optimizer.estimates.settings import Settings
+from rankwise.probes.profiles import TaskKind
 from rankwise.runners.jobs import Estimator
 
 LLAMA = {
@@ -78,6 +79,22 @@ def test_command_line_http_and_python_give_one_answer(config: str, home: Home) -
         assert refused.status_code == 422
         assert "no module 'nowhere'" in refused.json()["detail"]
     assert list(home.tokens.parent.iterdir()) == [home.tokens], "nothing of the jobs is left behind"
+
+
+def test_images_have_no_length(tmp_path: Path, home: Home) -> None:
+    config = tmp_path / "config.json"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 64}
+    config.write_text(json.dumps({"model_type": "vit", "image_size": 32, "patch_size": 8, **sizes}))
+    found = estimate(config, home=home.root, gpu="T4", precision="fp16", batch_size=4, tokens=1_000)
+    assert found.task is TaskKind.IMAGE_CLASSIFICATION
+    assert found.trainable_params == 6 * 4 * 16 * (32 + 32) + 2 * 32 + 2
+    assert (found.max_micro_batch or 0) > 4
+    assert (found.max_seq_len, found.tokens_per_second, found.hours) == (None, None, None)
+    assert any("32 × 32 pixels in 3 channels" in note for note in found.notes)
+    longer = estimate(config, home=home.root, gpu="T4", precision="fp16", batch_size=4, seq_len=4_096)
+    assert longer.peak_allocated_bytes == found.peak_allocated_bytes
+    with pytest.raises(InputError, match="neither padded nor packed"):
+        estimate(config, home=home.root, packed=True)
 
 
 def test_a_server_that_died_is_started_again_and_refusals_are_fast(config: str, home: Home) -> None:

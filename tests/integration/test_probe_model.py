@@ -18,12 +18,16 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BartConfig,
+    CLIPConfig,
+    ConvNextConfig,
     GPT2Config,
     LlamaConfig,
     MixtralConfig,
     PretrainedConfig,
+    ResNetConfig,
     RobertaConfig,
     T5Config,
+    ViTConfig,
 )
 
 from rankwise.errors import ModelError
@@ -52,6 +56,15 @@ BERT = {
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+}
+VIT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+    "num_channels": 1,
 }
 
 
@@ -341,6 +354,9 @@ def test_without_weights_only_the_head_is_new(tmp_path: Path) -> None:
             5,
         ),
         (RobertaConfig(**BERT, is_decoder=True), "RobertaForCausalLM", TaskKind.CAUSAL_LM, 0),
+        (ViTConfig(**VIT), "ViTForImageClassification", TaskKind.IMAGE_CLASSIFICATION, 2),
+        (ViTConfig(**VIT, num_labels=5), "ViTModel", TaskKind.IMAGE_CLASSIFICATION, 5),
+        (ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4), None, TaskKind.IMAGE_CLASSIFICATION, 2),
     ],
 )
 def test_a_model_says_what_it_was_made_for(
@@ -352,6 +368,23 @@ def test_a_model_says_what_it_was_made_for(
     assert (task.kind, len(task.labels)) == (kind, labels)
     assert task.reason
     assert inspect(tmp_path, task).parameters > 0
+
+
+def test_a_configuration_says_what_images_are_read(tmp_path: Path) -> None:
+    task = task_without_data(TaskKind.IMAGE_CLASSIFICATION)
+    ViTConfig(**VIT).save_pretrained(tmp_path)
+    assert inspect(tmp_path, task).image_shape == (1, 16, 16)
+    edit(tmp_path / "config.json", image_size=[16, 24])
+    found = inspect(tmp_path, task)
+    assert found.image_shape == (1, 16, 24)
+    assert found.new_modules == ("classifier",)
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    CLIPConfig(vision_config=vision | {"image_size": 64}).save_pretrained(tmp_path)
+    assert inspect(tmp_path, task).image_shape == (3, 64, 64)
+    ResNetConfig(hidden_sizes=[8], depths=[1], embedding_size=8).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="does not say what images") as caught:
+        inspect(tmp_path, task)
+    assert "image_size" in (caught.value.next_step or "")
 
 
 @pytest.mark.parametrize(

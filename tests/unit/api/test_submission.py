@@ -39,6 +39,14 @@ def test_paths_come_back_absolute(
     assert check_request(written, roots=[root]) == request_in
 
 
+def test_a_study_reads_no_images(request_in: StudyRequest, root: Path) -> None:
+    (root / "photos").mkdir()
+    for dataset in (request_in.dataset, str(root / "photos"), "some-org/photos"):
+        asked = dataclasses.replace(request_in, dataset=dataset, task="image-classification")
+        with pytest.raises(InputError, match="has no studies: datasets of images are not read"):
+            check_request(asked, roots=None)
+
+
 def test_a_hub_id_is_left_to_the_study(request_in: StudyRequest) -> None:
     request = dataclasses.replace(request_in, model="some-org/some-model")
     assert check_request(request, roots=None).model == "some-org/some-model"

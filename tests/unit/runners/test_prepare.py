@@ -17,7 +17,7 @@ from rankwise.errors import DatasetError, InputError, ModelError
 from rankwise.optimizer.codec import from_json, to_json
 from rankwise.optimizer.domain import LossMask, Recipe, StudyFacts, StudyRequest
 from rankwise.probes.host import read_hardware
-from rankwise.probes.profiles import DatasetProfile, ModelProfile, TaskKind, TaskProfile
+from rankwise.probes.profiles import TEXT_TASKS, DatasetProfile, ModelProfile, TaskKind, TaskProfile
 from rankwise.runners.build import load_tokenizer
 from rankwise.runners.prepare import (
     given_template,
@@ -47,7 +47,7 @@ TASKS = {
         label_column={TaskKind.TEXT_CLASSIFICATION: "label", TaskKind.REGRESSION: "length"}.get(kind),
         labels=("even", "odd") if kind is TaskKind.TEXT_CLASSIFICATION else (),
     )
-    for kind in TaskKind
+    for kind in TEXT_TASKS
 }
 MASKS = {TaskKind.CHAT: LossMask.ASSISTANT, TaskKind.PROMPT_COMPLETION: LossMask.COMPLETION}
 
@@ -95,7 +95,7 @@ def tokenizer(tiny_llama: Path) -> Any:
 
 @pytest.mark.parametrize(
     ("kind", "packing"),
-    [(kind, packing) for kind in TaskKind for packing in (False, True) if kind.is_causal or not packing],
+    [(kind, packing) for kind in TEXT_TASKS for packing in (False, True) if kind.is_causal or not packing],
 )
 @pytest.mark.parametrize("real", [True, False], ids=["tokenizer", "random"])
 def test_rows_of_every_task_become_tokens(
