@@ -46,7 +46,7 @@ from typing import Any
 from published_parts.rows import ALLOCATED, DEVICE, JUDGED, PLAIN, RESERVED, Published, read
 
 from rankwise.optimizer.estimates.estimate import Target, fits, memory_of
-from rankwise.optimizer.estimates.intervals import Fits
+from rankwise.optimizer.estimates.intervals import Fits, log_ratios
 from rankwise.optimizer.estimates.need import Need
 
 TRACE = Path(__file__).parent / "published_parts" / "trace.py"
@@ -122,6 +122,25 @@ def judge(run: Published, answer: Mapping[str, Any], versions: Mapping[str, str]
         breakdown=answer["breakdown"],
     )
     return Judged(run=run, group=group, need=need, target=Target(gpu=run.gpu, gpus=run.gpus))
+
+
+def residuals_of(judged: Sequence[Judged]) -> dict[str, list[float]]:
+    """ln(measured / estimated) by kind of run and metric, in order: what intervals are made of.
+
+    Of allocated only runs on the stack that estimates; of reserved all, as none names its stack. Runs that
+    differ in nothing but the GPU, and measured the same, count once.
+    """
+    found: defaultdict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+    for row in judged:
+        for metric in (ALLOCATED, RESERVED):
+            measured = row.run.measured.get(metric)
+            if measured is None or row.run.group not in JUDGED:
+                continue
+            if metric == ALLOCATED and row.group not in JUDGED:
+                continue
+            (residual,) = log_ratios([(row.estimated[metric], measured)])
+            found[f"{row.run.group}: {metric}"][row.run.label, measured] = round(residual, 4)
+    return {kind: sorted(own.values()) for kind, own in found.items()}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -230,6 +249,7 @@ def as_json(judged: Sequence[Judged], versions: Mapping[str, str], left_out: Cou
                 }
                 for row in judged
             ],
+            "residuals": residuals_of(judged),
             "left_out": left_out,
         },
         indent=2,

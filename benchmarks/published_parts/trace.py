@@ -107,7 +107,7 @@ def without_mask(_: Any, given: Any, named: Mapping[str, Any]) -> Any:
 
 
 def adapted(model: Any, run: Mapping[str, Any]) -> Any:
-    """The model in its adapter, in the dtype that PEFT gives it."""
+    """The model in its adapter, in the dtype that the run's PEFT gave it."""
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=run["rank"],
@@ -115,7 +115,12 @@ def adapted(model: Any, run: Mapping[str, Any]) -> Any:
         lora_dropout=run["dropout"],
         target_modules=run["targets"],
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=run["adapter_dtype"] == "float32")
+    adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            # PEFT follows the base model's dtype only where it is on a device.
+            parameter.data = parameter.data.to(getattr(torch, run["adapter_dtype"]))
+    return adapted
 
 
 def cast_to_bfloat16(model: Any) -> None:
@@ -246,13 +251,16 @@ def estimate(run: Mapping[str, Any]) -> Need:
     workspace = cublas_workspace_bytes(tuple(run["compute_capability"]))
     tape = tape_of(run)
     if run["ranks"] > 1:
+        dtype = run["adapter_dtype"] if run["method"] == "lora" else run["dtype"]
+        item_bytes = getattr(torch, dtype).itemsize
         plan = ShardPlan(
             ranks=run["ranks"],
             scheme=Scheme(run["scheme"]),
             offload=Offload(run["offload"]),
-            trained_item_bytes=4 if run["method"] == "lora" else 2,
-            master_item_bytes=4 if run["method"] == "lora" else 2,
+            trained_item_bytes=item_bytes,
+            master_item_bytes=item_bytes,
             gathers_twice=False,
+            recomputes_units=run["checkpointing"] and run["reentrant"] and run["recomputes_units"],
         )
         tape = sharded(tape, plan)
     return need_of(tape, workspaces=(workspace,) * TRAINING_THREADS)

@@ -85,6 +85,9 @@ class ShardPlan:
     gathers_twice: bool = True
     """FSDP2 copies out of what it gathered; FSDP1 (transformers' default until 5) gathers in place, and keeps
     embeddings and head together."""
+    recomputes_units: bool = False
+    """Re-entrant checkpointing is around FSDP1's units, as transformers has it, so that a backward pass runs
+    them again with their hooks (:class:`_Fsdp` says what follows). Of no account for FSDP2."""
     ddp_bucket_bytes: int = 25 * MIB
     """``DistributedDataParallel(bucket_cap_mb=25)``."""
     reduce_bucket_elements: int = 500_000_000
@@ -264,7 +267,7 @@ class _Rank:
             if event.size_bytes:
                 self.allocates(event)
             else:
-                self.free(event.block)
+                self.frees(event)
         if is_used:
             self.leaves(place)
 
@@ -305,6 +308,10 @@ class _Rank:
             self.gradient(event)
         else:
             self.keep(event, event.size_bytes)
+
+    def frees(self, event: Event) -> None:
+        """The tape frees one of its own."""
+        self.free(event.block)
 
     @property
     def is_offloaded(self) -> bool:
@@ -692,10 +699,24 @@ class _Zero3(_Gathering, _Zero):
 
 
 class _Fsdp(_Gathering):
-    """Full shard, a layer a unit. A backward pass fetches the next unit while one is computed."""
+    """Full shard, a layer a unit. A backward pass fetches the next unit while one is computed.
+
+    Where FSDP1's units are recomputed, it fetches none: a forward pass without a graph puts no hook on a
+    unit's output that would ask for it (``_needs_pre_backward_unshard``). And a frozen unit waits for the
+    gradient of its input with a hook that holds on to the leaf of the recomputed graph, so that input and
+    gradient stay until the whole pass ends (``_register_post_backward_reshard_only_hook`` and
+    ``_finalize_params`` in ``torch/distributed/fsdp/_runtime_utils.py``). A layer with frozen weights counts
+    as a frozen unit: PEFT's ``fsdp_auto_wrap_policy`` gives what is trained units of its own.
+    """
 
     def __init__(self, tape: Tape, plan: ShardPlan) -> None:
         super().__init__(tape, plan)
+        self.is_recomputed = plan.recomputes_units and not plan.gathers_twice
+        self.frozen = {
+            event.place for event in self.model.divided.values() if event.block not in self.model.trained
+        }
+        self.made_in: dict[int, Place | None] = {}
+        self.held: list[int] = []
         self.buffers: dict[_Unit, int | None] = {}
         self.reduced: int | None = None
         self.unreduced: list[int | None] = []
@@ -703,7 +724,7 @@ class _Fsdp(_Gathering):
 
     def begins(self) -> None:
         super().begins()
-        if self.phase is Phase.BACKWARD and self.layers:
+        if self.phase is Phase.BACKWARD and self.layers and not self.is_recomputed:
             self._fetch(self.layers[-1])
         elif not self.plan.gathers_twice and self.phase in (Phase.FORWARD, Phase.EVALUATION):
             self.gather(_FIRST)
@@ -714,6 +735,9 @@ class _Fsdp(_Gathering):
             self._reduce(None)
             self.free(self.reduced)
             self.reduced = None
+            for block in self.held:
+                self.free(block)
+            self.held = []
         self._free_buffers()
         super().ends(following)
 
@@ -741,8 +765,23 @@ class _Fsdp(_Gathering):
         else:
             self.gather(unit)
         following = self.next_layer(unit)
-        if following is not None and self.phase is Phase.BACKWARD:
+        if following is not None and self.phase is Phase.BACKWARD and not self.is_recomputed:
             self._fetch(following)
+
+    def allocates(self, event: Event) -> None:
+        self.made_in[event.block] = self.place
+        super().allocates(event)
+
+    def frees(self, event: Event) -> None:
+        if self.is_recomputed and self.phase is Phase.BACKWARD and self._is_between_layers(event.block):
+            self.held.append(event.block)
+        else:
+            super().frees(event)
+
+    def _is_between_layers(self, block: int) -> bool:
+        """What one layer made and a frozen one frees: an input in forward order, its gradient in backward."""
+        maker = self.made_in[block]
+        return maker is not None and maker != self.place and self.place in self.frozen
 
     def leaves(self, place: Place | None) -> None:
         super().leaves(place)
