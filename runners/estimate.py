@@ -21,7 +21,8 @@ from ..optimizer.domain import Candidate, Quantization
 from ..optimizer.estimates.need import Need, largest
 from ..optimizer.estimates.prediction import Prediction, Terms
 from ..optimizer.estimates.settings import MOST_ROWS, Settings, candidate_from
-from ..optimizer.estimates.sharding import Offload, Scheme, ShardPlan, host_bytes
+from ..optimizer.estimates.shard_plan import Offload, Scheme, ShardPlan
+from ..optimizer.estimates.sharding import host_bytes
 from ..optimizer.estimates.tape import Tape, Uneven, Work, interpolated, stretch, total_work
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.sizes import BYTES_PER_ELEMENT

@@ -26,7 +26,8 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
 from rankwise.optimizer.estimates.need import Need, need_of
 from rankwise.optimizer.estimates.overheads import TRAINING_THREADS, cublas_workspace_bytes
-from rankwise.optimizer.estimates.sharding import Offload, Scheme, ShardPlan, sharded
+from rankwise.optimizer.estimates.shard_plan import Offload, Scheme, ShardPlan
+from rankwise.optimizer.estimates.sharding import sharded
 from rankwise.optimizer.estimates.tape import TRACED_LAYERS, Place, Tape, stretch
 from rankwise.runners.cuda_semantics import FlashAttention
 from rankwise.runners.dry_run import Batch, record

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.optimizer.estimates.allocator import replay
-from rankwise.optimizer.estimates.sharding import Offload, Scheme, ShardPlan, host_bytes, sharded
+from rankwise.optimizer.estimates.shard_plan import Offload, Scheme, ShardPlan
+from rankwise.optimizer.estimates.sharding import host_bytes, sharded
 from rankwise.optimizer.estimates.tape import Event, Kind, Phase, Place, Tape, peaks_of, steps_of
 
 MIB = 2**20
