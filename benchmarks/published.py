@@ -3,20 +3,20 @@ r"""Judge memory estimates against runs that others measured and published.
     python benchmarks/published.py ../shared/data/published_runs.csv --stack build/stack
 
 Prints by source and metric the median and the 95th percentile of the error, the share that was
-under-predicted, and whether "fits" was right; then which runs cannot be compared, and why. Takes 5 to 10
-seconds a run: some ten minutes in all, or four for the runs of known code and settings (``--plain``).
+under-predicted, and whether "fits" was right; then which runs cannot be compared, and why. Takes one to five
+seconds a run: three minutes or more in all, one for the runs of known code and settings (``--plain``).
 Metrics are never mixed: *allocated* and *reserved* are PyTorch's maxima, *nvidia-smi* is judged against
 reserved and the CUDA context, at most the whole GPU.
 
 **Stacks.** What a step keeps depends on the versions of transformers and PEFT: 4.48 keeps one copy of the
 logits more than 4.45. A run is judged by the version that its row names; others are shown apart. To make an
-environment with that version, beside this one, whose torch it borrows:
+environment with that version, beside this one, whose torch it borrows, with this one activated:
 
     python -m venv build/stack
     build/stack/bin/pip install --no-deps transformers==4.48.1 tokenizers==0.21.0 \
         huggingface_hub==0.27.1 peft==0.13.2 accelerate==1.0.1 requests urllib3 idna charset-normalizer
     python -c "import sysconfig as s; print('import site; site.addsitedir(%r)' % s.get_path('purelib'))" \
-        > build/stack/lib/python3.11/site-packages/project.pth
+        > $(echo build/stack/lib/python3*/site-packages)/project.pth
 
 (For transformers 4.45.2: tokenizers 0.20.3, huggingface_hub 0.26.2.) bitsandbytes is this environment's: its
 4-bit layers keep the same since 0.43.
@@ -139,7 +139,7 @@ def residuals_of(judged: Sequence[Judged]) -> dict[str, list[float]]:
             if metric == ALLOCATED and row.group not in JUDGED:
                 continue
             (residual,) = log_ratios([(row.estimated[metric], measured)])
-            found[f"{row.run.group}: {metric}"][row.run.label, measured] = round(residual, 4)
+            found[f"{row.run.group}: {metric}"][row.run.label, measured] = round(residual, 4) + 0.0
     return {kind: sorted(own.values()) for kind, own in found.items()}
 
 

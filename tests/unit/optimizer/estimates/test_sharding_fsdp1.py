@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
@@ -54,7 +55,8 @@ class Model(torch.nn.Module):
     def count(self, _: torch.Tensor) -> None:
         there = [tensor for each in self.seen if (tensor := each()) is not None]
         self.counts.append((len(there), sum(tensor.is_leaf and tensor.grad is not None for tensor in there)))
-        whole = [layer._handle.flat_param._full_param_padded for layer in self.layers]
+        units = [layer for layer in self.layers if isinstance(layer, FullyShardedDataParallel)]
+        whole = [unit._handle.flat_param._full_param_padded for unit in units]
         self.gathered.append(sum(flat.untyped_storage().size() > 0 for flat in whole))
 
 
@@ -99,6 +101,16 @@ def test_frozen_units_keep_inputs_and_their_gradients() -> None:
 @pytest.mark.usefixtures("ranks")
 def test_trained_units_keep_neither() -> None:
     assert set(stepped(trained=True).counts) == {(0, 0)}
+
+
+@pytest.mark.usefixtures("ranks")
+def test_frozen_layers_of_fsdp_2_keep_neither() -> None:
+    model = Model(trained=False, reentrant=True)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in [*model.layers, model]:
+        fully_shard(layer, mesh=mesh)
+    model(torch.ones(2, WIDTH)).backward()
+    assert model.counts == [(0, 0)] * LAYERS
 
 
 @pytest.mark.usefixtures("ranks")
