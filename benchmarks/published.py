@@ -3,20 +3,20 @@ r"""Judge memory estimates against runs that others measured and published.
     python benchmarks/published.py ../shared/data/published_runs.csv --stack build/stack
 
 Prints by source and metric the median and the 95th percentile of the error, the share that was
-under-predicted, and whether "fits" was right; then which runs cannot be compared, and why. Takes 5 to 10
-seconds a run: some ten minutes in all, or four for the runs of known code and settings (``--plain``).
+under-predicted, and whether "fits" was right; then which runs cannot be compared, and why. Takes one to five
+seconds a run: three minutes or more in all, one for the runs of known code and settings (``--plain``).
 Metrics are never mixed: *allocated* and *reserved* are PyTorch's maxima, *nvidia-smi* is judged against
 reserved and the CUDA context, at most the whole GPU.
 
 **Stacks.** What a step keeps depends on the versions of transformers and PEFT: 4.48 keeps one copy of the
 logits more than 4.45. A run is judged by the version that its row names; others are shown apart. To make an
-environment with that version, beside this one, whose torch it borrows:
+environment with that version, beside this one, whose torch it borrows, with this one activated:
 
     python -m venv build/stack
     build/stack/bin/pip install --no-deps transformers==4.48.1 tokenizers==0.21.0 \
         huggingface_hub==0.27.1 peft==0.13.2 accelerate==1.0.1 requests urllib3 idna charset-normalizer
     python -c "import sysconfig as s; print('import site; site.addsitedir(%r)' % s.get_path('purelib'))" \
-        > build/stack/lib/python3.11/site-packages/project.pth
+        > $(echo build/stack/lib/python3*/site-packages)/project.pth
 
 (For transformers 4.45.2: tokenizers 0.20.3, huggingface_hub 0.26.2.) bitsandbytes is this environment's: its
 4-bit layers keep the same since 0.43.
@@ -46,7 +46,7 @@ from typing import Any
 from published_parts.rows import ALLOCATED, DEVICE, JUDGED, PLAIN, RESERVED, Published, read
 
 from rankwise.optimizer.estimates.estimate import Target, fits, memory_of
-from rankwise.optimizer.estimates.intervals import Fits
+from rankwise.optimizer.estimates.intervals import Fits, log_ratios
 from rankwise.optimizer.estimates.need import Need
 
 TRACE = Path(__file__).parent / "published_parts" / "trace.py"
@@ -122,6 +122,25 @@ def judge(run: Published, answer: Mapping[str, Any], versions: Mapping[str, str]
         breakdown=answer["breakdown"],
     )
     return Judged(run=run, group=group, need=need, target=Target(gpu=run.gpu, gpus=run.gpus))
+
+
+def residuals_of(judged: Sequence[Judged]) -> dict[str, list[float]]:
+    """ln(measured / estimated) by kind of run and metric, in order: what intervals are made of.
+
+    Of allocated only runs on the stack that estimates; of reserved all, as none names its stack. Runs that
+    differ in nothing but the GPU, and measured the same, count once.
+    """
+    found: defaultdict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+    for row in judged:
+        for metric in (ALLOCATED, RESERVED):
+            measured = row.run.measured.get(metric)
+            if measured is None or row.run.group not in JUDGED:
+                continue
+            if metric == ALLOCATED and row.group not in JUDGED:
+                continue
+            (residual,) = log_ratios([(row.estimated[metric], measured)])
+            found[f"{row.run.group}: {metric}"][row.run.label, measured] = round(residual, 4) + 0.0
+    return {kind: sorted(own.values()) for kind, own in found.items()}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -230,6 +249,7 @@ def as_json(judged: Sequence[Judged], versions: Mapping[str, str], left_out: Cou
                 }
                 for row in judged
             ],
+            "residuals": residuals_of(judged),
             "left_out": left_out,
         },
         indent=2,

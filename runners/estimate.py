@@ -19,7 +19,7 @@ from ..optimizer.domain import Candidate, Quantization
 from ..optimizer.estimates.need import largest
 from ..optimizer.estimates.prediction import Prediction, Terms
 from ..optimizer.estimates.settings import MOST_ROWS, Settings, candidate_from
-from ..optimizer.estimates.sharding import Offload, Scheme, ShardPlan
+from ..optimizer.estimates.shard_plan import Offload, Scheme, ShardPlan
 from ..optimizer.estimates.tape import Tape
 from ..optimizer.sizes import BYTES_PER_ELEMENT
 from ..probes.model import inspect_model, natural_task, task_without_data

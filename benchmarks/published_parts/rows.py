@@ -223,6 +223,7 @@ GROUPS = {
 def run_of(row: Mapping[str, str], config: str, gpu: Gpu) -> dict[str, Any]:
     """What the run's trainer did, from the row and from what its repository says (see ``published.py``)."""
     is_litgpt = row["source"].startswith("litgpt")
+    is_fsdp_qlora = row["source"] == "answerai_fsdp_qlora"
     quantized = "nf4" in row["quant"] or "bnb" in row["quant"]
     upcasts = "baseline-peft-bnb" in row["note"] and row["n_gpus"] == "1"
     offloads = "CPU offload" in row["dist"]
@@ -230,16 +231,19 @@ def run_of(row: Mapping[str, str], config: str, gpu: Gpu) -> dict[str, Any]:
         "config": str(MODELS / f"{config}.json"),
         "method": row["method"],
         "quantization": "nf4" if quantized else "none",
-        # fms-acceleration's plug-in always quantizes the scales too.
-        "double_quantization": row["source"] == "fms_acceleration" or "dq" in row["quant"],
+        # fms-acceleration's plug-in quantizes the scales too; so does bitsandbytes' layer if nothing is said.
+        "double_quantization": row["source"] == "fms_acceleration" or is_fsdp_qlora or "dq" in row["quant"],
         "dtype": "bfloat16",
-        "adapter_dtype": "bfloat16" if is_litgpt else "float32",
+        # PEFT casts adapters to float32 since 0.11; fsdp_qlora's runs are older.
+        "adapter_dtype": "bfloat16" if is_litgpt or is_fsdp_qlora else "float32",
         "autocast": "amp" in row["dtype"] or row["source"] == "ms_swift_benchmark",
         "upcasts": upcasts or (quantized and row["source"] == "ms_swift_benchmark"),
         "casts_to_bfloat16": upcasts,
-        "attention": "sdpa" if is_litgpt or row["source"] == "answerai_fsdp_qlora" else "flash_attention_2",
+        "attention": "sdpa" if is_litgpt or is_fsdp_qlora else "flash_attention_2",
         "checkpointing": row["grad_ckpt"] in ("True", "reentrant"),
         "reentrant": True,
+        # fsdp_qlora's checkpointing is within FSDP's units.
+        "recomputes_units": not is_fsdp_qlora,
         "rank": int(float(row["rank"] or 0)),
         "dropout": 0.05 if is_litgpt or row["source"] == "ms_swift_benchmark" else 0.1,
         "targets": targets_of(row, config),
@@ -249,7 +253,8 @@ def run_of(row: Mapping[str, str], config: str, gpu: Gpu) -> dict[str, Any]:
         "accumulation": int((row["grad_accum"] or "1").partition("/")[0]),
         "compute_capability": list(gpu.compute_capability or (8, 0)),
         "ranks": int(row["n_gpus"]),
-        "scheme": "ddp" if row["dist"] == "DDP" else "fsdp",
+        # What fsdp_qlora calls "ddp" is FSDP's NO_SHARD: whole weights, gradients reduced where they are.
+        "scheme": "none" if row["dist"] == "DDP" else "fsdp",
         "offload": "all" if offloads else "none",
     }
 

@@ -26,7 +26,8 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
 from rankwise.optimizer.estimates.need import Need, need_of
 from rankwise.optimizer.estimates.overheads import TRAINING_THREADS, cublas_workspace_bytes
-from rankwise.optimizer.estimates.sharding import Offload, Scheme, ShardPlan, sharded
+from rankwise.optimizer.estimates.shard_plan import Offload, Scheme, ShardPlan
+from rankwise.optimizer.estimates.sharding import sharded
 from rankwise.optimizer.estimates.tape import TRACED_LAYERS, Place, Tape, stretch
 from rankwise.runners.cuda_semantics import FlashAttention
 from rankwise.runners.dry_run import Batch, record
@@ -107,7 +108,7 @@ def without_mask(_: Any, given: Any, named: Mapping[str, Any]) -> Any:
 
 
 def adapted(model: Any, run: Mapping[str, Any]) -> Any:
-    """The model in its adapter, in the dtype that PEFT gives it."""
+    """The model in its adapter, in the dtype that the run's PEFT gave it."""
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=run["rank"],
@@ -115,7 +116,12 @@ def adapted(model: Any, run: Mapping[str, Any]) -> Any:
         lora_dropout=run["dropout"],
         target_modules=run["targets"],
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=run["adapter_dtype"] == "float32")
+    adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            # PEFT follows the base model's dtype only where it is on a device.
+            parameter.data = parameter.data.to(getattr(torch, run["adapter_dtype"]))
+    return adapted
 
 
 def cast_to_bfloat16(model: Any) -> None:
@@ -246,13 +252,16 @@ def estimate(run: Mapping[str, Any]) -> Need:
     workspace = cublas_workspace_bytes(tuple(run["compute_capability"]))
     tape = tape_of(run)
     if run["ranks"] > 1:
+        dtype = run["adapter_dtype"] if run["method"] == "lora" else run["dtype"]
+        item_bytes = getattr(torch, dtype).itemsize
         plan = ShardPlan(
             ranks=run["ranks"],
             scheme=Scheme(run["scheme"]),
             offload=Offload(run["offload"]),
-            trained_item_bytes=4 if run["method"] == "lora" else 2,
-            master_item_bytes=4 if run["method"] == "lora" else 2,
+            trained_item_bytes=item_bytes,
+            master_item_bytes=item_bytes,
             gathers_twice=False,
+            recomputes_units=run["checkpointing"] and run["reentrant"] and run["recomputes_units"],
         )
         tape = sharded(tape, plan)
     return need_of(tape, workspaces=(workspace,) * TRAINING_THREADS)

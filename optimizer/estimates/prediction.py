@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from ..domain import Candidate
 from .need import Need, need_of, reserved_bytes
-from .sharding import Scheme, ShardPlan, sharded
+from .shard_plan import Scheme, ShardPlan
+from .sharding import sharded
 from .tape import Tape, Work
 
 

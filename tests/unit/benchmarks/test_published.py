@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,18 @@ def rows() -> Iterator[Any]:
         from published_parts import rows
 
         yield rows
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture
+def published() -> Iterator[Any]:
+    """The benchmark."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import published
+
+        yield published
     finally:
         sys.path.remove(str(BENCHMARKS))
 
@@ -134,3 +147,33 @@ def test_every_configuration_is_there_and_used(rows: Any) -> None:
     files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in rows.MODELS.glob("*.json")}
     assert set(files) == set(rows.CONFIGS.values())
     assert all(config["model_type"] and config["architectures"] for config in files.values())
+
+
+def judged(rows: Any, published: Any, allocated_bytes: int, transformers: str, **values: str) -> Any:
+    """A run beside an estimate of so many bytes, made with that version."""
+    need = {"allocated_bytes": allocated_bytes, "reserved_bytes": 10 * 2**30, "by_phase": {}, "breakdown": {}}
+    return published.judge(rows.published(2, row(**values)), need, {"transformers": transformers})
+
+
+def test_residuals_are_those_of_runs_on_their_own_stack(rows: Any, published: Any) -> None:
+    estimate = round(24.871 * 2**30 / 1.1)
+    own = judged(rows, published, estimate, "4.48.1")
+    other = judged(rows, published, estimate, "5.0.0")
+    fused = judged(rows, published, estimate, "4.48.1", note="framework=foak; tf4.48.1")
+    found = published.residuals_of([own, other, fused])
+    assert found == {f"{rows.PLAIN}: {rows.ALLOCATED}": [pytest.approx(math.log(1.1), abs=1e-4)]}
+
+
+def test_runs_that_differ_in_the_gpu_alone_are_one_residual(rows: Any, published: Any) -> None:
+    values = {
+        "source": "answerai_fsdp_qlora",
+        "mem": "11",
+        "mem_metric": "peak reserved",
+        "note": "",
+        "n_gpus": "2",
+    }
+    runs = [
+        judged(rows, published, 2**30, "4.48.1", **values, gpu=gpu) for gpu in ("2x RTX 3090", "2x RTX 4090")
+    ]
+    found = published.residuals_of(runs)
+    assert found == {f"{rows.SHARDED}: {rows.RESERVED}": [pytest.approx(math.log(1.1), abs=1e-4)]}

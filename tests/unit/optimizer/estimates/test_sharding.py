@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.optimizer.estimates.allocator import replay
-from rankwise.optimizer.estimates.sharding import Offload, Scheme, ShardPlan, host_bytes, sharded
+from rankwise.optimizer.estimates.shard_plan import Offload, Scheme, ShardPlan
+from rankwise.optimizer.estimates.sharding import host_bytes, sharded
 from rankwise.optimizer.estimates.tape import Event, Kind, Phase, Place, Tape, peaks_of, steps_of
 
 MIB = 2**20
@@ -140,6 +141,7 @@ settings = st.fixed_dictionaries(
         "sub_group_elements": st.sampled_from([1000, 10**9]),
         "overlap_comm": st.booleans(),
         "gathers_twice": st.booleans(),
+        "recomputes_units": st.booleans(),
         "keeps_frozen": st.booleans(),
         "master_item_bytes": st.sampled_from([ITEM, MASTER]),
         "state_follows": st.booleans(),
@@ -334,3 +336,65 @@ def test_the_host_holds_masters_gradients_moments_and_weights():
 def test_bad_plans_are_refused(settings, named):
     with pytest.raises(ValueError, match=named):
         ShardPlan(**settings)
+
+
+def handed_on(layers: int, *, weights_are: Kind) -> Tape:
+    """A step in which layers hand on 1 MiB, and gradients of as much, each freed by the one that got it."""
+    tape = _Writer()
+    places = [Place("layers", number) for number in range(layers)]
+    for place in places:
+        tape.place = place
+        tape.new(512, weights_are)
+    tape.phase, tape.place = Phase.FORWARD, None
+    inputs = [tape.new(MIB, Kind.ACTIVATIONS)]
+    for place in places:
+        tape.place = place
+        inputs.append(tape.new(MIB, Kind.ACTIVATIONS))
+    tape.phase = Phase.BACKWARD
+    gradient = tape.new(MIB, Kind.TEMPORARIES)
+    tape.free(inputs.pop())
+    for place in reversed(places):
+        tape.place = place
+        following = tape.new(MIB, Kind.TEMPORARIES)
+        tape.free(gradient, inputs.pop())
+        gradient = following
+    tape.place = None
+    tape.free(gradient)
+    tape.phase = Phase.OPTIMIZER
+    tape.new(512, Kind.OPTIMIZER_STATE)
+    return Tape(tuple(tape.events), tape.kinds, {})
+
+
+def test_frozen_units_that_are_recomputed_keep_inputs_and_their_gradients():
+    tape = handed_on(8, weights_are=Kind.BASE_WEIGHTS)
+    plan = plan_of(Scheme.FSDP, 2, gathers_twice=False)
+    free, kept = (
+        round(peaks_of(sharded(tape, each)).by_phase[Phase.BACKWARD] / MIB)
+        for each in (plan, replace(plan, recomputes_units=True))
+    )
+    # 8 inputs, the last output's gradient and the next; at the end the gradients of all inputs instead.
+    assert (free, kept) == (10, 8 + 8)
+
+
+@pytest.mark.parametrize(
+    ("weights_are", "settings"),
+    [(Kind.ADAPTER, {"gathers_twice": False}), (Kind.BASE_WEIGHTS, {"gathers_twice": True})],
+)
+def test_trained_units_and_fsdp_2_keep_nothing(weights_are, settings):
+    tape = handed_on(8, weights_are=weights_are)
+    plan = plan_of(Scheme.FSDP, 2, recomputes_units=True, **settings)
+    assert round(peaks_of(sharded(tape, plan)).by_phase[Phase.BACKWARD] / MIB) == 10
+
+
+def test_what_was_kept_is_freed_with_the_backward_pass():
+    tape = handed_on(8, weights_are=Kind.BASE_WEIGHTS)
+    plan = plan_of(Scheme.FSDP, 2, gathers_twice=False, recomputes_units=True)
+    assert held(sharded(tape, plan), None)[Kind.ACTIVATIONS] == 0
+    assert held(sharded(tape, plan), None)[Kind.TEMPORARIES] == 0
+
+
+def test_recomputed_units_are_gathered_one_at_a_time():
+    tape = written(layers=10, frozen_bytes=100 * MIB, trained_bytes=ITEM, outside_bytes=1024)
+    plan = plan_of(Scheme.FSDP, 4, gathers_twice=False, recomputes_units=True)
+    peak = peaks_of(sharded(tape, plan)).by_phase[Phase.BACKWARD]
+    assert peak == pytest.approx((10 * 25 + 100) * MIB, rel=0.1)

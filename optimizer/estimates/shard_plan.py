@@ -1,0 +1,104 @@
+"""How a tape is to be shared out among ranks: the scheme, what is offloaded, and what a tape does not say.
+
+Files named without a path are those of ``deepspeed/runtime/zero`` (0.19). Knows nothing of what follows from
+a plan (``sharding.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MIB = 2**20
+
+
+class Scheme(StrEnum):
+    """How ranks share a model."""
+
+    NONE = "none"
+    DDP = "ddp"
+    ZERO_1 = "zero-1"
+    ZERO_2 = "zero-2"
+    ZERO_3 = "zero-3"
+    FSDP = "fsdp"
+
+
+class Offload(StrEnum):
+    """What lives on the host, as in ``Level.offload``."""
+
+    NONE = "none"
+    OPTIMIZER = "optimizer"
+    """Optimizer state, float32 masters and their gradients; the optimizer runs there."""
+    ALL = "all"
+    """The divided parameters too."""
+
+
+_OFFLOADS = {
+    # offload_param is "valid only with stage 3" (config.py); FSDP's CPUOffloadPolicy moves all or nothing.
+    Scheme.ZERO_1: {Offload.OPTIMIZER},
+    Scheme.ZERO_2: {Offload.OPTIMIZER},
+    Scheme.ZERO_3: {Offload.OPTIMIZER, Offload.ALL},
+    Scheme.FSDP: {Offload.ALL},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPlan:
+    """How a tape is shared out, and what it does not say itself. Sizes of buckets are DeepSpeed's defaults.
+
+    Both libraries cast weights themselves, so that the tape should be one whose weights are in the dtype that
+    is computed in, without autocast's copies.
+
+    Raises:
+        ValueError: a number is not positive, or the scheme has no such offload.
+    """
+
+    ranks: int = 1
+    scheme: Scheme = Scheme.NONE
+    offload: Offload = Offload.NONE
+    trained_item_bytes: int = 2
+    """Of one trained number on the tape."""
+    frozen_item_bytes: int = 2
+    """Of one frozen number on the tape; of no account for ``keeps_frozen``."""
+    master_item_bytes: int = 4
+    """Of one trained number as FSDP keeps it. accelerate makes it float32 with mixed precision
+    (``fsdp2_prepare_model``) and leaves it alone without."""
+    state_follows: bool = True
+    """Optimizer state has the dtype of the weights, which an 8-bit optimizer's has not."""
+    keeps_frozen: bool = False
+    """Frozen weights of layers are not divided: FSDP2 leaves out 4-bit ones whose ``quant_storage`` is no
+    floating dtype (``fsdp2_prepare_model``), and stages of DeepSpeed cannot gather them."""
+    gathers_twice: bool = True
+    """FSDP2 copies out of what it gathered; FSDP1 (transformers' default until 5) gathers in place, and keeps
+    embeddings and head together."""
+    recomputes_units: bool = False
+    """Re-entrant checkpointing is around FSDP1's units, as transformers has it, so that a backward pass runs
+    them again with their hooks (:class:`Fsdp` says what follows). Of no account for FSDP2."""
+    ddp_bucket_bytes: int = 25 * MIB
+    """``DistributedDataParallel(bucket_cap_mb=25)``."""
+    reduce_bucket_elements: int = 500_000_000
+    """``reduce_bucket_size``; transformers puts hidden_size ** 2 for "auto" (integrations/deepspeed.py)."""
+    overlap_comm: bool = False
+    """The default below stage 3 (config.py). It doubles the bucket of stages 1 and 2."""
+    prefetch_elements: int = 50_000_000
+    """``stage3_prefetch_bucket_size``; 0.9 * hidden_size ** 2 for "auto"."""
+    persistent_elements: int = 100_000
+    """``stage3_param_persistence_threshold``; 10 * hidden_size for "auto"."""
+    live_elements: int = 1_000_000_000
+    """``stage3_max_live_parameters``."""
+    reuse_elements: int = 1_000_000_000
+    """``stage3_max_reuse_distance``: what is used again within so many parameters is not released."""
+    sub_group_elements: int = 1_000_000_000
+    """``sub_group_size``: so much of a rank's share is optimized at once by stage 3."""
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "trained_item_bytes", "frozen_item_bytes", "master_item_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        for name in ("reduce_bucket_elements", "sub_group_elements", "ddp_bucket_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        allowed = _OFFLOADS.get(self.scheme, set())
+        if self.offload is not Offload.NONE and self.offload not in allowed:
+            known = ", ".join(sorted(allowed)) or "nothing"
+            raise ValueError(f"{self.scheme} cannot offload {self.offload!r}: it can offload {known}")
