@@ -5,11 +5,11 @@ Knows nothing of particular devices: limits come in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .allocator import replay
-from .tape import Kind, Phase, Tape, peaks_of, steps_of
+from .tape import Event, Kind, Phase, Tape, peaks_in, steps_of
 
 MOST_TRIES = 12
 """Of sizes that are looked at to find the largest that fits; more only where memory is no straight line."""
@@ -35,8 +35,9 @@ def need_of(tape: Tape, *, workspaces: tuple[int, ...] = (), expandable_segments
     Args:
         workspaces: bytes that cuBLAS allocates at the first products, and keeps.
     """
-    peaks = peaks_of(tape)
-    reserved = replay(_events(tape, workspaces), expandable_segments=expandable_segments)
+    events = steps_of(tape)
+    peaks = peaks_in(events, tape.kinds)
+    reserved = replay(_with_workspaces(tape, events, workspaces), expandable_segments=expandable_segments)
     kept = sum(workspaces)
     by_phase = {phase: size + (0 if phase is Phase.BUILD else kept) for phase, size in peaks.by_phase.items()}
     breakdown = {**peaks.breakdown, Kind.WORKSPACE: kept} if kept else dict(peaks.breakdown)
@@ -50,7 +51,8 @@ def need_of(tape: Tape, *, workspaces: tuple[int, ...] = (), expandable_segments
 
 def reserved_bytes(tape: Tape, *, workspaces: tuple[int, ...] = (), expandable_segments: bool = False) -> int:
     """As :func:`need_of`, of its reserved bytes alone."""
-    return replay(_events(tape, workspaces), expandable_segments=expandable_segments).peak_reserved_bytes
+    events = _with_workspaces(tape, steps_of(tape), workspaces)
+    return replay(events, expandable_segments=expandable_segments).peak_reserved_bytes
 
 
 def largest(need_bytes: Callable[[int], int], limit_bytes: int, *, most: int, start: int) -> int | None:
@@ -94,13 +96,12 @@ def _guess(known: Mapping[int, int], limit_bytes: int, low: int, high: int, *, t
     return min(high - 1, max(low + 1, met))
 
 
-def _events(tape: Tape, workspaces: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """The tape's allocations, with the workspaces at the start of the first step."""
+def _with_workspaces(
+    tape: Tape, events: Sequence[Event], workspaces: tuple[int, ...]
+) -> Iterator[tuple[int, int]]:
+    """Its allocations, with the workspaces at the start of the first step."""
     first_free = 2 * (max(tape.kinds, default=0) + 1)
-    waiting = True
-    for event in steps_of(tape):
-        if waiting and event.phase is not Phase.BUILD:
-            waiting = False
-            for number, size in enumerate(workspaces):
-                yield first_free + number, size
-        yield event.block, event.size_bytes
+    start = next((at for at, event in enumerate(events) if event.phase is not Phase.BUILD), len(events))
+    yield from (event[:2] for event in events[:start])
+    yield from enumerate(workspaces, start=first_free)
+    yield from (event[:2] for event in events[start:])

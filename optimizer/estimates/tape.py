@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 from .allocator import rounded
@@ -289,7 +289,7 @@ def interpolated(tapes: Mapping[int, Tape], value: int) -> Tape:
     return Tape(events, first.kinds, _work_between(tuple(tapes.values()), weights))
 
 
-def steps_of(tape: Tape) -> Iterator[Event]:
+def steps_of(tape: Tape) -> list[Event]:
     """Build, two training steps, evaluation and checkpoint.
 
     What the first step leaves (optimizer state) is not allocated again by the second, which therefore begins
@@ -300,12 +300,15 @@ def steps_of(tape: Tape) -> Iterator[Event]:
     left = {event.block for event in step if event.size_bytes and event.block not in freed}
     fresh = {event.block for event in step if event.size_bytes} - left
     offset = max(tape.kinds, default=0) + 1
-    yield from (event for event in tape.events if event.phase is Phase.BUILD)
-    yield from step
-    for event in step:
-        if event.block in fresh:
-            yield event._replace(block=event.block + offset)
-    yield from (event for event in tape.events if event.phase in (Phase.EVALUATION, Phase.SAVE))
+    again = (
+        Event(block + offset, size, phase, place) for block, size, phase, place in step if block in fresh
+    )
+    return [
+        *(event for event in tape.events if event.phase is Phase.BUILD),
+        *step,
+        *again,
+        *(event for event in tape.events if event.phase in (Phase.EVALUATION, Phase.SAVE)),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,26 +322,28 @@ class Peaks:
 
 def peaks_of(tape: Tape) -> Peaks:
     """Play a tape; each block counts as many whole granules."""
-    events = list(steps_of(tape))
-    sizes: dict[int, int] = {}
-    total = peak = peak_at = 0
+    return peaks_in(steps_of(tape), tape.kinds)
+
+
+def peaks_in(events: Sequence[Event], kinds: Mapping[int, Kind]) -> Peaks:
+    """As :func:`peaks_of`, of what :func:`steps_of` made of a tape."""
+    sizes = {block: rounded(size) for block, size, _, _ in events if size}
+    totals = list(accumulate(sizes[block] if size else -sizes[block] for block, size, _, _ in events))
     by_phase: dict[Phase, int] = {}
-    for at, event in enumerate(events):
-        if event.size_bytes:
-            sizes[event.block] = rounded(event.size_bytes)
-            total += sizes[event.block]
-            if total > peak:
-                peak, peak_at = total, at
+    for phase, run in groupby(zip(events, totals, strict=True), key=lambda each: each[0].phase):
+        by_phase[phase] = max(by_phase.get(phase, 0), *(total for _, total in run), 0)
+    peak = max(totals, default=0)
+    live: dict[int, int] = {}
+    for block, size, _, _ in events[: totals.index(peak) + 1 if totals else 0]:
+        if size:
+            live[block] = sizes[block]
         else:
-            total -= sizes[event.block]
-        by_phase[event.phase] = max(by_phase.get(event.phase, 0), total)
+            del live[block]
     held: Counter[Kind] = Counter()
-    offset = max(tape.kinds, default=0) + 1
-    for event in events[: peak_at + 1]:
-        # Blocks of the second step are numbered from the offset on.
-        kind = tape.kinds[event.block % offset]
-        held[kind] += sizes[event.block] if event.size_bytes else -sizes[event.block]
-    return Peaks(peak, by_phase, {kind: size for kind, size in held.items() if size})
+    offset = max(kinds, default=0) + 1
+    for block, size in live.items():
+        held[kinds[block % offset]] += size  # blocks of the second step are numbered from the offset on
+    return Peaks(peak, by_phase, dict(held))
 
 
 def total_work(tape: Tape) -> Work:
