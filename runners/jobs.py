@@ -149,7 +149,7 @@ def prepare_once(home: Home, request: StudyRequest, *, allow_remote_code: bool =
         RunnerError: the job could not be run.
     """
     home.create()
-    server = WarmServer(home.logs / "warm.log")
+    server = WarmServer(home.logs / "warm.log", ["prepare"])
     try:
         folder = home.root / "cache" / "prepare"
         job = start_prepare(server, home, request, folder, allow_remote_code=allow_remote_code)
@@ -186,7 +186,7 @@ def inspect_once(
         "allow_remote_code": allow_remote_code,
     }
     folder = Path(tempfile.mkdtemp(prefix="inspect-", dir=home.tokens.parent))
-    server = WarmServer(home.logs / "warm.log")
+    server = WarmServer(home.logs / "warm.log", ["inspect"])
     try:
         job = server.start("inspect", spec, folder, Limits(time_s=INSPECT_LIMIT_S))
         job.wait(INSPECT_LIMIT_S)
@@ -290,7 +290,7 @@ class Estimator:
         if self._server is not None and not self._server.is_alive():
             self._end()
         if self._server is None:
-            self._server = WarmServer(self._home.logs / "estimates.log")
+            self._server = WarmServer(self._home.logs / "estimates.log", ["estimate"])
         try:
             return self._server.start("estimate", spec, folder, ESTIMATE_LIMITS)
         except RunnerError:

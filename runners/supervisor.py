@@ -29,6 +29,8 @@ from .warm_client import WarmServer
 IDLE_S = 0.25
 STOP_GRACE_S = 20.0
 
+STUDY_JOBS = ("prepare", "estimate-trials", "trial")
+
 EXIT_LOCKED = 75
 """Another supervisor holds the lock (sysexits' EX_TEMPFAIL)."""
 
@@ -99,7 +101,7 @@ class Supervisor:
 
     def _start_warm(self) -> None:
         with take_jobs_lock(self._home) as jobs_lock:
-            self._warm = WarmServer(self._home.logs / "warm.log", jobs_lock)
+            self._warm = WarmServer(self._home.logs / "warm.log", STUDY_JOBS, jobs_lock)
 
     def _live_warm(self) -> WarmServer:
         if self._warm is None or not self._warm.is_alive():

@@ -1,8 +1,9 @@
 """The warm server: a process that has imported the slow libraries and forks a job for each request.
 
-``python -m rankwise.runners.warm FD`` serves requests from the Unix socket FD (SOCK_SEQPACKET), one
-message a job: JSON ``{"job", "spec_path", "log_path", "limits"}`` with the job's own socket attached. It
-answers nothing there but one ``ready`` message; everything about a job travels on the job's socket.
+``python -m rankwise.runners.warm FD JOB…`` imports what the named jobs need, and serves requests for any
+job from the Unix socket FD (SOCK_SEQPACKET), one message a job: JSON ``{"job", "spec_path", "log_path",
+"limits"}`` with the job's own socket attached. It answers nothing there but one ``ready`` message; everything
+about a job travels on the job's socket.
 
 It never runs an operation (a thread pool started here would be missing in the children) and never
 initialises CUDA (no child could use it then). Dies with its parent. Knows nothing about studies.
@@ -20,6 +21,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,9 @@ JOBS = {
 """Job name → module with ``run(spec, report)``."""
 
 PRELOADED = ("torch", "pyarrow", "accelerate", "transformers", "transformers.modeling_utils")
-PRELOADED_WITHOUT_CUDA = (*JOBS.values(), "peft")
-"""peft imports bitsandbytes, which asks a CUDA device for its capability and so initialises CUDA."""
+BUILDERS = ("trial", "estimate", "estimate-trials")
+"""Jobs that put adapters on models, by peft. That imports bitsandbytes, which asks a CUDA device for its
+capability and so initialises CUDA: where there is one, these are imported in each child."""
 
 MAX_REQUEST_BYTES = 65536
 
@@ -47,13 +50,21 @@ GUARDS_GRACE_S = 10.0
 """Longer than a guard gives its job between SIGTERM and SIGKILL."""
 
 
-def preload(*, cuda_driver: bool) -> list[str]:
+def preload(jobs: Collection[str], *, cuda_driver: bool) -> list[str]:
     """Import what children would otherwise import each; returns the names.
+
+    Args:
+        jobs: what is imported for.
+        cuda_driver: there may be a CUDA device, which nothing may touch.
 
     Raises:
         RuntimeError: CUDA was initialised on the way. The caller must not serve from this process.
     """
-    names = [*PRELOADED, *(() if cuda_driver else PRELOADED_WITHOUT_CUDA)]
+    names = [*PRELOADED]
+    if not cuda_driver:
+        names += [JOBS[job] for job in jobs]
+        if not set(BUILDERS).isdisjoint(jobs):
+            names.append("peft")
     for name in names:
         importlib.import_module(name)
     import torch
@@ -68,13 +79,13 @@ def has_cuda_driver() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
-def serve(control: socket.socket) -> None:
+def serve(control: socket.socket, jobs: Collection[str]) -> None:
     """Fork a guard for each request until the other side closes."""
     started_s = time.perf_counter()
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a killed guard come here, and are killed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    modules = preload(cuda_driver=has_cuda_driver())
+    modules = preload(jobs, cuda_driver=has_cuda_driver())
     gc.collect()
     gc.freeze()  # the collector would otherwise copy every page that the children share
     ready = {"type": "ready", "modules": modules, "preload_s": time.perf_counter() - started_s}
@@ -153,7 +164,7 @@ def run_job(name: str, spec_path: Path, report: Report) -> None:
 def main() -> None:
     """Entry point of the process."""
     die_with_parent(os.getppid())
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,18 +67,19 @@ def trial_environment() -> dict[str, str]:
 class WarmServer:
     """A running warm server. Ends with :meth:`stop`, or with this process."""
 
-    def __init__(self, log_path: Path, jobs_lock: IO[str] | None = None) -> None:
+    def __init__(self, log_path: Path, jobs: Sequence[str], jobs_lock: IO[str] | None = None) -> None:
         """Start the process; :meth:`wait_ready` waits for it.
 
         Args:
             log_path: where its output goes.
+            jobs: those that start in milliseconds; others import first what they need.
             jobs_lock: a lock that the server and all its jobs are to hold; the caller closes its own copy.
         """
         shared = [jobs_lock.fileno()] if jobs_lock else []
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rankwise.runners.warm", str(theirs.fileno())],
+                [sys.executable, "-m", "rankwise.runners.warm", str(theirs.fileno()), *jobs],
                 pass_fds=[theirs.fileno(), *shared],
                 env=trial_environment(),
                 stdin=subprocess.DEVNULL,

@@ -147,7 +147,7 @@ class Bench:
             self._server.stop()
             self._server = None
         if self._server is None:
-            self._server = WarmServer(self.home.logs / "warm.log")
+            self._server = WarmServer(self.home.logs / "warm.log", ["prepare", "trial"])
         return self._server
 
     def study(self, shape: str, *, memory_limit_bytes: int | None = None) -> Prepared:

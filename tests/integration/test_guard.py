@@ -315,7 +315,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
     shadow.mkdir()
     (shadow / "torch.py").write_text("raise ImportError('no torch for you')")
     monkeypatch.setenv("PYTHONPATH", str(shadow))
-    server = WarmServer(tmp_path / "warm.log")
+    server = WarmServer(tmp_path / "warm.log", ["trial"])
     with pytest.raises(RunnerError, match="no torch for you"):
         server.wait_ready()
     assert not server.is_alive()

@@ -53,7 +53,7 @@ RECIPE = Recipe(max_length=64, effective_batch=8)
 
 @pytest.fixture(scope="module")
 def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmServer]:
-    server = WarmServer(tmp_path_factory.mktemp("warm") / "warm.log")
+    server = WarmServer(tmp_path_factory.mktemp("warm") / "warm.log", ["prepare", "trial"])
     yield server
     server.stop()
 
@@ -300,7 +300,7 @@ def test_a_killed_trial_ends_with_its_signal(texts: StudyFacts, launch: Launch) 
 
 
 def test_a_killed_warm_server_takes_its_trial_along(texts: StudyFacts, tmp_path: Path) -> None:
-    server = WarmServer(tmp_path / "warm.log")
+    server = WarmServer(tmp_path / "warm.log", ["trial"])
     try:
         job = server.start("trial", endless(texts).to_mapping(), tmp_path / "trial", Limits(grace_s=1))
         pid = wait_until_training(job)

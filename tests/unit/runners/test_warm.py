@@ -25,7 +25,8 @@ def run_with_fake_cuda(source: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_preloading_never_touches_cuda() -> None:
-    done = run_with_fake_cuda("from rankwise.runners import warm; print(*warm.preload(cuda_driver=True))")
+    source = "from rankwise.runners import warm; print(*warm.preload(warm.JOBS, cuda_driver=True))"
+    done = run_with_fake_cuda(source)
     assert done.returncode == 0, done.stderr
     loaded = done.stdout.split()
     assert "transformers" in loaded
