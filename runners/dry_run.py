@@ -183,7 +183,7 @@ class TrialStep:
         self._model, self._optimizer, self._forward, self._writes = model, optimizer, forward, writes
         self._scaler = LossScaler("cpu", enabled=scales_loss)
         self._max_grad_norm = candidate["recipe"]["max_grad_norm"]
-        base: Any = model.base_model
+        base: Any = getattr(model, "base_model", None)
         self._tuner = base if candidate["adapter"]["method"] == "adalora" else None
         if self._tuner is not None:
             self._tuner.rankallocator.reset_ipt()  # this model may have been run before

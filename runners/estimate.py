@@ -43,7 +43,7 @@ LENGTH_STEP = 128
 LONGEST_ROW = 1_048_576
 """Where neither the memory nor the model sets an end."""
 
-CANNOT_RUN = (ImportError, IndexError, InvalidTrial, RuntimeError, TypeError, ValueError)
+CANNOT_RUN = (AttributeError, ImportError, IndexError, InvalidTrial, RuntimeError, TypeError, ValueError)
 """What libraries raise for a candidate that they cannot build or run."""
 
 
@@ -84,7 +84,7 @@ class DryRunner:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise InputError(
                 f"{self._model.source} cannot be run dry as {candidate.describe()}: {reason}",
-                next_step="try another method, attention or precision",
+                next_step="try another method, attention or precision, or no gradient checkpointing",
             ) from error
 
     def deepened(self, tape: Tape) -> Tape:
