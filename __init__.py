@@ -13,15 +13,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Recommendation", "__version__", "estimate", "recommend"]
+__all__ = ["Recommendation", "__version__", "estimate", "estimate_module", "recommend"]
 
 if TYPE_CHECKING:
-    from .api.python import Recommendation, estimate, recommend
+    from .api.python import Recommendation, estimate, estimate_module, recommend
 
 
 def __getattr__(name: str) -> Any:
     """Load the public names on first use (PEP 562), so that ``import rankwise`` stays light."""
-    if name in ("Recommendation", "estimate", "recommend"):
+    if name in ("Recommendation", "estimate", "estimate_module", "recommend"):
         from .api import python
 
         return getattr(python, name)

@@ -1,16 +1,17 @@
 """The Python entry: one call from model and data to a measured configuration, or from a model to an estimate.
 
-Runs the same study as the command line does. Imports neither torch nor peft until a peft object is asked for.
+Runs the same study as the command line does. Imports neither torch nor peft until a peft object is asked for,
+or what a module of torch's needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from ..home import Home
 from ..optimizer import domain
@@ -27,6 +28,9 @@ from .submission import check_request
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from torch import Tensor, nn
+
+    from ..runners.plain_module import ModuleNeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +207,42 @@ def estimate(
             ),
             trials_on,
         )
+
+
+def estimate_module(
+    module: nn.Module | Callable[[], nn.Module] | str,
+    inputs: Sequence[tuple[Sequence[int], str]] | Mapping[str, tuple[Sequence[int], str]],
+    *,
+    loss: Callable[[Any], Tensor] | None = None,
+    autocast: Literal["bfloat16", "float16"] | None = None,
+    device: Literal["cuda", "cpu"] = "cuda",
+) -> ModuleNeed:
+    """Work out what a training step of any module needs, without a GPU and without its weights.
+
+    One step of AdamW is run in this process on tensors that have shapes and no numbers: what it allocates is
+    what ``loss(module(*inputs)).backward()`` allocates. What libraries other than cuBLAS take to work with,
+    such as cuDNN for convolutions, is not counted. Imports torch. While it runs, other threads must not use
+    torch, whose functions are replaced.
+
+    Args:
+        module: the module, of which nothing is changed; what makes one; or where that is, as
+            ``"package.module:factory"``. What is made is made on the meta device, and needs no memory.
+        inputs: shape and dtype of what the module is called with, by position or by name:
+            ``[((8, 3, 224, 224), "float32")]``.
+        loss: from the module's output to a scalar. If left out, the output's ``loss``, else the sum of all
+            in it.
+        autocast: dtype that forward pass and loss run in; with float16 the loss is scaled.
+        device: what it is worked out for.
+
+    Returns:
+        Bytes allocated and reserved, by phase, and by what they hold; counts of parameters.
+
+    Raises:
+        InputError: the module cannot be built, or reads numbers while it runs.
+    """
+    from ..runners.plain_module import need_of_module
+
+    return need_of_module(module, inputs, loss=loss, autocast=autocast, on_cuda=device == "cuda")
 
 
 def _home(home: str | PathLike[str] | None) -> Home:

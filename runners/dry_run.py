@@ -8,11 +8,11 @@ device can hold, nor of how tapes are stretched and played (``optimizer/estimate
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -48,6 +48,31 @@ class Batch:
     """Channels, height and width, of rows that are images and no text."""
 
 
+class Step(Protocol):
+    """What is done in a training step, part by part, and in an evaluation."""
+
+    def inputs(self) -> Any:
+        """One micro-batch."""
+
+    def begin(self) -> None:
+        """Before the first micro-batch goes through the model."""
+
+    def forward(self, inputs: Any) -> None:
+        """One micro-batch through the model, to its loss."""
+
+    def backward(self) -> None:
+        """From that loss to gradients."""
+
+    def update(self) -> Sequence[torch.Tensor]:
+        """Let the optimizer step, and return what it keeps for the next."""
+
+    def end(self) -> None:
+        """Drop gradients and losses."""
+
+    def evaluate(self, inputs: Any) -> None:
+        """One micro-batch of an evaluation."""
+
+
 def record(
     model: torch.nn.Module,
     candidate: Mapping[str, Any],
@@ -73,69 +98,133 @@ def record(
     if on_cuda and level["optimizer"] == "adamw_torch":
         for group in optimizer.param_groups:
             group["foreach"] = True  # the default on CUDA
-    places = places_of(model)
     if uses_autocast is None:
         uses_autocast = autocast_name(level) != "no"
-    # accelerate scales losses only there, and where it casts to float16 (Accelerator.__init__ of 1.15).
-    scaler = LossScaler("cpu", enabled=on_cuda and uses_autocast and level["compute_dtype"] == "float16")
-    tuner: Any = model.base_model if candidate["adapter"]["method"] == "adalora" else None
-    if tuner is not None:
-        tuner.rankallocator.reset_ipt()  # this model may have been run before
+    step = TrialStep(
+        model,
+        candidate,
+        optimizer,
+        make=partial(make_inputs, model, batch, has_labels_per_row=has_labels_per_row),
+        forward=autocast_forward(model, level["compute_dtype"]) if uses_autocast else model,
+        # accelerate scales losses only there, and where it casts to float16 (Accelerator.__init__ of 1.15).
+        scales_loss=on_cuda and uses_autocast and level["compute_dtype"] == "float16",
+        writes=batch.target_length is not None,
+    )
+    with known_masks(padded=batch.padded, packed=batch.packed), known_weights():
+        return record_step(
+            model, step, recorder, on_cuda=on_cuda, passes=min(passes, 2), places=places_of(model)
+        )
+
+
+def record_step(
+    model: torch.nn.Module,
+    step: Step,
+    recorder: Recorder,
+    *,
+    on_cuda: bool,
+    passes: int = 1,
+    places: Mapping[str, Place] | None = None,
+) -> Tape:
+    """One step of any module and an evaluation, as a tape.
+
+    Args:
+        model: in training mode, its tensors fake or real.
+        recorder: that has noted nothing yet, of a step that has not begun.
+        places: name of each parameter, buffer and module → the layer that it belongs to.
+    """
+    places = places or {}
     with ExitStack() as stack:
         stack.enter_context(undisturbed())
-        stack.enter_context(known_masks(padded=batch.padded, packed=batch.packed))
-        stack.enter_context(known_weights())
         stack.enter_context(marked_layers(model, recorder, places))
         if on_cuda:
             stack.enter_context(cuda_semantics(recorder.count_flops))
         stack.enter_context(recorder)
         follow_model(model, recorder, places)
-        forward = autocast_forward(model, level["compute_dtype"]) if uses_autocast else model
         recorder.enter(Phase.FORWARD, Kind.INPUTS)
-        passes = min(passes, 2)
-        make = partial(make_inputs, model, batch, has_labels_per_row=has_labels_per_row)
         # A trial collates all micro-batches of a step on the host, and moves one at a time to a GPU.
-        waiting = [] if on_cuda else [make() for _ in range(passes)]
-        loss_sum = torch.zeros(())
+        waiting = [] if on_cuda else [step.inputs() for _ in range(passes)]
+        step.begin()
         for number in range(passes):
             recorder.enter(Phase.FORWARD, Kind.INPUTS)
-            inputs = make() if on_cuda else waiting[number]
+            inputs = step.inputs() if on_cuda else waiting[number]
             recorder.enter(Phase.FORWARD, Kind.ACTIVATIONS)
-            loss = forward(**inputs).loss
+            step.forward(inputs)
             del inputs
-            weighted = loss * 1.0
             recorder.enter(Phase.BACKWARD, Kind.LOGITS_AND_LOSS if places else Kind.TEMPORARIES)
-            # accelerate divides by the micro-batches that it accumulates.
-            scaler.scale(weighted / 1).backward()
-            recorder.place = None
-            loss_sum += weighted.detach()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        recorder.holds((p.grad for p in trained if p.grad is not None), Kind.GRADIENTS)
+            step.backward()
+        recorder.place = None
+        recorder.holds((p.grad for p in model.parameters() if p.grad is not None), Kind.GRADIENTS)
         recorder.enter(Phase.OPTIMIZER, Kind.TEMPORARIES)
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(trained, candidate["recipe"]["max_grad_norm"], foreach=True)
-        scaler.step(optimizer)
-        scaler.update()
-        if tuner is not None:
-            allocate_ranks(tuner, 0, skipped=False)
-            recorder.holds(rank_tensors(tuner), Kind.OPTIMIZER_STATE)
-        recorder.holds(scaler.kept(), Kind.OPTIMIZER_STATE)
-        recorder.holds(
-            (
-                value
-                for state in optimizer.state.values()
-                for value in state.values()
-                if torch.is_tensor(value)
-            ),
-            Kind.OPTIMIZER_STATE,
-        )
-        optimizer.zero_grad()
-        del loss, weighted, loss_sum, waiting
+        recorder.holds(step.update(), Kind.OPTIMIZER_STATE)
+        step.end()
+        del waiting
         recorder.enter(Phase.EVALUATION, Kind.INPUTS)
-        inputs = make()
+        inputs = step.inputs()
         recorder.enter(Phase.EVALUATION, Kind.ACTIVATIONS)
-        evaluate_once(model, forward, inputs, writes=batch.target_length is not None)
+        step.evaluate(inputs)
         return Tape(tuple(sorted_frees(recorder.events)), dict(recorder.kinds), dict(recorder.work))
+
+
+class TrialStep:
+    """A step as trials take it, with accelerate; its parts are those of :class:`Step`."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        candidate: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer,
+        *,
+        make: Callable[[], dict[str, torch.Tensor]],
+        forward: Any,
+        scales_loss: bool,
+        writes: bool,
+    ) -> None:
+        self.inputs = make
+        self._model, self._optimizer, self._forward, self._writes = model, optimizer, forward, writes
+        self._scaler = LossScaler("cpu", enabled=scales_loss)
+        self._max_grad_norm = candidate["recipe"]["max_grad_norm"]
+        base: Any = getattr(model, "base_model", None)
+        self._tuner = base if candidate["adapter"]["method"] == "adalora" else None
+        if self._tuner is not None:
+            self._tuner.rankallocator.reset_ipt()  # this model may have been run before
+        self._losses: dict[str, torch.Tensor] = {}
+
+    def begin(self) -> None:
+        self._losses["sum"] = torch.zeros(())
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> None:
+        self._losses["last"] = self._forward(**inputs).loss
+        self._losses["weighted"] = self._losses["last"] * 1.0
+
+    def backward(self) -> None:
+        weighted = self._losses["weighted"]
+        # accelerate divides by the micro-batches that it accumulates.
+        self._scaler.scale(weighted / 1).backward()
+        self._losses["sum"] += weighted.detach()
+
+    def update(self) -> Sequence[torch.Tensor]:
+        self._scaler.unscale_(self._optimizer)
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        torch.nn.utils.clip_grad_norm_(trained, self._max_grad_norm, foreach=True)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._tuner is not None:
+            allocate_ranks(self._tuner, 0, skipped=False)
+        ranks = () if self._tuner is None else rank_tensors(self._tuner)
+        return [*ranks, *self._scaler.kept(), *state_tensors(self._optimizer)]
+
+    def end(self) -> None:
+        self._optimizer.zero_grad()
+        self._losses.clear()
+
+    def evaluate(self, inputs: dict[str, torch.Tensor]) -> None:
+        evaluate_once(self._model, self._forward, inputs, writes=self._writes)
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """What an optimizer keeps of each parameter."""
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if torch.is_tensor(value))
 
 
 class LossScaler(torch.amp.GradScaler):

@@ -33,7 +33,7 @@ TOTAL_STEPS = 1_000
 LENGTH_STEP = 128
 """Kernels round lengths up to this: the largest that fits is looked for among its multiples."""
 
-CANNOT_RUN = (ImportError, IndexError, InvalidTrial, RuntimeError, TypeError, ValueError)
+CANNOT_RUN = (AttributeError, ImportError, IndexError, InvalidTrial, RuntimeError, TypeError, ValueError)
 """What libraries raise for a candidate that they cannot build or run."""
 
 
@@ -87,7 +87,7 @@ class DryRunner:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise InputError(
                 f"{self._model.source} cannot be run dry as {candidate.describe()}: {reason}",
-                next_step="try another method, attention or precision",
+                next_step="try another method, attention or precision, or no gradient checkpointing",
             ) from error
 
     def deepened(self, tape: Tape) -> Tape:

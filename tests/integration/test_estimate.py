@@ -95,6 +95,12 @@ def test_images_have_no_length(tmp_path: Path, home: Home) -> None:
     assert longer.peak_allocated_bytes == found.peak_allocated_bytes
     with pytest.raises(InputError, match="neither padded nor packed"):
         estimate(config, home=home.root, packed=True)
+    # For checkpoints PEFT has embeddings require gradients: Swin's give a tuple (transformers 5.23).
+    swin = {"model_type": "swin", "image_size": 32, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
+    config.write_text(json.dumps({**swin, "patch_size": 4, "window_size": 4}))
+    with pytest.raises(InputError, match="requires_grad_"):
+        estimate(config, home=home.root)
+    assert estimate(config, home=home.root, gradient_checkpointing=False).model.model_type == "swin"
 
 
 def test_a_server_that_died_is_started_again_and_refusals_are_fast(config: str, home: Home) -> None:
