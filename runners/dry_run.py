@@ -44,6 +44,8 @@ class Batch:
     """Rows differ in length, so that attention needs a mask."""
     packed: bool = False
     """Several samples share a row, so that attention needs positions."""
+    has_types: bool = False
+    """Two texts share a row, and the tokenizer tells which one a token belongs to."""
     image: tuple[int, int, int] | None = None
     """Channels, height and width, of rows that are images and no text."""
 
@@ -87,7 +89,7 @@ def record(
 
     Args:
         model: built and wrapped in its adapter, its tensors fake or real, in training mode.
-        passes: micro-batches that add up to one step; a third adds nothing to the second.
+        passes: micro-batches that add up to one step.
         has_labels_per_row: one label a row, and not one a token.
         on_cuda: allocate as CUDA does; else as the CPU does that this runs on.
         uses_autocast: whether the trainer runs the model under autocast; None as this package's trials do.
@@ -111,9 +113,7 @@ def record(
         writes=batch.target_length is not None,
     )
     with known_masks(padded=batch.padded, packed=batch.packed), known_weights():
-        return record_step(
-            model, step, recorder, on_cuda=on_cuda, passes=min(passes, 2), places=places_of(model)
-        )
+        return record_step(model, step, recorder, on_cuda=on_cuda, passes=passes, places=places_of(model))
 
 
 def record_step(
@@ -130,9 +130,11 @@ def record_step(
     Args:
         model: in training mode, its tensors fake or real.
         recorder: that has noted nothing yet, of a step that has not begun.
+        passes: micro-batches of the step. Two are run: a third meets what the second does.
         places: name of each parameter, buffer and module → the layer that it belongs to.
     """
     places = places or {}
+    run = min(passes, 2)
     with ExitStack() as stack:
         stack.enter_context(undisturbed())
         stack.enter_context(marked_layers(model, recorder, places))
@@ -142,9 +144,9 @@ def record_step(
         follow_model(model, recorder, places)
         recorder.enter(Phase.FORWARD, Kind.INPUTS)
         # A trial collates all micro-batches of a step on the host, and moves one at a time to a GPU.
-        waiting = [] if on_cuda else [step.inputs() for _ in range(passes)]
+        waiting = [] if on_cuda else [step.inputs() for _ in range(run)]
         step.begin()
-        for number in range(passes):
+        for number in range(run):
             recorder.enter(Phase.FORWARD, Kind.INPUTS)
             inputs = step.inputs() if on_cuda else waiting[number]
             recorder.enter(Phase.FORWARD, Kind.ACTIVATIONS)
@@ -153,6 +155,7 @@ def record_step(
             recorder.enter(Phase.BACKWARD, Kind.LOGITS_AND_LOSS if places else Kind.TEMPORARIES)
             step.backward()
         recorder.place = None
+        recorder.repeat_work(passes / run)
         recorder.holds((p.grad for p in model.parameters() if p.grad is not None), Kind.GRADIENTS)
         recorder.enter(Phase.OPTIMIZER, Kind.TEMPORARIES)
         recorder.holds(step.update(), Kind.OPTIMIZER_STATE)
@@ -362,6 +365,8 @@ def make_inputs(model: torch.nn.Module, batch: Batch, *, has_labels_per_row: boo
         inputs["attention_mask"] = torch.ones(shape, dtype=torch.long)
         if batch.padded:
             inputs["attention_mask"][:, -1].zero_()
+    if batch.has_types:
+        inputs["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
     if has_labels_per_row:
         is_number = getattr(getattr(model, "config", None), "problem_type", None) == "regression"
         inputs["labels"] = torch.zeros(batch.rows, dtype=torch.float32 if is_number else torch.long)

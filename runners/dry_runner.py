@@ -78,7 +78,7 @@ class DryRunner:
                     model,
                     to_json(candidate),
                     batch,
-                    passes=passes_of(candidate),
+                    passes=candidate.accumulation,
                     has_labels_per_row=self._task.kind.has_new_head,
                     on_cuda=self._on_cuda,
                     uses_autocast=False if casts_itself else None,
@@ -149,11 +149,6 @@ class DryRunner:
         return mode, model
 
 
-def passes_of(candidate: Candidate) -> int:
-    """Micro-batches of a step that are run: the second meets the first one's gradients, like all after it."""
-    return min(2, candidate.accumulation)
-
-
 class Sizes:
     """One candidate at batches of several sizes: a few are run, the others follow from them.
 
@@ -195,7 +190,7 @@ class Sizes:
         return 0 if plan is None else host_bytes(self.deep(self._batch), plan)
 
     def asked_about(self) -> tuple[Need, Work]:
-        """The need at the batch itself, and the work of the step that was run."""
+        """The need at the batch itself, and the work of an optimizer step."""
         if self._asked_about is None:
             tape = self.deep(self._batch)
             self._asked_about = self._terms.need(tape), total_work(tape)
@@ -248,11 +243,3 @@ class Sizes:
                 self._candidate, batch, casts_itself=self._terms.casts_itself
             )
         return self._tapes[batch]
-
-
-def work_of_step(sizes: Sizes) -> Work:
-    """Of all micro-batches of an optimizer step; of these, few were run, and stand for the others."""
-    _, run = sizes.asked_about()
-    work = Work()
-    work.add(run, sizes.candidate.accumulation / passes_of(sizes.candidate))
-    return work

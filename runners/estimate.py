@@ -25,7 +25,7 @@ from ..optimizer.sizes import BYTES_PER_ELEMENT
 from ..probes.model import inspect_model, natural_task, task_without_data
 from ..probes.profiles import TaskKind
 from .dry_run import Batch
-from .dry_runner import LENGTH_STEP, DryRunner, Sizes, work_of_step
+from .dry_runner import LENGTH_STEP, DryRunner, Sizes
 from .messages import Report
 
 LONGEST_ROW = 1_048_576
@@ -52,7 +52,7 @@ def predict(
         InputError: the model cannot be built or run as the candidate says.
     """
     started_s = time.perf_counter()
-    need, _ = sizes.asked_about()
+    need, work = sizes.asked_about()
     rows = length = None
     if limit_bytes is not None and not (only_if_it_fits and need.reserved_bytes > limit_bytes):
         rows = largest(
@@ -73,7 +73,7 @@ def predict(
     return Prediction(
         candidate=sizes.candidate,
         need=need,
-        work=work_of_step(sizes),
+        work=work,
         host_bytes=sizes.host_bytes,
         max_micro_batch=rows,
         max_length=length,

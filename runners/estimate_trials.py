@@ -18,7 +18,7 @@ from ..optimizer.domain import Candidate
 from ..optimizer.estimates.prediction import Terms, TrialPrediction
 from ..probes.profiles import ModelProfile, TaskProfile
 from .dry_run import Batch
-from .dry_runner import DryRunner, Sizes, work_of_step
+from .dry_runner import DryRunner, Sizes
 from .messages import Report
 from .recipe import Example, count_tokens, step_rows
 from .tokens import TokenFile
@@ -68,12 +68,12 @@ def predict(
     started_s = time.perf_counter()
     batch = batch_of(rows.heaviest(candidate.micro_batch, micro_batch=candidate.micro_batch))
     sizes = Sizes(runner, candidate, batch, terms)
-    need, _ = sizes.asked_about()
+    need, work = sizes.asked_about()
     row_tokens = batch.length + (batch.target_length or 0)
     step_tokens = candidate.micro_batch * candidate.accumulation * row_tokens
     return TrialPrediction(
         need=need,
-        work=work_of_step(sizes),
+        work=work,
         step_tokens=step_tokens * content_share(rows, candidate, order_seed=order_seed),
         seconds=time.perf_counter() - started_s,
     )
@@ -89,6 +89,7 @@ def batch_of(examples: Sequence[Example]) -> Batch:
         target_length=max(targets, default=None),
         padded=len(lengths) > 1,
         packed=examples[0].starts is not None,
+        has_types=any(example.token_types is not None for example in examples),
     )
 
 

@@ -84,6 +84,12 @@ class Recorder(TorchDispatchMode):
             if block is not None:
                 self.kinds[block] = kind
 
+    def repeat_work(self, times: float) -> None:
+        """Let what was computed so far stand for so many times as much."""
+        for place, done in self.work.items():
+            self.work[place] = Work()
+            self.work[place].add(done, times)
+
     def count_flops(self, dtype: str, operations: float) -> None:
         """Add operations that no single operator stands for."""
         if self.phase in (Phase.FORWARD, Phase.BACKWARD):

@@ -241,9 +241,7 @@ def tape_of(run: Mapping[str, Any]) -> Tape:
     }
     batch = Batch(rows=run["rows"], length=run["length"])
     with mode, flash_attention(), data_free(config):
-        tape = record(
-            model, candidate, batch, passes=min(2, run["accumulation"]), uses_autocast=run["autocast"]
-        )
+        tape = record(model, candidate, batch, passes=run["accumulation"], uses_autocast=run["autocast"])
     return stretch(tape, {place.stack: depth for place in tape.work if isinstance(place, Place)})
 
 

@@ -52,7 +52,7 @@ class Prediction:
     candidate: Candidate
     need: Need
     work: Work
-    """Of one optimizer step; with gradient accumulation the optimizer's own part counts more than once."""
+    """Of one optimizer step, all its micro-batches."""
     host_bytes: int = 0
     """That offloading takes of the host's memory for each rank."""
     max_micro_batch: int | None

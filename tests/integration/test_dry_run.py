@@ -418,7 +418,15 @@ ON_REAL_TENSORS = [
 
 
 def name_of(own: Case) -> str:
-    batch = "padded" if own.batch.padded else "packed" if own.batch.packed else "dense"
+    batch = (
+        "pairs"
+        if own.batch.has_types
+        else "padded"
+        if own.batch.padded
+        else "packed"
+        if own.batch.packed
+        else "dense"
+    )
     return "-".join(map(str, (own.family, own.method, batch, own.passes, *dict(own.level).values())))
 
 
@@ -428,6 +436,16 @@ def test_fakes_allocate_and_compute_what_real_tensors_do(own: Case, tape_of: Cal
     assert peaks_of(fake) == peaks_of(real)
     assert history(fake) == history(real)
     assert fake.work == real.work
+
+
+@pytest.mark.parametrize("passes", [3, 8])
+def test_two_micro_batches_stand_for_more(passes: int, tape_of: Callable[..., Tape]) -> None:
+    """But for the optimizer, which steps once. (The first of them adds to no gradient: hence the tolerance.)"""
+    one, two, more = (total_work(tape_of(case(method="full", passes=each))) for each in (1, 2, passes))
+    assert 2 * more.flops.total() == passes * two.flops.total()
+    each = two.kernels - one.kernels
+    assert more.kernels == pytest.approx(two.kernels + (passes - 2) * each, rel=0.05)
+    assert more.kernels < passes * one.kernels
 
 
 HALF_AUTOCAST = {"compute_dtype": "float16"}
@@ -493,6 +511,7 @@ IN_TRIALS = [
     case(loss="chunked", passes=2),
     case("mixtral", batch=replace(PADDED, rows=3)),
     case("bert", batch=PADDED, **HALF_WEIGHTS),
+    case("bert", batch=replace(PADDED, has_types=True), passes=2),
 ]
 
 
@@ -530,12 +549,15 @@ def test_a_trial_measures_what_its_dry_run_tells(
 def make_rows(own: Case) -> Iterator[Example]:
     """Rows of one effective batch."""
     for row in range(own.batch.rows * own.passes):
-        is_shorter = own.batch.padded and row == 0
+        is_shorter = own.batch.padded and row % own.batch.rows == 0
         ids = array(
             "i", [1 + (7 * row + at) % (VOCABULARY - 1) for at in range(own.batch.length - is_shorter)]
         )
         target = ids[: own.batch.target_length] if own.batch.target_length else None
-        yield Example(ids, target_ids=target, label=row % 2 if FAMILIES[own.family].per_row else None)
+        types = [0] * len(ids) if own.batch.has_types else None
+        yield Example(
+            ids, token_types=types, target_ids=target, label=row % 2 if FAMILIES[own.family].per_row else None
+        )
 
 
 STRETCHED = [
