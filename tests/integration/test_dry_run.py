@@ -440,7 +440,7 @@ def test_fakes_allocate_and_compute_what_real_tensors_do(own: Case, tape_of: Cal
 
 @pytest.mark.parametrize("passes", [3, 8])
 def test_two_micro_batches_stand_for_more(passes: int, tape_of: Callable[..., Tape]) -> None:
-    """But for the optimizer, which steps once. (The first of them adds to no gradient: hence the tolerance.)"""
+    """But for the optimizer, which steps once. (The first adds to no gradient: hence the tolerance.)"""
     one, two, more = (total_work(tape_of(case(method="full", passes=each))) for each in (1, 2, passes))
     assert 2 * more.flops.total() == passes * two.flops.total()
     each = two.kernels - one.kernels
