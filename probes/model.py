@@ -28,24 +28,9 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..errors import ModelError
 from .attention import CANNOT_BUILD, attention_kernels, supports_packing
-from .model_source import CONFIG_FILE, TensorHeader, has_weights, read_json_object, weight_headers
+from .model_source import TensorHeader, has_weights, weight_headers
 from .profiles import ModelProfile, TaskKind, TaskProfile
 from .roles import in_body, layer_of, module_profiles
-
-_LIMITS = tuple(
-    (re.compile(names), least, most)
-    for names, least, most in (
-        (r"num_hidden_layers|num_layers|n_layers?", 1, 1_000),
-        (r"\w+_layers", 0, 1_000),
-        (r"hidden_size|embedding_size|d_model|dim|n_embd|head_dim", 1, 200_000),
-        (r"intermediate_size|(\w+_)?ffn_dim|d_ff|hidden_dim|n_inner", 1, 2_000_000),
-        (r"num_(attention|key_value)_heads|n_heads?|num_(local_)?experts|n_routed_experts", 1, 20_000),
-        (r"vocab_size|max_position_embeddings|n_positions|n_ctx|num_labels", 1, 20_000_000),
-        (r"image_size|patch_size|num_channels", 1, 100_000),
-    )
-)
-"""(fields of config.json, least, most): far beyond all published models, and far below what would take
-minutes or gigabytes to build without weights."""
 
 _SCORES = ("AutoModelForSequenceClassification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
 _CONTINUES = ("AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING)
@@ -168,8 +153,7 @@ def task_without_data(kind: TaskKind, *, labels: int = 2, reason: str = "as aske
 
 
 def _configuration(path: Path, *, allow_remote_code: bool) -> Any:
-    """transformers' configuration of the model, its sizes checked."""
-    _check_sizes(read_json_object(path / CONFIG_FILE))
+    """transformers' configuration of the model."""
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=allow_remote_code, local_files_only=True)
     except CANNOT_BUILD as error:
@@ -182,28 +166,6 @@ def _cannot_be_built(source: str, error: BaseException) -> ModelError:
         f"model {source} cannot be built ({type(error).__name__}: {cause:.300})",
         next_step="check config.json, and that this version of transformers supports the model",
     )
-
-
-def _check_sizes(config: Mapping[str, Any]) -> None:
-    """Refuse sizes that would keep the machine busy before anything else can object to them."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            _check_sizes(value)
-        if name == "quantization_config":
-            raise ModelError(
-                "the model's weights are already quantized (quantization_config in config.json)",
-                next_step="name the model that they were made from; rankwise tries quantization itself",
-            )
-        if isinstance(value, bool) or not isinstance(value, int):
-            continue
-        for names, least, most in _LIMITS:
-            if names.fullmatch(name):
-                if not least <= value <= most:
-                    raise ModelError(
-                        f"config.json has {name} = {value}, which is not from {least} to {most}",
-                        next_step="correct config.json, or download the model again",
-                    )
-                break
 
 
 def _remote_class(config: Any, task: TaskProfile, path: Path) -> Any:

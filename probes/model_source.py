@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ModelError
+from .configuration import check_model_type, check_sizes
 from .paths import nearest_names, require_inside, resolve_path
 
 SINGLE_FILE = "model.safetensors"
@@ -209,6 +210,8 @@ def _check_configuration(path: Path, *, allow_remote_code: bool) -> dict[str, An
                 f"model {path} brings Python code of its own (auto_map in {name}), which is refused",
                 next_step="choose a model that needs none or, trusting its author, pass --allow-remote-code",
             )
+    check_sizes(config)
+    check_model_type(config)
     return config
 
 

@@ -393,12 +393,6 @@ def test_a_configuration_says_what_images_are_read(tmp_path: Path) -> None:
         ({"model_type": "nobody-knows"}, "nobody-knows"),
         ({"model_type": ["llama"]}, "unhashable"),
         ({"model_type": "vit"}, "has no causal-lm model of type vit"),
-        ({"num_hidden_layers": 10**12}, "num_hidden_layers = 1000000000000"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
-        ({"hidden_size": -32}, "hidden_size = -32"),
-        ({"hidden_size": 10**6}, "hidden_size = 1000000"),
-        ({"num_labels": 10**12}, "num_labels"),
-        ({"text_config": {"n_layer": 10**9}}, "n_layer"),
         ({"hidden_size": 33}, "cannot be built"),
         ({"hidden_size": "wide"}, "cannot be built"),
         ({"hidden_size": None}, "cannot be built"),
@@ -409,7 +403,6 @@ def test_a_configuration_says_what_images_are_read(tmp_path: Path) -> None:
         ({"pad_token_id": 10**7}, "cannot be built"),
         ({"text_config": 3}, "cannot be built"),
         ({"vocab_size": 2_000_000, "hidden_size": 100_000}, "do not fill"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "already quantized"),
     ],
 )
 def test_absurd_configurations_are_refused_with_their_cause(
