@@ -141,8 +141,8 @@ class Recorder(TorchDispatchMode):
             if not self._on_cuda:  # there it stays on the host
                 self._note(result, self.kind, self.place)
         else:
-            # A counter of steps is made of nothing, between one parameter's tensors and the next one's.
-            if any(isinstance(value, torch.Tensor | list | tuple) for value in args):
+            # A state may be made of its shape alone: it comes among those of its parameter, or before them.
+            if any(True for _ in tensors_in(args)):
                 self.place = self._place_of(next((v for v in args if isinstance(v, torch.Tensor)), None))
             self.follow(tensors_in(result), self.kind, self.place)
 

@@ -570,6 +570,9 @@ STRETCHED = [
     case("mixtral"),
     case("mixtral", **AUTOCAST, **CHECKPOINTS),
     case(quantization="nf4", double_quantization=True, passes=2, **HALF_WEIGHTS, **CHECKPOINTS),
+    case(optimizer="adamw_torch_fused"),
+    case(optimizer="adamw_8bit"),
+    case(method="full", optimizer="paged_adamw_8bit"),
 ]
 
 
