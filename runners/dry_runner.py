@@ -23,6 +23,7 @@ from ..probes.profiles import ModelProfile, TaskProfile
 from .build import InvalidTrial, build_model
 from .dry_run import Batch, record
 from .fakes import fake_tensors, materialise, on_meta
+from .fused_loss import FusedLossStandIn
 from .losses import set_loss
 from .shallow import cut_configuration, stacks_of
 from .weights import widen_norms
@@ -144,7 +145,11 @@ class DryRunner:
         mode = fake_tensors()
         with mode:
             materialise(model)
-            set_loss(model, candidate.level.loss, device=torch.device("cpu"))
+            if candidate.level.loss == "liger":
+                wrapped: Any = model
+                FusedLossStandIn(wrapped.get_base_model() if hasattr(model, "peft_config") else model)
+            else:
+                set_loss(model, candidate.level.loss, device=torch.device("cpu"))
         self._built = (candidate, self._path, mode, model)
         return mode, model
 
