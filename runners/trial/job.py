@@ -50,8 +50,8 @@ HOST_OOM_MESSAGES = ("can't allocate memory", "cannot allocate memory", "not eno
 def run(spec: Mapping[str, Any], report: Report) -> None:
     """Entry of a ``trial`` job: reports one ``result`` or one ``failure``."""
     trial = TrialSpec.from_mapping(spec)
-    choose_device(trial)
     try:
+        choose_device(trial)
         result = measure_trial(trial, report)
     except (InvalidTrial, Diverged) as error:
         outcome = "invalid" if isinstance(error, InvalidTrial) else "diverged"
@@ -66,12 +66,22 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
 
 
 def choose_device(trial: TrialSpec) -> None:
-    """Make the trial's device the only one that this process sees. Before CUDA is initialised."""
+    """Make the trial's device the only one that this process sees. Before CUDA is initialised.
+
+    Raises:
+        InvalidTrial: it is a GPU that torch does not find; accelerate would silently take the CPU.
+    """
     if trial.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         torch.set_num_threads(trial.threads)
         return
     os.environ["CUDA_VISIBLE_DEVICES"] = trial.device
+    if not torch.cuda.is_available():
+        built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise InvalidTrial(
+            f"torch {torch.__version__}, built {built_for}, does not find the GPU {trial.device} that the "
+            "driver lists: install a build of torch for this driver"
+        )
     if trial.memory_limit_bytes is not None:
         total_bytes = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, trial.memory_limit_bytes / total_bytes))
