@@ -52,7 +52,7 @@ def follow(
             in_hand = keeper.has_supervisor()
             events = store.events_after(study_id, seen)
             study = store.get_study(study_id)
-            for sentence in _repetitions(events):
+            for sentence in _notices(events):
                 on_notice(sentence)
             if events or study.state.is_final:
                 on_change(study, store.list_trials(study_id))
@@ -68,9 +68,11 @@ def follow(
         keeper.stop()
 
 
-def _repetitions(events: Sequence[Event]) -> Iterator[str]:
-    """Why trials are tried again."""
+def _notices(events: Sequence[Event]) -> Iterator[str]:
+    """Why trials are tried again, or not at all."""
     for event in events:
+        if event.kind == EventKind.CANDIDATE_RULED_OUT:
+            yield f"ruled out: {event.payload['candidate']}: {event.payload['reason']}"
         if event.kind in (EventKind.TRIAL_DISTURBED, EventKind.TRIAL_LOST):
             what = "disturbed" if event.kind == EventKind.TRIAL_DISTURBED else "lost"
             number, attempt = event.payload["number"], event.payload["attempt"]

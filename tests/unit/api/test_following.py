@@ -9,7 +9,8 @@ from rankwise.api import following
 from rankwise.api.following import MAX_FRUITLESS_STARTS, failure_of, follow
 from rankwise.errors import DatasetError, NothingFits, RankwiseError, RunnerError
 from rankwise.home import Home
-from rankwise.optimizer.domain import Outcome, Rung, Study, StudyState, Trial
+from rankwise.optimizer.domain import Estimate, Outcome, Rung, Study, StudyState, Trial
+from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.runners.lock import LockHolder
 
 
@@ -75,6 +76,19 @@ def test_it_is_said_why_a_trial_is_tried_again(store, script, home, candidates, 
         "trial 1, attempt 1, disturbed: a neighbour woke up.",
         "trial 1, attempt 2, lost: it vanished",
     ]
+
+
+def test_what_is_ruled_out_is_said(store, script, home, candidates, monkeypatch):
+    def rule_out() -> None:
+        script.begin()
+        hopeless = Estimate(device="a CPU", fits=Fits.NO, reason="it needs too much")
+        store.save_estimates(script.id, {candidates[0]: hopeless})
+        store.finish_study(script.id, StudyState.FAILED, "NothingFits: nothing fits")
+
+    supervise(monkeypatch, rule_out)
+    said: list[str] = []
+    follow(store, script.id, home, on_notice=said.append)
+    assert said == [f"ruled out: {candidates[0].describe()}: it needs too much"]
 
 
 def test_a_study_that_has_ended_needs_no_supervisor(store, script, home, monkeypatch):
