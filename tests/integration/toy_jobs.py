@@ -146,7 +146,7 @@ def main() -> None:
     warm.JOBS = {"toy": "toy_jobs"}
     warm.PRELOADED = warm.PRELOADED_WITHOUT_CUDA = ()
     warm.die_with_parent(os.getppid())
-    warm.serve(connection)
+    warm.serve(connection, ())
 
 
 if __name__ == "__main__":
