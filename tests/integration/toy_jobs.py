@@ -144,7 +144,7 @@ def main() -> None:
 
     sys.modules["toy_jobs"] = sys.modules["__main__"]
     warm.JOBS = {"toy": "toy_jobs"}
-    warm.PRELOADED = warm.PRELOADED_WITHOUT_CUDA = ()
+    warm.PRELOADED = ()
     warm.die_with_parent(os.getppid())
     warm.serve(connection, ())
 
