@@ -31,14 +31,7 @@ from ..optimizer.domain import (
     TrialPlan,
 )
 from ..optimizer.estimates.intervals import Fits
-from ..optimizer.estimates.trials import (
-    catalogued,
-    device_name,
-    enough_bytes,
-    estimate_of,
-    learnt_from,
-    terms_for,
-)
+from ..optimizer.estimates.trials import Judge
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.keys import derive_seed, measurement_key, trial_device
 from ..optimizer.levels import enumerate_candidates
@@ -172,24 +165,24 @@ class StudyRun:
     def estimate(self, facts: StudyFacts, ladder: Sequence[Candidate]) -> None:
         """Run candidates dry until one may fit, and keep what that told; that it told nothing, too."""
         request = self.study.request
-        learnt = learnt_from(self.store.list_estimated(device_name(facts)), catalogued(facts))
+        judge = Judge.of(facts, request, self.store.list_estimated)
         job = start_estimate_trials(
             self.ready_server(),
             facts,
             ladder,
-            terms_for(facts),
+            judge.terms,
             self.home.trial_folder(self.study.id),
-            enough_bytes=enough_bytes(facts, request, ladder[0], learnt),
+            enough_bytes=judge.enough_bytes(ladder[0]),
             order_seed=derive_seed(request.seed, "order"),
         )
         self.follow(job)
         try:
             predictions = read_predictions(job)
         except RankwiseError as error:
-            told = {ladder[0]: Estimate(device=device_name(facts), reason=error.message)}
+            told = {ladder[0]: Estimate(device=judge.device_name, reason=error.message)}
         else:
             told = {
-                candidate: estimate_of(prediction, candidate, facts, request, learnt)
+                candidate: judge.estimate(prediction, candidate)
                 for candidate, prediction in zip(ladder, predictions, strict=False)
             }
         self.store.save_estimates(self.study.id, told)

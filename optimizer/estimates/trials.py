@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from .calibration import ALLOCATED, RESERVED
 from .estimate import Target, fits, memory_of, speed_of
 from .gpus import Gpu, find_gpu
 from .intervals import Factors, Fits, conformal_factors, least_residuals, log_ratios
+from .need import Need
 from .overheads import TRAINING_THREADS, cublas_workspace_bytes
 from .prediction import Terms, TrialPrediction
 from .speed import START, Efficiency, efficiency_from
@@ -75,132 +76,138 @@ def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
     )
 
 
-def device_name(facts: StudyFacts) -> str:
-    """Under which name estimates for the trials' device are kept."""
-    device, gpu = trial_device(facts.hardware), catalogued(facts)
-    host = facts.hardware.host
-    return gpu.name if gpu else device.name if device else host.cpu_model or host.platform
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Says what dry runs mean on the device that a study's trials run on."""
 
+    facts: StudyFacts
+    request: StudyRequest
+    learnt: Learnt = Learnt()
 
-def catalogued(facts: StudyFacts) -> Gpu | None:
-    """The trials' device, if it is a GPU of the catalogue."""
-    device = trial_device(facts.hardware)
-    with suppress(InputError):
-        return None if device is None else find_gpu(device.name)
-    return None
+    @classmethod
+    def of(
+        cls, facts: StudyFacts, request: StudyRequest, trials_on: Callable[[str], Sequence[Trial]]
+    ) -> Judge:
+        """One that has learnt from trials; ``trials_on`` gives those of a device by its name."""
+        judge = cls(facts=facts, request=request)
+        return replace(judge, learnt=learnt_from(trials_on(judge.device_name), judge.gpu))
 
-
-def terms_for(facts: StudyFacts) -> Terms:
-    """What a dry run is told of the device."""
-    if trial_device(facts.hardware) is None:
-        return Terms()
-    gpu = catalogued(facts)
-    capability = None if gpu is None else gpu.compute_capability
-    return Terms(workspaces=(cublas_workspace_bytes(capability),) * TRAINING_THREADS)
-
-
-def target_for(facts: StudyFacts, request: StudyRequest, learnt: Learnt) -> Target | None:
-    """What the trials' GPU offers now; None where they run on a CPU."""
-    device = trial_device(facts.hardware)
-    if device is None:
+    @property
+    def gpu(self) -> Gpu | None:
+        """The trials' device, if it is a GPU of the catalogue."""
+        device = trial_device(self.facts.hardware)
+        with suppress(InputError):
+            return None if device is None else find_gpu(device.name)
         return None
-    limits = (request.memory_limit_bytes, device.free_bytes or device.total_bytes)
-    return Target(
-        gpu=catalogued(facts),
-        limit_bytes=min(filter(None, limits), default=None),
-        efficiency=learnt.efficiency,
-        factors=(learnt.allocated, learnt.reserved),
-    )
+
+    @property
+    def device_name(self) -> str:
+        """Under which name estimates for the device are kept."""
+        device, host = trial_device(self.facts.hardware), self.facts.hardware.host
+        return self.gpu.name if self.gpu else device.name if device else host.cpu_model or host.platform
+
+    @property
+    def terms(self) -> Terms:
+        """What a dry run is told of the device."""
+        if trial_device(self.facts.hardware) is None:
+            return Terms()
+        capability = None if self.gpu is None else self.gpu.compute_capability
+        return Terms(workspaces=(cublas_workspace_bytes(capability),) * TRAINING_THREADS)
+
+    @property
+    def target(self) -> Target | None:
+        """What the GPU offers now; None where trials run on a CPU."""
+        device = trial_device(self.facts.hardware)
+        if device is None:
+            return None
+        limits = (self.request.memory_limit_bytes, device.free_bytes or device.total_bytes)
+        return Target(
+            gpu=self.gpu,
+            limit_bytes=min(filter(None, limits), default=None),
+            efficiency=self.learnt.efficiency,
+            factors=(self.learnt.allocated, self.learnt.reserved),
+        )
+
+    def enough_bytes(self, candidate: Candidate) -> int:
+        """Allocated bytes up to which it cannot be said that a candidate does not fit."""
+        if self.target is not None:
+            return self.target.limit_at_least_bytes
+        beyond = self._host_bytes / SURE_SHARE - min(self.learnt.host_overheads, default=0)
+        return max(0, int(beyond)) + self._untouched_bytes(candidate)
+
+    def estimate(self, prediction: TrialPrediction, candidate: Candidate) -> Estimate:
+        """What is told of a candidate."""
+        work = prediction.work
+        told = Estimate(
+            device=self.device_name,
+            flops=dict(work.flops),
+            moved_bytes=work.moved_bytes,
+            kernels=work.kernels,
+            step_tokens=prediction.step_tokens,
+            seconds=prediction.seconds,
+        )
+        if self.target is None:
+            return self._on_host(told, prediction.need, candidate)
+        return _on_gpu(told, prediction, self.target)
+
+    def _on_host(self, told: Estimate, need: Need, candidate: Candidate) -> Estimate:
+        """On a CPU the tensors are known exactly. A process holds at least those that are written to, and
+        what every process that was measured on this CPU held beside them."""
+        tensors = max(need.by_phase[phase] for phase in STEP_PHASES)
+        beside = self.learnt.host_overheads
+        written = max(0, tensors - self._untouched_bytes(candidate))
+        least = int(SURE_SHARE * (written + min(beside, default=0)))
+        hopeless = least > self._host_bytes
+        return replace(
+            told,
+            fits=Fits.NO if hopeless else None,
+            reason=_cannot(least, self._host_bytes) if hopeless else None,
+            peak_tensor_bytes=tensors,
+            peak_process_bytes=tensors + int(statistics.median(beside)) if beside else None,
+            low_bytes=least,
+        )
+
+    @property
+    def _host_bytes(self) -> int:
+        """What a process may take of the host's memory."""
+        return min(filter(None, (self.request.memory_limit_bytes, device_bytes(self.facts.hardware))))
+
+    def _untouched_bytes(self, candidate: Candidate) -> int:
+        """Frozen embeddings: their file may be mapped, of which only the rows in use are read."""
+        if candidate.adapter.method is Method.FULL:
+            return 0
+        modules = self.facts.model.modules
+        embeddings = sum(module.parameters for module in modules if module.kind == "embedding")
+        return BYTES_PER_ELEMENT[candidate.level.weight_dtype] * embeddings
 
 
-def enough_bytes(facts: StudyFacts, request: StudyRequest, candidate: Candidate, learnt: Learnt) -> int:
-    """Allocated bytes up to which it cannot be said that a candidate does not fit."""
-    if (target := target_for(facts, request, learnt)) is None:
-        beyond = _host_capacity_bytes(facts, request) / SURE_SHARE - min(learnt.host_overheads, default=0)
-        return max(0, int(beyond)) + _untouched_bytes(facts, candidate)
-    return target.limit_at_least_bytes
-
-
-def estimate_of(
-    prediction: TrialPrediction,
-    candidate: Candidate,
-    facts: StudyFacts,
-    request: StudyRequest,
-    learnt: Learnt,
-) -> Estimate:
-    """What is told of a candidate on the device that trials run on."""
-    name = device_name(facts)
-    target = target_for(facts, request, learnt)
-    if target is None:
-        return _on_host(prediction, candidate, facts, request, learnt)
+def _on_gpu(told: Estimate, prediction: TrialPrediction, target: Target) -> Estimate:
     need, memory = prediction.need, memory_of(prediction.need, target)
-    speed = speed_of(prediction.work, prediction.step_tokens, target)
     verdict = fits(memory, target)
     least = memory.allocated.low + target.overhead.low
-    return Estimate(
-        device=name,
+    told = replace(
+        told,
         fits=verdict,
-        reason=_cannot(least, target.capacity_bytes) if verdict is Fits.NO else None,
+        reason=_cannot(least, target.capacity_bytes or 0) if verdict is Fits.NO else None,
         peak_allocated_bytes=need.allocated_bytes,
         peak_reserved_bytes=need.reserved_bytes,
         peak_device_bytes=memory.device.mid,
         low_bytes=least,
         high_bytes=memory.device.high,
-        tokens_per_s=None if speed is None else speed.tokens_per_s_mid,
-        tokens_per_s_low=None if speed is None else speed.tokens_per_s_low,
-        tokens_per_s_high=None if speed is None else speed.tokens_per_s_high,
-        flops=dict(prediction.work.flops),
-        moved_bytes=prediction.work.moved_bytes,
-        kernels=prediction.work.kernels,
-        step_tokens=prediction.step_tokens,
-        seconds=prediction.seconds,
+    )
+    speed = speed_of(prediction.work, prediction.step_tokens, target)
+    if speed is None:
+        return told
+    return replace(
+        told,
+        tokens_per_s=speed.tokens_per_s_mid,
+        tokens_per_s_low=speed.tokens_per_s_low,
+        tokens_per_s_high=speed.tokens_per_s_high,
     )
 
 
-def _on_host(
-    prediction: TrialPrediction,
-    candidate: Candidate,
-    facts: StudyFacts,
-    request: StudyRequest,
-    learnt: Learnt,
-) -> Estimate:
-    """On a CPU the tensors are known exactly. A process holds at least those that are written to, and what
-    every process held besides that was measured on this CPU."""
-    tensors = max(prediction.need.by_phase[phase] for phase in STEP_PHASES)
-    capacity = _host_capacity_bytes(facts, request)
-    beside = learnt.host_overheads
-    written = max(0, tensors - _untouched_bytes(facts, candidate))
-    least = int(SURE_SHARE * (written + min(beside, default=0)))
-    hopeless = least > capacity
-    return Estimate(
-        device=device_name(facts),
-        fits=Fits.NO if hopeless else None,
-        reason=_cannot(least, capacity) if hopeless else None,
-        peak_tensor_bytes=tensors,
-        peak_process_bytes=tensors + int(statistics.median(beside)) if beside else None,
-        low_bytes=least,
-        flops=dict(prediction.work.flops),
-        moved_bytes=prediction.work.moved_bytes,
-        kernels=prediction.work.kernels,
-        step_tokens=prediction.step_tokens,
-        seconds=prediction.seconds,
-    )
-
-
-def _cannot(least_bytes: int, capacity_bytes: int | None) -> str:
-    return f"it needs at least {least_bytes / 2**30:.2f} GiB of {(capacity_bytes or 0) / 2**30:.2f} GiB"
-
-
-def _host_capacity_bytes(facts: StudyFacts, request: StudyRequest) -> int:
-    return min(filter(None, (request.memory_limit_bytes, device_bytes(facts.hardware))))
-
-
-def _untouched_bytes(facts: StudyFacts, candidate: Candidate) -> int:
-    """Frozen embeddings: their file may be mapped, of which only the rows in use are read."""
-    if candidate.adapter.method is Method.FULL:
-        return 0
-    embeddings = sum(module.parameters for module in facts.model.modules if module.kind == "embedding")
-    return BYTES_PER_ELEMENT[candidate.level.weight_dtype] * embeddings
+def _cannot(least_bytes: int, capacity_bytes: int) -> str:
+    return f"it needs at least {least_bytes / 2**30:.2f} GiB of {capacity_bytes / 2**30:.2f} GiB"
 
 
 def _step_work(estimate: Estimate) -> StepWork:

@@ -16,13 +16,7 @@ from rankwise.optimizer.estimates.need import Need
 from rankwise.optimizer.estimates.prediction import TrialPrediction
 from rankwise.optimizer.estimates.speed import START
 from rankwise.optimizer.estimates.tape import Kind, Phase, Work
-from rankwise.optimizer.estimates.trials import (
-    Learnt,
-    device_name,
-    enough_bytes,
-    estimate_of,
-    learnt_from,
-)
+from rankwise.optimizer.estimates.trials import Judge, Learnt, learnt_from
 
 GIB = 2**30
 A100 = find_gpu("A100-80GB")
@@ -50,7 +44,7 @@ def on_a100(build) -> StudyFacts:
 
 
 def test_on_a_gpu_every_column_is_told(build, candidates: list[Candidate], on_a100: StudyFacts) -> None:
-    told = estimate_of(prediction(20 * GIB), candidates[0], on_a100, build.request(), Learnt())
+    told = Judge(facts=on_a100, request=build.request()).estimate(prediction(20 * GIB), candidates[0])
     assert (told.device, told.fits, told.reason) == (A100.name, Fits.YES, None)
     assert told.peak_allocated_bytes == told.peak_reserved_bytes == 20 * GIB
     assert told.peak_tensor_bytes is None
@@ -71,24 +65,24 @@ def test_what_is_free_now_and_the_limit_decide(
     build, candidates: list[Candidate], on_a100: StudyFacts, size: int, limit: int | None, verdict: Fits
 ) -> None:
     request = build.request(memory_limit_bytes=limit)
-    told = estimate_of(prediction(size), candidates[0], on_a100, request, Learnt())
+    told = Judge(facts=on_a100, request=request).estimate(prediction(size), candidates[0])
     assert told.fits is verdict
     assert bool(told.reason) is (verdict is Fits.NO)
-    hopeless_above = enough_bytes(on_a100, request, candidates[0], Learnt())
+    hopeless_above = Judge(facts=on_a100, request=request).enough_bytes(candidates[0])
     assert (size > hopeless_above) is (verdict is Fits.NO)
 
 
 def test_on_a_cpu_tensors_are_told_and_the_least_that_holds_them(build, candidates: list[Candidate]) -> None:
     facts = build.facts()
     lora = next(c for c in candidates if c.adapter.rank)
-    told = estimate_of(prediction(GIB, evaluation=2 * GIB), lora, facts, build.request(), Learnt())
-    assert told.device == device_name(facts) == "Some CPU"
+    told = Judge(facts=facts, request=build.request()).estimate(prediction(GIB, evaluation=2 * GIB), lora)
+    assert told.device == Judge(facts=facts, request=build.request()).device_name == "Some CPU"
     assert told.peak_tensor_bytes == GIB  # evaluation is not among what a trial counts
     assert told.peak_device_bytes is None
     assert told.low_bytes < GIB
     assert told.fits is None
     tight = build.request(memory_limit_bytes=GIB // 2)
-    refused = estimate_of(prediction(GIB), lora, facts, tight, Learnt())
+    refused = Judge(facts=facts, request=tight).estimate(prediction(GIB), lora)
     assert refused.fits is Fits.NO
     assert refused.reason == "it needs at least 0.97 GiB of 0.50 GiB"
 
@@ -98,7 +92,7 @@ def test_embeddings_that_stand_still_need_not_be_held(build, candidates: list[Ca
     lora = next(c for c in candidates if c.adapter.rank)
     full = next(c for c in build.candidates() if c.adapter.rank is None and not c.adapter.targets)
     of_both = [
-        estimate_of(prediction(GIB), each, facts, request, Learnt()).low_bytes for each in (lora, full)
+        Judge(facts=facts, request=request).estimate(prediction(GIB), each).low_bytes for each in (lora, full)
     ]
     assert of_both[1] - of_both[0] == pytest.approx(0.97 * 4 * 1000 * 64, abs=2)
 
@@ -111,7 +105,7 @@ def measured(build, candidate: Candidate, told: Estimate, **figures: Any) -> Tri
 def test_what_processes_held_beside_tensors_is_learnt(build, candidates: list[Candidate]) -> None:
     facts, request = build.facts(), build.request(memory_limit_bytes=GIB)
     lora = next(c for c in candidates if c.adapter.rank)
-    told = estimate_of(prediction(GIB // 2), lora, facts, request, Learnt())
+    told = Judge(facts=facts, request=request).estimate(prediction(GIB // 2), lora)
     assert (told.fits, told.peak_process_bytes) == (None, None)
     found = {"peak_tensor_bytes": GIB // 2}
     trials = [
@@ -119,12 +113,12 @@ def test_what_processes_held_beside_tensors_is_learnt(build, candidates: list[Ca
         for beside in (1, 2, 4)
     ]
     learnt = learnt_from(trials, None)
-    again = estimate_of(prediction(GIB // 2), lora, facts, request, learnt)
+    again = Judge(facts=facts, request=request, learnt=learnt).estimate(prediction(GIB // 2), lora)
     assert again.peak_process_bytes == GIB
     assert again.low_bytes == pytest.approx(told.low_bytes + 0.97 * GIB / 4, abs=2)
-    larger = estimate_of(prediction(GIB - 10**6), lora, facts, request, learnt)
+    larger = Judge(facts=facts, request=request, learnt=learnt).estimate(prediction(GIB - 10**6), lora)
     assert larger.fits is Fits.NO
-    assert enough_bytes(facts, request, lora, learnt) < GIB - 10**6
+    assert Judge(facts=facts, request=request, learnt=learnt).enough_bytes(lora) < GIB - 10**6
 
 
 def test_without_trials_nothing_is_learnt() -> None:
@@ -134,7 +128,7 @@ def test_without_trials_nothing_is_learnt() -> None:
 def test_few_trials_widen_the_intervals_and_many_set_them(
     build, candidates: list[Candidate], on_a100: StudyFacts
 ) -> None:
-    told = estimate_of(prediction(20 * GIB), candidates[0], on_a100, build.request(), Learnt())
+    told = Judge(facts=on_a100, request=build.request()).estimate(prediction(20 * GIB), candidates[0])
     high = int(20 * GIB * 1.25)
     one = measured(build, candidates[0], told, peak_allocated_bytes=high, peak_reserved_bytes=high)
     few = learnt_from([one], A100)
@@ -149,10 +143,10 @@ def test_few_trials_widen_the_intervals_and_many_set_them(
 
 def test_speed_follows_what_was_measured(build, candidates: list[Candidate], on_a100: StudyFacts) -> None:
     request = build.request()
-    told = estimate_of(prediction(20 * GIB), candidates[0], on_a100, request, Learnt())
+    told = Judge(facts=on_a100, request=request).estimate(prediction(20 * GIB), candidates[0])
     slower = measured(build, candidates[0], told, tokens_per_s=told.tokens_per_s / 2)
     learnt = learnt_from([slower] * 30, A100)
-    again = estimate_of(prediction(20 * GIB), candidates[0], on_a100, request, learnt)
+    again = Judge(facts=on_a100, request=request, learnt=learnt).estimate(prediction(20 * GIB), candidates[0])
     assert again.tokens_per_s == pytest.approx(told.tokens_per_s / 2, rel=0.05)
     width = told.tokens_per_s_high / told.tokens_per_s_low
     assert again.tokens_per_s_high / again.tokens_per_s_low < width
@@ -160,5 +154,5 @@ def test_speed_follows_what_was_measured(build, candidates: list[Candidate], on_
 
 def test_a_gpu_that_the_catalogue_lacks_has_no_speed(build, candidates: list[Candidate]) -> None:
     facts = build.facts(hardware=build.hardware(gpus=1))
-    told = estimate_of(prediction(GIB), candidates[0], facts, build.request(), Learnt())
+    told = Judge(facts=facts, request=build.request()).estimate(prediction(GIB), candidates[0])
     assert (told.device, told.fits, told.tokens_per_s) == ("Some GPU", Fits.YES, None)
