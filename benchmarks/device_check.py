@@ -5,8 +5,9 @@
 
 Probes against CUDA, warm start, trials of each method and setting, killed and out-of-memory trials, random
 weights of 0.1 to 8 billion parameters: everything is made here, nothing is fetched. Trials go the way of a
-study's. Prints a line for each check and writes all figures to ``benchmarks/results/<gpu>.json``; exits 1 if
-a check failed.
+study's: each is run dry first, and fails its check where the estimate is further off than it may be. Prints a
+line for each check and a table of estimates and measurements, and writes all figures to
+``benchmarks/results/<gpu>.json``; exits 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 from device_checks.bench import Bench, Failed, Skipped
 from device_checks.checks import Check, all_checks
+from device_checks.estimates import table_of
 
 import rankwise
 from rankwise.optimizer.domain import SCHEMA_VERSION
@@ -66,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.monotonic() - started_s
     counts = Counter(result.status for result in results)
     summary = ", ".join(f"{counts[status]} {status}" for status in ("ok", "failed", "skipped"))
+    if table := table_of((result.name, result.figures) for result in results):
+        print("", *table, sep="\n")
     print(f"\n{summary}, in {seconds:.0f} s")
     if out := out_of(arguments, hardware):
         out.parent.mkdir(parents=True, exist_ok=True)

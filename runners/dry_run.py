@@ -253,17 +253,31 @@ def fake_optimizer(
         candidate = {**candidate, "level": {**candidate["level"], "optimizer": "adamw_8bit"}}
     with unset_fake_temporarily():  # bitsandbytes reads its tables of 8-bit numbers while it makes them
         optimizer = make_optimizer(model, candidate)
-    if is_paged:
+    if is_paged or name == "adamw_8bit":
         made: Any = optimizer
-        made.get_state_buffer = partial(paged_state, recorder, made.get_state_buffer)
+        made.get_state_buffer = partial(
+            new_state, recorder, made.get_state_buffer, made.name2qmap, is_paged=is_paged
+        )
     return optimizer
 
 
-def paged_state(
-    recorder: Recorder, make: Any, parameter: torch.Tensor, dtype: torch.dtype = torch.float32
+def new_state(
+    recorder: Recorder,
+    make: Any,
+    tables: Mapping[str, torch.Tensor],
+    parameter: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    is_paged: bool,
 ) -> torch.Tensor:
-    """A state of bitsandbytes' (0.50): large ones lie in memory that CUDA's allocator knows nothing of."""
-    if parameter.numel() < PAGED_NUMBERS:
+    """A state of bitsandbytes' (0.50), as :class:`Recorder` is to see it.
+
+    Large ones may lie in memory that CUDA's allocator knows nothing of. Those of 8 bits share two tables,
+    which are moved to the parameters' device when the first of them is made.
+    """
+    if dtype is torch.uint8:
+        recorder.follow(tables.values(), Kind.OPTIMIZER_STATE, None)
+    if not is_paged or parameter.numel() < PAGED_NUMBERS:
         return make(parameter, dtype=dtype)
     with recorder.looking_away():
         return make(parameter, dtype=dtype)

@@ -27,6 +27,7 @@ from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import (
     Adapter,
     Candidate,
+    Estimate,
     Level,
     Method,
     Outcome,
@@ -37,12 +38,15 @@ from rankwise.optimizer.domain import (
     TrialPlan,
     TrialState,
 )
+from rankwise.optimizer.estimates.trials import Learnt, device_name, estimate_of, terms_for
+from rankwise.optimizer.keys import derive_seed
 from rankwise.optimizer.levels import PRECISIONS
 from rankwise.optimizer.methods import learning_rate
 from rankwise.optimizer.rules import preferred_attention, refusal
 from rankwise.optimizer.sizes import BYTES_PER_ELEMENT
 from rankwise.probes.gpu import read_again
 from rankwise.probes.profiles import GpuProfile
+from rankwise.runners.jobs import read_predictions, start_estimate_trials
 from rankwise.runners.messages import last_line
 from rankwise.runners.study import Interrupted, StudyRun
 from rankwise.runners.warm_client import WarmServer
@@ -147,7 +151,7 @@ class Bench:
             self._server.stop()
             self._server = None
         if self._server is None:
-            self._server = WarmServer(self.home.logs / "warm.log", ["prepare", "trial"])
+            self._server = WarmServer(self.home.logs / "warm.log", ["prepare", "estimate-trials", "trial"])
         return self._server
 
     def study(self, shape: str, *, memory_limit_bytes: int | None = None) -> Prepared:
@@ -205,6 +209,37 @@ class Bench:
                 run.run_trial(prepared.facts, trial)
                 trial = self.store.get_trial(trial.id)
         return trial
+
+    def estimate(self, prepared: Prepared, candidate: Candidate) -> dict[str, Any] | None:
+        """What a study without earlier trials is told of a candidate before it runs, as JSON data: the fields
+        of :class:`Estimate`, and ``by_phase``, bytes allocated in each part of a step.
+
+        Where nothing could be told, ``reason`` says why, and bytes are None. None for a level that no dry run
+        can be made of.
+
+        Raises:
+            Skipped: the deadline came.
+        """
+        if not can_be_told(candidate.level):
+            return None
+        run, facts = prepared.run, prepared.facts
+        with self._our_errors():
+            job = start_estimate_trials(
+                run.ready_server(),
+                facts,
+                [candidate],
+                terms_for(facts),
+                self.home.trial_folder(run.study.id),
+                enough_bytes=0,
+                order_seed=derive_seed(run.study.request.seed, "order"),
+            )
+            run.follow(job)
+        try:
+            (prediction,) = read_predictions(job)
+        except RankwiseError as error:
+            return dict(to_json(Estimate(device=device_name(facts), reason=error.message)))
+        told = estimate_of(prediction, candidate, facts, run.study.request, Learnt())
+        return {**to_json(told), "by_phase": to_json(prediction.need)["by_phase"]}
 
     def candidate(self, prepared: Prepared, wish: Wish) -> Candidate:
         """The candidate that the factory's parts make of a wish, at the leanest precision that rules allow.
@@ -286,6 +321,11 @@ def ask_cuda(
     if len(answers) != len(environments):
         raise Failed(f"{len(environments) - len(answers)} of {len(environments)} processes died asking CUDA")
     return answers, versions
+
+
+def can_be_told(level: Level) -> bool:
+    """Dry runs are eager ones, on fake tensors that no kernel in Triton, as Liger's are, can take."""
+    return not level.compile and level.loss != "liger"
 
 
 def adapter_of(facts: StudyFacts, method: Method) -> Adapter:

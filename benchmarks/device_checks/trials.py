@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from device_checks.bench import Bench, Failed, Prepared, Skipped, Wish, ran, record_of, rows_that_overflow
+from device_checks.estimates import errors_of, require_close
 from device_checks.memory import FREE_LIMIT_S, UsedMemory, gib, returned_to
 from rankwise.optimizer.domain import Method, Outcome, Trial
+from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.optimizer.sizes import least_bytes
 
 Figures = dict[str, Any]
 
 FITTING_SHARE = 0.5
-"""Where weights, gradients and optimizer state take less of the free memory than this, a trial must fit."""
+"""Where weights, gradients and optimizer state take less of the free memory than this, a trial must fit.
+One must that was estimated to, whatever it takes."""
 
 CPU_LIMIT_BYTES = 150 * 2**20
 GPU_LIMIT_BYTES = 2 * 2**30
@@ -32,11 +35,12 @@ def check_trial(
     method: Method = Method.LORA,
     leaner_than: str | None = None,
 ) -> None:
-    """A probe of one candidate as a study runs it, with figures that agree with each other.
+    """A probe of one candidate as a study runs it, with figures that agree with each other and with what a
+    dry run told before.
 
     Args:
         bench: what it runs on.
-        figures: filled with the trial's record.
+        figures: filled with the estimate, the trial's record, and how far they are apart.
         name: the check's, under which the record is kept.
         wish: the candidate; None makes one on the bench's small model.
         changes: settings of the level, where no wish is given.
@@ -51,10 +55,13 @@ def check_trial(
     figures |= {"shape": wish.shape, "least_bytes": needed, "free_bytes": free}
     if free is not None and needed > free:
         raise Skipped(f"weights, gradients and optimizer state need {gib(needed)} of {gib(free)}")
+    told = figures["estimate"] = bench.estimate(prepared, candidate)
     with UsedMemory(bench) as used:
         trial = bench.measure(prepared, candidate)
     figures |= record_of(trial) | {"peak_used_growth_bytes": used.growth_bytes}
-    if trial.outcome is Outcome.OOM and free is not None and needed > FITTING_SHARE * free:
+    figures["estimate_errors"] = errors_of(figures)
+    must_fit = told is not None and told["fits"] == Fits.YES
+    if trial.outcome is Outcome.OOM and free is not None and needed > FITTING_SHARE * free and not must_fit:
         raise Skipped(f"did not fit {gib(free)}: {trial.reason}")
     require_measured(bench, trial, figures)
     bench.trials[name] = figures
@@ -64,6 +71,8 @@ def check_trial(
             f"allocated {gib(figures['peak_allocated_bytes'])}, no less than {leaner_than} with "
             f"{gib(other['peak_allocated_bytes'])}"
         )
+    if told is not None:
+        require_close(figures, is_on_gpu=bench.is_on_gpu)
 
 
 def require_measured(bench: Bench, trial: Trial, figures: Mapping[str, Any]) -> None:
