@@ -38,7 +38,7 @@ from rankwise.optimizer.domain import (
     TrialPlan,
     TrialState,
 )
-from rankwise.optimizer.estimates.trials import Learnt, device_name, estimate_of, terms_for
+from rankwise.optimizer.estimates.trials import Judge
 from rankwise.optimizer.keys import derive_seed
 from rankwise.optimizer.levels import PRECISIONS
 from rankwise.optimizer.methods import learning_rate
@@ -223,12 +223,13 @@ class Bench:
         if not can_be_told(candidate.level):
             return None
         run, facts = prepared.run, prepared.facts
+        judge = Judge(facts=facts, request=run.study.request)
         with self._our_errors():
             job = start_estimate_trials(
                 run.ready_server(),
                 facts,
                 [candidate],
-                terms_for(facts),
+                judge.terms,
                 self.home.trial_folder(run.study.id),
                 enough_bytes=0,
                 order_seed=derive_seed(run.study.request.seed, "order"),
@@ -237,8 +238,8 @@ class Bench:
         try:
             (prediction,) = read_predictions(job)
         except RankwiseError as error:
-            return dict(to_json(Estimate(device=device_name(facts), reason=error.message)))
-        told = estimate_of(prediction, candidate, facts, run.study.request, Learnt())
+            return dict(to_json(Estimate(device=judge.device_name, reason=error.message)))
+        told = judge.estimate(prediction, candidate)
         return {**to_json(told), "by_phase": to_json(prediction.need)["by_phase"]}
 
     def candidate(self, prepared: Prepared, wish: Wish) -> Candidate:

@@ -5,6 +5,7 @@ Knows nothing of particular devices: limits come in bytes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,15 +30,24 @@ class Need:
     """What is allocated at the peak."""
 
 
-def need_of(tape: Tape, *, workspaces: tuple[int, ...] = (), expandable_segments: bool = False) -> Need:
+def need_of(
+    tape: Tape,
+    *,
+    workspaces: tuple[int, ...] = (),
+    loads_at_once: bool = False,
+    expandable_segments: bool = False,
+) -> Need:
     """Play a tape through a model of PyTorch's allocator.
 
     Args:
         workspaces: bytes that cuBLAS allocates at the first products, and keeps.
+        loads_at_once: before it loads weights onto a GPU, transformers (5.23, ``caching_allocator_warmup``)
+            takes as much in one piece and gives it back, for the weights to be cut from.
     """
     events = steps_of(tape)
     peaks = peaks_in(events, tape.kinds)
-    reserved = replay(_with_workspaces(tape, events, workspaces), expandable_segments=expandable_segments)
+    played = _played(tape, events, workspaces, loads_at_once=loads_at_once)
+    reserved = replay(played, expandable_segments=expandable_segments)
     kept = sum(workspaces)
     by_phase = {phase: size + (0 if phase is Phase.BUILD else kept) for phase, size in peaks.by_phase.items()}
     breakdown = {**peaks.breakdown, Kind.WORKSPACE: kept} if kept else dict(peaks.breakdown)
@@ -49,10 +59,16 @@ def need_of(tape: Tape, *, workspaces: tuple[int, ...] = (), expandable_segments
     )
 
 
-def reserved_bytes(tape: Tape, *, workspaces: tuple[int, ...] = (), expandable_segments: bool = False) -> int:
+def reserved_bytes(
+    tape: Tape,
+    *,
+    workspaces: tuple[int, ...] = (),
+    loads_at_once: bool = False,
+    expandable_segments: bool = False,
+) -> int:
     """As :func:`need_of`, of its reserved bytes alone."""
-    events = _with_workspaces(tape, steps_of(tape), workspaces)
-    return replay(events, expandable_segments=expandable_segments).peak_reserved_bytes
+    played = _played(tape, steps_of(tape), workspaces, loads_at_once=loads_at_once)
+    return replay(played, expandable_segments=expandable_segments).peak_reserved_bytes
 
 
 def largest(need_bytes: Callable[[int], int], limit_bytes: int, *, most: int, start: int) -> int | None:
@@ -96,11 +112,19 @@ def _guess(known: Mapping[int, int], limit_bytes: int, low: int, high: int, *, t
     return min(high - 1, max(low + 1, met))
 
 
-def _with_workspaces(
-    tape: Tape, events: Sequence[Event], workspaces: tuple[int, ...]
+def _played(
+    tape: Tape, events: Sequence[Event], workspaces: tuple[int, ...], *, loads_at_once: bool
 ) -> Iterator[tuple[int, int]]:
-    """Its allocations, with the workspaces at the start of the first step."""
+    """Its allocations, with what loading takes at first, and workspaces at the start of the first step."""
     first_free = 2 * (max(tape.kinds, default=0) + 1)
+    if loads_at_once:
+        loaded: Counter[Kind] = Counter()
+        for event in events:
+            if event.phase is Phase.BUILD:
+                loaded[tape.kinds[event.block]] += event.size_bytes
+        # Weights that are all trained count as those of an adapter.
+        if size := max(loaded[Kind.BASE_WEIGHTS], loaded[Kind.ADAPTER]):
+            yield from ((first_free, size), (first_free, 0))
     start = next((at for at, event in enumerate(events) if event.phase is not Phase.BUILD), len(events))
     yield from (event[:2] for event in events[:start])
     yield from enumerate(workspaces, start=first_free)

@@ -32,13 +32,19 @@ class Terms:
     def need(self, tape: Tape) -> Need:
         """Of one rank."""
         return need_of(
-            self._own(tape), workspaces=self.workspaces, expandable_segments=self.expandable_segments
+            self._own(tape),
+            workspaces=self.workspaces,
+            loads_at_once=self.plan is None,
+            expandable_segments=self.expandable_segments,
         )
 
     def reserved_bytes(self, tape: Tape) -> int:
         """Of one rank."""
         return reserved_bytes(
-            self._own(tape), workspaces=self.workspaces, expandable_segments=self.expandable_segments
+            self._own(tape),
+            workspaces=self.workspaces,
+            loads_at_once=self.plan is None,
+            expandable_segments=self.expandable_segments,
         )
 
     def _own(self, tape: Tape) -> Tape:

@@ -512,6 +512,7 @@ IN_TRIALS = [
     case("mixtral", batch=replace(PADDED, rows=3)),
     case("bert", batch=PADDED, **HALF_WEIGHTS),
     case("bert", batch=replace(PADDED, has_types=True), passes=2),
+    case(method="full", optimizer="adamw_8bit", passes=2),
 ]
 
 
