@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
@@ -55,7 +57,22 @@ class Home:
         return self.root / "trials" / trial_id
 
     def create(self) -> Home:
-        """Make the folders (mode 0700: logs and databases may name private data). Returns itself."""
+        """Make the folders (mode 0700: logs and databases may name private data). Returns itself.
+
+        Raises:
+            InputError: the file system does not allow it.
+        """
         for folder in (self.root, self.tokens, self.logs, self.run, self.root / "trials"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"{folder} cannot be made: {error.strerror or error}",
+                    next_step="set RANKWISE_HOME to a folder that you may write to",
+                ) from error
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise InputError(
+                    f"{folder} cannot be written to",
+                    next_step="set RANKWISE_HOME to a folder that you may write to",
+                )
         return self

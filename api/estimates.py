@@ -77,7 +77,7 @@ class EstimateOptions(TypedDict, total=False):
     optimizer: str
     batch_size: int
     gradient_accumulation: int
-    seq_len: int
+    seq_len: int | None
     padded: bool
     packed: bool
     zero_stage: int
@@ -242,6 +242,7 @@ def answer(question: Question, ask: Ask, trials_on: TrialsOn = no_trials) -> Est
         **best.figures(),
         model=ModelSummary.model_validate(found.model, from_attributes=True),
         task=found.task.kind,
+        asked=_asked(question),
         candidate=best.candidate,
         description=best.candidate.describe(),
         stack={name: version for name, version in libraries.items() if name in STACK},
@@ -251,7 +252,7 @@ def answer(question: Question, ask: Ask, trials_on: TrialsOn = no_trials) -> Est
         ),
         notes=(
             *left_out,
-            *best.notes(found.model.max_positions, has_choice=bool(fitting)),
+            *best.notes(has_choice=bool(fitting)),
             *warnings_for(best.candidate, found.model),
         ),
         seconds_spent=time.perf_counter() - started_s,
@@ -283,7 +284,7 @@ class _Judged:
 
     @property
     def speed(self) -> Between | None:
-        if self.image_shape is not None:
+        if self.image_shape is not None or self.question.settings.offload != "none":
             return None
         candidate = self.candidate
         tokens = candidate.recipe.effective_batch * candidate.recipe.max_length
@@ -319,7 +320,7 @@ class _Judged:
             **{f"{name}_high": size.high for name, size in sizes.items()},
             "calibrated": memory.calibrated,
             "phases": {phase.value: size for phase, size in need.by_phase.items()},
-            "breakdown": breakdown_of(need, self.target),
+            "breakdown": breakdown_of(need, self.target, self.candidate.adapter.method),
             "max_micro_batch": self.prediction.max_micro_batch,
             "max_seq_len": self.prediction.max_length,
             "tokens_per_second": self.speed,
@@ -340,7 +341,7 @@ class _Judged:
             hours=self.hours,
         )
 
-    def notes(self, max_positions: int | None, *, has_choice: bool) -> Iterator[str]:
+    def notes(self, *, has_choice: bool) -> Iterator[str]:
         """What the figures do not say themselves."""
         gpu, capacity = self.target.gpu, self.target.capacity_bytes
         settings = self.question.settings
@@ -361,6 +362,7 @@ class _Judged:
             yield "Sizes and speed are those of one GPU; time that GPUs wait for each other is left out."
         if host_bytes := self.prediction.host_bytes:
             yield f"Offloading takes {format_bytes(host_bytes)} of the host's memory for each GPU."
+            yield "How fast it is depends on the host and its link to the GPU: no speed is told."
         if self.image_shape is not None:
             channels, height, width = self.image_shape
             yield (
@@ -368,8 +370,20 @@ class _Judged:
                 "says: there is no length of rows to ask for, and no speed in tokens."
             )
             yield "What cuDNN's convolutions take to work with is not counted."
-        if max_positions is not None and settings.length > max_positions:
-            yield f"The model has positions for {max_positions:,} tokens only."
+
+
+def _asked(question: Question) -> dict[str, Any]:
+    """The question in the words that it is asked in, defaults filled in."""
+    settings = {
+        _OPTION_OF.get(field.name, field.name): getattr(question.settings, field.name)
+        for field in dataclasses.fields(Settings)
+    }
+    return {
+        **settings,
+        "memory_limit": question.limit_bytes,
+        "which_gpu": question.which_gpu,
+        "tokens": question.tokens,
+    }
 
 
 def _target(question: Question, gpu: Gpu | None, learnt: Learnt) -> Target:

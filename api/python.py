@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from ..errors import InputError
 from ..home import Home
 from ..optimizer import domain
 from ..optimizer.domain import Candidate, Estimate, Measurement, Study, Trial
@@ -180,7 +181,8 @@ def estimate(
             - precision: ``bf16`` (the default), ``fp16``, ``fp32``, or ``amp-bf16``, ``amp-fp16``.
             - gradient_checkpointing: True if left out.
             - attention, loss, optimizer: as ``rankwise estimate --help`` lists them.
-            - batch_size, gradient_accumulation, seq_len: 1, 1 and 1024.
+            - batch_size, gradient_accumulation: 1 and 1.
+            - seq_len: tokens a row; 1024 if left out, or what the model reads at most.
             - padded, packed: whether rows differ in length, or samples share a row.
             - zero_stage, fsdp, offload, gpus: how GPUs divide the training.
             - gpu, memory_limit: what it is judged by: ``"A100-80GB"``, ``"24GiB"`` or a number of bytes.
@@ -241,6 +243,9 @@ def estimate_module(
         InputError: the module cannot be built, or reads numbers while it runs.
     """
     from ..runners.plain_module import need_of_module
+
+    if device not in ("cuda", "cpu"):
+        raise InputError(f"device {device!r} is unknown", next_step="use cuda or cpu")
 
     return need_of_module(module, inputs, loss=loss, autocast=autocast, on_cuda=device == "cuda")
 

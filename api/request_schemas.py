@@ -200,7 +200,8 @@ class EstimateBody(_Body):
     batch_size: Count = 1
     """Rows of a micro-batch, on each GPU."""
     gradient_accumulation: Count = 1
-    seq_len: Count = 1024
+    seq_len: Count | None = None
+    """1024 if left out, or what the model reads at most."""
     """Tokens a row, padding included."""
     padded: Switch = False
     """Rows differ in length."""

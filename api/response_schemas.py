@@ -372,6 +372,8 @@ class EstimateDocument(_Document):
 
     model: ModelSummary
     task: TaskKind
+    asked: Mapping[str, Any]
+    """Every option as it was understood, defaults filled in; ``tokens`` are those of all epochs."""
     candidate: Candidate
     description: str
     stack: Mapping[str, str]

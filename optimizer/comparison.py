@@ -39,7 +39,7 @@ class Compared:
 
     trial: Trial
     measurement: Measurement
-    """A training's own, with speed and memory of its shape's probe."""
+    """A training's own, with the speed of its shape's probe, and the larger memory of both."""
     probe: Trial | None
     """Where speed and memory come from, if not from the trial itself."""
 
@@ -116,5 +116,8 @@ def _with_probe(trial: Trial, probe: Trial | None) -> Compared:
     measurement = trial.measurement or Measurement()
     if probe is not None:
         figures = {name: getattr(probe.measurement, name) for name in PROBED_COLUMNS}
+        for column in MEMORY_COLUMNS:  # whichever took more is what has to fit
+            own, theirs = getattr(measurement, column), figures[column]
+            figures[column] = own if theirs is None or (own is not None and own > theirs) else theirs
         measurement = replace(measurement, **{name: it for name, it in figures.items() if it is not None})
     return Compared(trial=trial, measurement=measurement, probe=probe)

@@ -108,8 +108,8 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     candidate = candidate_from(settings, model, task.kind)
     batch = Batch(
         rows=candidate.micro_batch,
-        length=settings.length,
-        target_length=settings.length if task.kind is TaskKind.SEQ2SEQ else None,
+        length=candidate.recipe.max_length,
+        target_length=candidate.recipe.max_length if task.kind is TaskKind.SEQ2SEQ else None,
         padded=settings.padded,
         packed=settings.packed,
         image=model.image_shape,

@@ -21,6 +21,8 @@ notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NOTHING_FITS = 3
+EXIT_TOO_CLOSE = 4
+"""Of an estimate only: it may fit or not."""
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 EXIT_TERMINATED = 143

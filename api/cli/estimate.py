@@ -12,7 +12,7 @@ from ...home import Home
 from ...optimizer.domain import Method, Quantization
 from ...probes.profiles import TaskKind
 from ..units import format_bytes, format_seconds
-from .console import EXIT_NOTHING_FITS, print_json, print_note, results
+from .console import EXIT_NOTHING_FITS, EXIT_TOO_CLOSE, print_json, print_note, results
 from .options import AsJson
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ rankwise estimate org/model --quantization nf4 --memory-limit 24GiB --json
 
 rankwise estimate org/model --which-gpu --tokens 20000000 --epochs 3
 
-Exit code 3: it does not fit. Too close to call counts as an answer, with 0.
+Exit codes: 0 it fits, or no limit was given; 3 it does not fit; 4 too close to call.
 """
 
 BAR_WIDTH = 36
@@ -91,7 +91,9 @@ def estimate(
     gradient_accumulation: Annotated[
         int, typer.Option(metavar="N", help="Micro-batches of an optimizer step.")
     ] = 1,
-    seq_len: Annotated[int, typer.Option(metavar="N", help="Tokens a row, padding included.")] = 1024,
+    seq_len: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens a row, padding included; 1024, or what it reads.")
+    ] = None,
     padded: Annotated[bool, typer.Option("--padded", metavar="", help="Rows differ in length.")] = False,
     packed: Annotated[bool, typer.Option("--packed", metavar="", help="Samples share a row.")] = False,
     zero_stage: Annotated[int, typer.Option(metavar="N", help="DeepSpeed's ZeRO: 0, 1, 2 or 3.")] = 0,
@@ -123,7 +125,7 @@ def estimate(
 ) -> None:
     """Tell what a fine-tuning needs of a GPU's memory and how fast it is. Needs no GPU and no weights.
 
-    A training step is run on tensors without content. Exit code 3 where it does not fit.
+    A training step is run on tensors without content. Exit code 3: it does not fit; 4: too close to call.
     """
     from ...probes.model_source import is_hub_id
     from ...runners.jobs import estimate_once
@@ -181,24 +183,21 @@ def estimate(
     if as_json:
         print_json(document.model_dump(mode="json"))
     else:
-        show(document, limit_of=batch_size, length=seq_len)
+        show(document)
     if document.fits == "no" or (which_gpu and not document.choices):
         raise typer.Exit(EXIT_NOTHING_FITS)
+    if document.fits == "too-close":
+        raise typer.Exit(EXIT_TOO_CLOSE)
 
 
-def show(document: EstimateDocument, *, limit_of: int, length: int) -> None:
-    """Print an estimate for a person, the verdict first, within 80 columns.
-
-    Args:
-        limit_of: rows of the micro-batch that was asked about.
-        length: tokens of its rows.
-    """
+def show(document: EstimateDocument) -> None:
+    """Print an estimate for a person, the verdict first, within 80 columns."""
     results.print(verdict(document), style="bold", width=80)
     results.print()
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
-    for name, text in _facts(document, rows=limit_of, length=length):
+    for name, text in _facts(document):
         facts.add_row(name, text)
     results.print(facts, width=80)
     results.print("\nOn the device at the peak", style="bold")
@@ -232,12 +231,15 @@ def verdict(document: EstimateDocument) -> str:
             return f"Too close to call{where}: {needed} {of}."
 
 
-def _facts(document: EstimateDocument, *, rows: int, length: int) -> Iterator[tuple[str, str]]:
-    model = document.model
+def _facts(document: EstimateDocument) -> Iterator[tuple[str, str]]:
+    model, candidate = document.model, document.candidate
     yield "model", f"{model.architecture}, {model.parameters:,} parameters"
     yield "candidate", document.description
+    if document.gpus > 1 or scheme_of(document) != "DDP":
+        yield "divided", f"among {document.gpus} GPUs by {scheme_of(document)}"
     share = 100 * document.trainable_params / model.parameters
-    yield "trains", f"{document.trainable_params:,} parameters ({share:.2g} %)"
+    percent = f"{share:.2g}" if share < 99.5 else f"{share:.0f}"
+    yield "trains", f"{document.trainable_params:,} parameters ({percent} %)"
     yield (
         "memory",
         f"allocated {_sizes(document, 'peak_allocated_bytes')}, "
@@ -245,16 +247,24 @@ def _facts(document: EstimateDocument, *, rows: int, length: int) -> Iterator[tu
     )
     if document.capacity_bytes is not None:
         batch, longest = document.max_micro_batch, document.max_seq_len
-        each = "" if document.task.reads_images else f" at {length:,} tokens"
+        each = "" if document.task.reads_images else f" at {candidate.recipe.max_length:,} tokens"
         yield "largest batch", f"{batch:,}{each}" if batch else f"not even 1 is sure to fit{each}"
         if longest:
-            yield "longest row", f"{longest:,} tokens at batch {rows:,}"
+            yield "longest row", f"{longest:,} tokens at batch {candidate.micro_batch:,}"
     if document.tokens_per_second:
-        yield "speed", f"{_range(document.tokens_per_second)} tokens/s"
+        each = f" on each of {document.gpus} GPUs" if document.gpus > 1 else ""
+        yield "speed", f"{_range(document.tokens_per_second)} tokens/s{each}"
     if document.hours:
         yield "takes", _duration(document.hours)
     yield "libraries", ", ".join(f"{name} {version}" for name, version in document.stack.items())
     yield "worked out in", format_seconds(document.seconds_spent)
+
+
+def scheme_of(document: EstimateDocument) -> str:
+    """What divides the model: ``ZeRO-3, all offloaded``."""
+    asked = document.asked
+    scheme = "FSDP" if asked["fsdp"] else f"ZeRO-{stage}" if (stage := asked["zero_stage"]) else "DDP"
+    return scheme if asked["offload"] == "none" else f"{scheme}, {asked['offload']} offloaded"
 
 
 def _sizes(document: EstimateDocument, name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import InputError
+from ..domain import Method
 from .calibration import ALLOCATED, RESERVED, SHARDED
 from .gpus import Gpu
 from .intervals import Factors, Fits, verdict
@@ -16,7 +17,7 @@ from .need import Need
 from .overheads import Range, context_bytes, nccl_bytes
 from .speed import START, Efficiency, SpeedEstimate, estimate_speed
 from .speed import Work as StepWork
-from .tape import Work
+from .tape import Kind, Work
 
 CONTEXT = "cuda_context"
 """What NVML shows of a process beyond its tensors, as an entry of a breakdown."""
@@ -119,9 +120,11 @@ def speed_of(work: Work, tokens: float, target: Target) -> SpeedEstimate | None:
         return None
 
 
-def breakdown_of(need: Need, target: Target) -> Mapping[str, int]:
+def breakdown_of(need: Need, target: Target, method: Method) -> Mapping[str, int]:
     """What the memory at the peak is for, largest first, the CUDA context included."""
     parts = {kind.value: size for kind, size in need.breakdown.items()}
+    if method is Method.FULL:  # what is trained is on the tape as an adapter's
+        parts[Kind.BASE_WEIGHTS] = parts.get(Kind.BASE_WEIGHTS, 0) + parts.pop(Kind.ADAPTER, 0)
     parts[CONTEXT] = target.overhead.mid
     return dict(sorted(parts.items(), key=lambda part: -part[1]))
 

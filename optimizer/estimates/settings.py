@@ -26,6 +26,8 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 ALL_LINEAR = ("full", "all-linear")
 MOST_ROWS = 65_536
+USUAL_LENGTH = 1024
+"""Tokens a row, where nobody says."""
 LONGEST_ROW = 16_777_216
 MOST_GPUS = 65_536
 HIGHEST_RANK = 65_536
@@ -51,7 +53,8 @@ class Settings:
     optimizer: str = "adamw_torch"
     micro_batch: int = 1
     accumulation: int = 1
-    length: int = 1024
+    length: int | None = None
+    """None: :data:`USUAL_LENGTH`, or all that the model reads."""
     padded: bool = False
     packed: bool = False
     zero_stage: int = 0
@@ -72,12 +75,20 @@ def candidate_from(settings: Settings, model: ModelProfile, task: TaskKind) -> C
         raise InputError(
             "images are neither padded nor packed", next_step="leave the padding or the packing out"
         )
+    length = (
+        min(USUAL_LENGTH, model.max_positions or USUAL_LENGTH) if settings.length is None else settings.length
+    )
+    if not task.reads_images and model.max_positions is not None and length > model.max_positions:
+        raise InputError(
+            f"{model.source} reads {model.max_positions:,} tokens at most, not {length:,}",
+            next_step=f"ask for {model.max_positions}; stretched positions belong into config.json",
+        )
     adapter = _adapter(settings, Targets(model, task), model)
     return Candidate(
         adapter=adapter,
         level=_level(settings, model),
         recipe=Recipe(
-            max_length=settings.length,
+            max_length=length,
             effective_batch=settings.micro_batch * settings.accumulation,
             packing=settings.packed,
         ),

@@ -365,7 +365,7 @@ def test_a_training_is_shown_with_the_figures_that_its_score_rests_on(run: Run, 
     lines = run("recommend", "--resume", script.id).out.splitlines()
 
     [training] = [line for line in lines if line.startswith("→ 3")]
-    assert re.search(r"2,346 +430 MiB +– +0\.412 +87\.5 +trained", training)
+    assert re.search(r"2,346 +441 MiB +– +0\.412 +87\.5 +trained", training)
 
 
 def test_reused_and_disturbed_trials_are_marked_and_explained(run: Run, script, store, candidates, probed):

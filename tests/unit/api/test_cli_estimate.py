@@ -66,7 +66,7 @@ def test_every_option_reaches_the_job(config: str, asked) -> None:
     [
         ([], 0, "Needs 12."),
         (["--gpu", "A100-80GB"], 0, "Fits on A100 SXM 80GB: 12."),
-        (["--memory-limit", "12.5GiB"], 0, "Too close to call: 12."),
+        (["--memory-limit", "12.5GiB"], 4, "Too close to call: 12."),
         (["--memory-limit", "6GiB"], 3, "Does not fit: 12."),
         (["--which-gpu"], 0, "Fits on "),
     ],
