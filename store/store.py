@@ -327,7 +327,7 @@ class Store:
             return dict(estimate_of(row) for row in session.scalars(query))
 
     def list_estimated(self, device: str) -> list[Trial]:
-        """Probes, of any study, that measured undisturbed on this device what had been estimated before."""
+        """Probes, of any study, that measured on this device what had been estimated before."""
         query = (
             select(TrialRow, col(StudyRow.ulid))
             .join(StudyRow, col(StudyRow.id) == TrialRow.study_id)
@@ -341,8 +341,7 @@ class Store:
             .order_by(col(TrialRow.id))
         )
         with self._read() as session:
-            trials = [trial_of(row, study_id) for row, study_id in session.execute(query)]
-        return [it for it in trials if it.measurement and not it.measurement.disturbances]
+            return [trial_of(row, study_id) for row, study_id in session.execute(query)]
 
     # Trials and attempts
 

@@ -48,14 +48,16 @@ class Learnt:
 
 
 def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
-    """From undisturbed probes on one device of which something had been told before.
+    """From probes on one device of which something had been told before.
 
     From 19 on (``intervals.least_residuals``) they set the intervals by themselves; fewer only widen them.
+    Of disturbed ones only what the process held on the host counts: others on the machine do not change that.
 
     Args:
         gpu: the device's entry in the catalogue; None leaves speed as it is.
     """
-    pairs = [(t.estimate, t.measurement) for t in trials if t.estimate and t.measurement]
+    every = [(t.estimate, t.measurement) for t in trials if t.estimate and t.measurement]
+    pairs = [(told, measured) for told, measured in every if not measured.disturbances]
     allocated = [(e.peak_allocated_bytes, m.peak_allocated_bytes) for e, m in pairs]
     reserved = [(e.peak_reserved_bytes, m.peak_reserved_bytes) for e, m in pairs]
     steps = [
@@ -69,7 +71,7 @@ def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
         efficiency=START if gpu is None else efficiency_from(steps, gpu),
         host_overheads=tuple(
             max(0, measured.peak_process_bytes - measured.peak_tensor_bytes)
-            for estimate, measured in pairs
+            for estimate, measured in every
             if estimate.peak_tensor_bytes and measured.peak_process_bytes and measured.peak_tensor_bytes
         ),
         trials=len(pairs),
@@ -207,7 +209,9 @@ def _on_gpu(told: Estimate, prediction: TrialPrediction, target: Target) -> Esti
 
 
 def _cannot(least_bytes: int, capacity_bytes: int) -> str:
-    return f"it needs at least {least_bytes / 2**30:.2f} GiB of {capacity_bytes / 2**30:.2f} GiB"
+    size, unit, digits = (2**30, "GiB", 2) if least_bytes >= 2**30 else (2**20, "MiB", 0)
+    least, capacity = least_bytes / size, capacity_bytes / size
+    return f"it needs at least {least:,.{digits}f} {unit} of {capacity:,.{digits}f} {unit}"
 
 
 def _step_work(estimate: Estimate) -> StepWork:

@@ -84,7 +84,7 @@ def test_on_a_cpu_tensors_are_told_and_the_least_that_holds_them(build, candidat
     tight = build.request(memory_limit_bytes=GIB // 2)
     refused = Judge(facts=facts, request=tight).estimate(prediction(GIB), lora)
     assert refused.fits is Fits.NO
-    assert refused.reason == "it needs at least 0.97 GiB of 0.50 GiB"
+    assert refused.reason == "it needs at least 993 MiB of 512 MiB"
 
 
 def test_embeddings_that_stand_still_need_not_be_held(build, candidates: list[Candidate]) -> None:
@@ -112,6 +112,8 @@ def test_what_processes_held_beside_tensors_is_learnt(build, candidates: list[Ca
         measured(build, lora, told, peak_process_bytes=GIB // 2 + beside * GIB // 4, **found)
         for beside in (1, 2, 4)
     ]
+    busy = replace(trials[0].measurement, disturbances=("another program took the processor",))
+    trials[0] = replace(trials[0], measurement=busy)
     learnt = learnt_from(trials, None)
     again = Judge(facts=facts, request=request, learnt=learnt).estimate(prediction(GIB // 2), lora)
     assert again.peak_process_bytes == GIB
@@ -139,6 +141,16 @@ def test_few_trials_widen_the_intervals_and_many_set_them(
     assert many.allocated.calibrated
     assert (many.allocated.low, many.allocated.high) == (1.0, 1.0)
     assert many.trials == 40
+
+
+def test_disturbed_speed_and_memory_teach_nothing(
+    build, candidates: list[Candidate], on_a100: StudyFacts
+) -> None:
+    judge = Judge(facts=on_a100, request=build.request())
+    told = judge.estimate(prediction(20 * GIB), candidates[0])
+    odd = {"tokens_per_s": 1.0, "peak_allocated_bytes": 40 * GIB, "peak_reserved_bytes": 40 * GIB}
+    trial = measured(build, candidates[0], told, disturbances=("a neighbour computed",), **odd)
+    assert learnt_from([trial] * 30, A100) == Learnt()
 
 
 def test_speed_follows_what_was_measured(build, candidates: list[Candidate], on_a100: StudyFacts) -> None:
