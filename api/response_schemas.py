@@ -405,7 +405,7 @@ class EstimateDocument(_Document):
     phases: Mapping[str, int]
     """Most bytes that are allocated in each phase."""
     breakdown: Mapping[str, int]
-    """What the bytes at the peak are for, largest first: those allocated, and the CUDA context."""
+    """What ``device_bytes`` are for at the peak, largest first; they add up to it."""
     max_micro_batch: int | None
     """Rows that surely fit; null without a limit, or where not even one does."""
     max_seq_len: int | None

@@ -33,7 +33,6 @@ Exit codes: 0 it fits, or no limit was given; 3 it does not fit; 4 too close to 
 BAR_WIDTH = 36
 """Leaves room for name, size and share within 80 columns."""
 EIGHTHS = " ▏▎▍▌▋▊▉"
-SPARE = "unused_by_allocator"
 
 
 def estimate(
@@ -201,9 +200,7 @@ def show(document: EstimateDocument) -> None:
         facts.add_row(name, text)
     results.print(facts, width=80)
     results.print("\nOn the device at the peak", style="bold")
-    spare = document.peak_reserved_bytes - document.peak_allocated_bytes
-    parts = {**document.breakdown, **({SPARE: spare} if spare > 0 else {})}
-    _print_bars(dict(sorted(parts.items(), key=lambda part: -part[1])))
+    _print_bars(document.breakdown)
     results.print("\nAllocated at most in each phase", style="bold")
     _print_bars(document.phases)
     if document.choices:

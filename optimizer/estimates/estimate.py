@@ -21,6 +21,8 @@ from .tape import Kind, Work
 
 CONTEXT = "cuda_context"
 """What NVML shows of a process beyond its tensors, as an entry of a breakdown."""
+UNUSED = "unused_by_allocator"
+"""What the allocator has reserved and no tensor holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +123,13 @@ def speed_of(work: Work, tokens: float, target: Target) -> SpeedEstimate | None:
 
 
 def breakdown_of(need: Need, target: Target, method: Method) -> Mapping[str, int]:
-    """What the memory at the peak is for, largest first, the CUDA context included."""
+    """What the device's memory at the peak is for, largest first: all that NVML shows, to the byte."""
     parts = {kind.value: size for kind, size in need.breakdown.items()}
+    parts[UNUSED] = need.reserved_bytes - sum(parts.values())
     if method is Method.FULL:  # what is trained is on the tape as an adapter's
         parts[Kind.BASE_WEIGHTS] = parts.get(Kind.BASE_WEIGHTS, 0) + parts.pop(Kind.ADAPTER, 0)
     parts[CONTEXT] = target.overhead.mid
-    return dict(sorted(parts.items(), key=lambda part: -part[1]))
+    return {name: size for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size}
 
 
 def _spread(size: int, factors: Factors) -> Range:
