@@ -8,6 +8,7 @@ device can hold, nor of how tapes are stretched and played (``optimizer/estimate
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from .build import autocast_name, make_optimizer
 from .cuda_semantics import cuda_semantics
 from .fakes import known_masks, known_weights
 from .recorder import Recorder
-from .shallow import LAYER
 from .tensor_memory import attached_tensors
+
+LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<layer>\d+)(?:\.(?P<rest>.*))?$")
+"""A module within a list of modules, the outermost if there are several."""
 
 PAGED_NUMBERS = 100_000
 """Smaller states are not paged (bitsandbytes' ``Optimizer8bit.get_state_buffer``)."""

@@ -18,9 +18,7 @@ from transformers import AutoConfig
 from ..optimizer.estimates.tape import TRACED_LAYERS
 from ..probes.attention import CANNOT_BUILD
 from ..probes.profiles import ModelProfile
-
-LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<layer>\d+)(?:\.(?P<rest>.*))?$")
-"""A module within a list of modules, the outermost if there are several."""
+from .dry_run import LAYER
 
 DEPTHS = re.compile(r"(num_)?(hidden_|encoder_|decoder_)?layers?|n_layers?")
 """Fields of a configuration that count layers."""

@@ -17,8 +17,9 @@ segments (see :mod:`.overheads`).
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias
 
 Event: TypeAlias = tuple[int, int]
@@ -306,10 +307,10 @@ class CachingAllocator:
     def __init__(self, *, expandable_segments: bool = False, capacity_bytes: int | None = None) -> None:
         if capacity_bytes is not None and capacity_bytes < 0:
             raise ValueError(f"capacity_bytes is {capacity_bytes}: give 0 or more, or None for no limit")
-        kind = _ExpandablePool if expandable_segments else _Pool
-        self._small, self._large = kind(small=True), kind(small=False)
+        self._kind = _ExpandablePool if expandable_segments else _Pool
+        self._pools: dict[tuple[int, bool], _Pool] = {}
         self._capacity_bytes = capacity_bytes
-        self._live: dict[int, _Block | None] = {}
+        self._live: dict[int, tuple[_Block, _Pool] | None] = {}
         self._allocated_bytes = 0
         self._peak_allocated_bytes = 0
         self._peak_reserved_bytes = 0
@@ -321,7 +322,7 @@ class CachingAllocator:
 
     @property
     def reserved_bytes(self) -> int:
-        return self._small.reserved_bytes + self._large.reserved_bytes
+        return sum(pool.reserved_bytes for pool in self._pools.values())
 
     @property
     def peak_allocated_bytes(self) -> int:
@@ -338,8 +339,10 @@ class CachingAllocator:
         """How often unused segments were given back to make room, in vain or not."""
         return self._retried
 
-    def allocate(self, block_id: int, size_bytes: int) -> None:
+    def allocate(self, block_id: int, size_bytes: int, *, stream: int = 0) -> None:
         """Allocate a block. One of 0 bytes takes no memory, as in PyTorch, and must be freed like others.
+
+        Each stream has pools of its own. (What other streams still use when it is freed is not modelled.)
 
         Raises:
             OutOfMemory: it does not fit; the allocator can be used on, as after PyTorch's.
@@ -353,7 +356,7 @@ class CachingAllocator:
             self._live[block_id] = None
             return
         size = rounded(size_bytes)
-        pool = self._pool(size)
+        pool = self._pool(size, stream)
         block = pool.take(size) or self._grow(pool, size)
         if block is None:
             raise OutOfMemory(
@@ -363,7 +366,7 @@ class CachingAllocator:
                 capacity_bytes=self._capacity_bytes or 0,
             )
         pool.hand_out(block, size)
-        self._live[block_id] = block
+        self._live[block_id] = block, pool
         # The whole block counts, also what was not worth splitting off.
         self._allocated_bytes += block.size
         if self._allocated_bytes > self._peak_allocated_bytes:
@@ -377,23 +380,26 @@ class CachingAllocator:
         """
         if block_id not in self._live:
             raise ValueError(f"block {block_id} is not allocated: it was never, or was freed before")
-        block = self._live.pop(block_id)
-        if block is not None:
+        if held := self._live.pop(block_id):
+            block, pool = held
             self._allocated_bytes -= block.size
-            self._pool(block.size).give_back(block)
+            pool.give_back(block)
 
     def empty_cache(self) -> None:
         """Return what no block uses to the device, as ``torch.cuda.empty_cache``."""
-        self._large.release()
-        self._small.release()
+        for pool in self._pools.values():
+            pool.release()
 
     def reset_peaks(self) -> None:
         """Start the peaks anew at what is held now, as ``torch.cuda.reset_peak_memory_stats``."""
         self._peak_allocated_bytes = self._allocated_bytes
         self._peak_reserved_bytes = self.reserved_bytes
 
-    def _pool(self, size: int) -> _Pool:
-        return self._small if size <= SMALL_BYTES else self._large
+    def _pool(self, size: int, stream: int) -> _Pool:
+        key = stream, size <= SMALL_BYTES
+        if key not in self._pools:
+            self._pools[key] = self._kind(small=key[1])
+        return self._pools[key]
 
     def _grow(self, pool: _Pool, size: int) -> _Block | None:
         """A block in new memory; where there is none left, unused segments are given back first."""
@@ -414,12 +420,17 @@ class CachingAllocator:
 
 
 def replay(
-    events: Iterable[Event], *, expandable_segments: bool = False, capacity_bytes: int | None = None
+    events: Iterable[Event],
+    *,
+    streams: Mapping[int, int] = MappingProxyType({}),
+    expandable_segments: bool = False,
+    capacity_bytes: int | None = None,
 ) -> Reserved:
     """What the allocator holds at most, and at the end, when it starts empty and meets these events in turn.
 
     Args:
         events: see :data:`Event`. Blocks that are never freed are still allocated at the end.
+        streams: blocks that another stream than the first allocates, and its number.
         expandable_segments: as ``PYTORCH_ALLOC_CONF=expandable_segments:True``.
         capacity_bytes: what the device has for segments; None is unlimited.
 
@@ -431,7 +442,7 @@ def replay(
     try:
         for block_id, size_bytes in events:
             if size_bytes:
-                allocator.allocate(block_id, size_bytes)
+                allocator.allocate(block_id, size_bytes, stream=streams.get(block_id, 0))
             else:
                 allocator.free(block_id)
     except OutOfMemory:

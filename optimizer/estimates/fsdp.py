@@ -10,6 +10,9 @@ from .gathering import FIRST, LAST, Gathering, Unit
 from .shard_plan import Offload, ShardPlan
 from .tape import Event, Kind, Phase, Place, Tape
 
+GATHERING, REDUCING = 1, 2
+"""Streams beside the one that computes."""
+
 
 class Fsdp(Gathering):
     """Full shard, a layer a unit. A backward pass fetches the next unit while one is computed.
@@ -20,10 +23,15 @@ class Fsdp(Gathering):
     gradient stay until the whole pass ends (``_register_post_backward_reshard_only_hook`` and
     ``_finalize_params``). A layer with frozen weights counts as a frozen unit: PEFT's
     ``fsdp_auto_wrap_policy`` gives what is trained units of its own.
+
+    FSDP1 gathers and reduces on streams of their own (``_unshard_stream``, ``_post_backward_stream``), FSDP2
+    gathers into a buffer on one (``all_gather_copy_in_stream``): the allocator keeps a pool for each, whose
+    memory no other can use.
     """
 
     def __init__(self, tape: Tape, plan: ShardPlan) -> None:
         super().__init__(tape, plan)
+        self.gathering_stream = 0 if plan.gathers_twice else GATHERING
         self.is_recomputed = plan.recomputes_units and not plan.gathers_twice
         self.frozen = {
             event.place for event in self.model.divided.values() if event.block not in self.model.trained
@@ -67,7 +75,7 @@ class Fsdp(Gathering):
         if unit in self.gathered and self.phase is not Phase.BACKWARD:
             return
         if self.plan.gathers_twice and unit not in self.gathered:
-            fetched = self.buffers.pop(unit, None) or self.allocate(self.unit_bytes(unit), Kind.BASE_WEIGHTS)
+            fetched = self.buffers.pop(unit, None) or self._buffer(unit)
             self._free_buffers()
             self.gather(unit)
             if self.phase is Phase.BACKWARD:
@@ -114,7 +122,10 @@ class Fsdp(Gathering):
         if not self.plan.gathers_twice:
             self.gather(unit)
         elif unit not in self.buffers:
-            self.buffers[unit] = self.allocate(self.unit_bytes(unit), Kind.BASE_WEIGHTS)
+            self.buffers[unit] = self._buffer(unit)
+
+    def _buffer(self, unit: Unit) -> int | None:
+        return self.allocate(self.unit_bytes(unit), Kind.BASE_WEIGHTS, stream=GATHERING)
 
     def _free_buffers(self) -> None:
         for block in self.buffers.values():
@@ -130,7 +141,8 @@ class Fsdp(Gathering):
         if not trained:
             return
         self.free(self.reduced)
-        self.reduced = self.allocate(sum(map(self.whole_bytes, trained)), Kind.GRADIENTS)
+        stream = 0 if self.plan.gathers_twice else REDUCING
+        self.reduced = self.allocate(sum(map(self.whole_bytes, trained)), Kind.GRADIENTS, stream=stream)
         for block in self.unreduced:
             self.free(block)
         for event in self.waiting:

@@ -24,6 +24,9 @@ class Gathering(Rank):
     one, whose head is tied to it, is both.
     """
 
+    gathering_stream = 0
+    """That gathered weights are allocated on."""
+
     def __init__(self, tape: Tape, plan: ShardPlan) -> None:
         super().__init__(tape, plan)
         self.units: dict[Unit, list[Event]] = defaultdict(list)
@@ -89,7 +92,9 @@ class Gathering(Rank):
             return
         if unit not in self.gathered:
             self.gathered[unit] = [
-                self.allocate(self.whole_bytes(event), self.tape.kinds[event.block])
+                self.allocate(
+                    self.whole_bytes(event), self.tape.kinds[event.block], stream=self.gathering_stream
+                )
                 for event in self.units[unit]
             ]
 

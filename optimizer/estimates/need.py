@@ -47,7 +47,7 @@ def need_of(
     events = steps_of(tape)
     peaks = peaks_in(events, tape.kinds)
     played = _played(tape, events, workspaces, loads_at_once=loads_at_once)
-    reserved = replay(played, expandable_segments=expandable_segments)
+    reserved = replay(played, streams=_streams_of(tape), expandable_segments=expandable_segments)
     kept = sum(workspaces)
     by_phase = {phase: size + (0 if phase is Phase.BUILD else kept) for phase, size in peaks.by_phase.items()}
     breakdown = {**peaks.breakdown, Kind.WORKSPACE: kept} if kept else dict(peaks.breakdown)
@@ -68,7 +68,8 @@ def reserved_bytes(
 ) -> int:
     """As :func:`need_of`, of its reserved bytes alone."""
     played = _played(tape, steps_of(tape), workspaces, loads_at_once=loads_at_once)
-    return replay(played, expandable_segments=expandable_segments).peak_reserved_bytes
+    streams = _streams_of(tape)
+    return replay(played, streams=streams, expandable_segments=expandable_segments).peak_reserved_bytes
 
 
 def largest(need_bytes: Callable[[int], int], limit_bytes: int, *, most: int, start: int) -> int | None:
@@ -110,6 +111,12 @@ def _guess(known: Mapping[int, int], limit_bytes: int, low: int, high: int, *, t
     slope = (known[other] - known[one]) / (other - one)
     met = int(one + (limit_bytes - known[one]) / slope) if slope > 0 else middle
     return min(high - 1, max(low + 1, met))
+
+
+def _streams_of(tape: Tape) -> dict[int, int]:
+    """Of both steps, see :func:`steps_of`."""
+    offset = max(tape.kinds, default=0) + 1
+    return {block + step: stream for block, stream in tape.streams.items() for step in (0, offset)}
 
 
 def _played(

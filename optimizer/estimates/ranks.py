@@ -90,6 +90,7 @@ class Rank:
         self.tape, self.plan, self.model = tape, plan, Model(tape, plan)
         self.kinds = dict(tape.kinds)
         self.number = max(tape.kinds, default=0) + 1
+        self.streams: dict[int, int] = {}
         self.events: list[Event] = []
         self.phase = Phase.BUILD
         self.place: Place | None = None
@@ -119,7 +120,7 @@ class Rank:
             self.place = None
             following = runs[number + 1][0] if number + 1 < len(runs) else None
             self.ends(following)
-        return Tape(tuple(self.events), self.kinds, self.tape.work)
+        return Tape(tuple(self.events), self.kinds, self.tape.work, self.streams)
 
     def _play_segment(self, place: Place | None, own: Sequence[Event]) -> None:
         self.place = place
@@ -135,13 +136,15 @@ class Rank:
         if is_used:
             self.leaves(place)
 
-    def allocate(self, size_bytes: int, kind: Kind) -> int | None:
+    def allocate(self, size_bytes: int, kind: Kind, *, stream: int = 0) -> int | None:
         """A block of the library's own; None for an empty one."""
         if size_bytes <= 0:
             return None
         block = self.number
         self.number += 1
         self.kinds[block] = kind
+        if stream:
+            self.streams[block] = stream
         self.events.append(Event(block, size_bytes, self.phase, self.place))
         return block
 

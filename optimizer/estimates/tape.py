@@ -102,6 +102,8 @@ class Tape:
     """What each block holds."""
     work: Mapping[Place | None, Work]
     """Of the training step alone, by layer."""
+    streams: Mapping[int, int] = field(default_factory=dict)
+    """Blocks that are allocated on another CUDA stream than the first, and its number."""
 
 
 def stretch(tape: Tape, depths: Mapping[str, int]) -> Tape:

@@ -525,13 +525,11 @@ def test_it_agrees_with_the_slow_model(expandable, steps, clears, capacity):
 def ranges(allocator):
     """Every range of the allocator's pools as (pool, address, size, state), in the order of addresses."""
     found = []
-    for pool in (allocator._small, allocator._large):
+    for pool in allocator._pools.values():
         blocks = [(block, "free") for _, _, block in pool._free]
         blocks += [(block, "unmapped") for _, block in getattr(pool, "_unmapped", [])]
         blocks += [
-            (block, "used")
-            for block in allocator._live.values()
-            if block is not None and allocator._pool(block.size) is pool
+            (held[0], "used") for held in allocator._live.values() if held is not None and held[1] is pool
         ]
         found.append(sorted(((b.address, b.size, state, b) for b, state in blocks), key=lambda each: each[0]))
     return found
@@ -539,7 +537,7 @@ def ranges(allocator):
 
 def check(allocator):
     """What must hold of a state, whatever led to it."""
-    for pool, found in zip((allocator._small, allocator._large), ranges(allocator), strict=True):
+    for pool, found in zip(allocator._pools.values(), ranges(allocator), strict=True):
         mapped = sum(size for _, size, state, _ in found if state != "unmapped")
         assert mapped == pool.reserved_bytes
         assert pool._free == sorted(pool._free)
@@ -633,3 +631,14 @@ def test_a_hundred_thousand_events(expandable, capacity):
     got = replay(events, expandable_segments=expandable, capacity_bytes=capacity)
     assert got.fits
     assert got.final_allocated_bytes == 0
+
+
+def test_streams_cannot_use_each_others_memory():
+    size = 64 * MIB
+    one_after_another = [(1, size), (1, 0), (2, size), (2, 0)]
+    alone, apart = replay(one_after_another), replay(one_after_another, streams={2: 1})
+    assert (alone.peak_reserved_bytes, apart.peak_reserved_bytes) == (size, 2 * size)
+    assert apart.peak_allocated_bytes == alone.peak_allocated_bytes == size
+    # Short of memory, what one stream has cached goes back to the device, for the other to take.
+    short = replay(one_after_another, streams={2: 1}, capacity_bytes=size)
+    assert (short.fits, short.retried) == (True, 1)
