@@ -592,8 +592,8 @@ def test_few_layers_tell_of_many(own: Case, tape_of: Callable[..., Tape]) -> Non
     assert peaks_of(stretched) == peaks_of(whole)
     work, wanted = total_work(stretched), total_work(whole)
     assert (work.flops, work.kernels) == (wanted.flops, wanted.kernels)
-    # The norms of all gradients are read at once, wherever these are.
-    assert work.moved_bytes == pytest.approx(wanted.moved_bytes, rel=1e-3)
+    # The norms of all gradients are read at once, wherever these are; most of all where all is trained.
+    assert work.moved_bytes == pytest.approx(wanted.moved_bytes, rel=2e-3)
 
 
 def test_few_layers_tell_of_a_dozen(tape_of: Callable[..., Tape]) -> None:
