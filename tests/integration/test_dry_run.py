@@ -719,7 +719,9 @@ def test_code_of_a_models_own_is_cut_with_it(tmp_path: Path, monkeypatch: pytest
     settings = {**DECODER, "num_hidden_layers": 8, "model_type": "llama"}
     settings["auto_map"] = {"AutoModelForCausalLM": "modeling.Own"}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    (tmp_path / "modeling.py").write_text("from transformers import LlamaForCausalLM as Own\n")
+    # A class of its own: transformers marks it as one whose code is to be saved with it.
+    code = "from transformers import LlamaForCausalLM\nclass Own(LlamaForCausalLM):\n    pass\n"
+    (tmp_path / "modeling.py").write_text(code)
     task = natural_task(tmp_path, allow_remote_code=True)
     model = inspect_model(tmp_path, source="own", revision=None, task=task, allow_remote_code=True)
     runner = DryRunner(model, task, tmp_path / "runner", allow_remote_code=True)
