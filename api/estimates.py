@@ -30,7 +30,7 @@ from ..optimizer.sizes import trainable_parameters
 from ..probes.host import read_host
 from ..probes.model_source import is_hub_id, resolve_model
 from ..probes.profiles import TaskKind
-from ..runners.jobs import Estimation
+from ..runners.jobs import Estimation, estimate_once
 from .asking import choice
 from .request_schemas import MOST_TOKENS
 from .response_schemas import Between, EstimateDocument, GpuChoice, ModelSummary
@@ -202,7 +202,7 @@ def no_trials(_: str) -> Sequence[Trial]:
 
 
 @contextmanager
-def trials_of(home: Home) -> Iterator[TrialsOn]:
+def _trials_of(home: Home) -> Iterator[TrialsOn]:
     """What the store of this home knows of devices: nothing where there is none yet."""
     if not home.database.exists():
         yield no_trials
@@ -370,6 +370,24 @@ class _Judged:
                 "says: there is no length of rows to ask for, and no speed in tokens."
             )
             yield "What cuDNN's convolutions take to work with is not counted."
+
+
+def answer_alone(home: Home, question: Question, *, allow_remote_code: bool) -> EstimateDocument:
+    """As :func:`answer`, by a job of its own and what the store of this home knows."""
+
+    def ask(terms: Sequence[Terms], enough: int | None) -> Estimation:
+        return estimate_once(
+            home,
+            question.model,
+            question.settings,
+            terms,
+            task=question.task,
+            enough=enough,
+            allow_remote_code=allow_remote_code,
+        )
+
+    with _trials_of(home) as trials_on:
+        return answer(question, ask, trials_on)
 
 
 def _asked(question: Question) -> dict[str, Any]:

@@ -17,12 +17,11 @@ from ..errors import InputError
 from ..home import Home
 from ..optimizer import domain
 from ..optimizer.domain import Candidate, Estimate, Measurement, Study, Trial
-from ..runners.jobs import estimate_once
 from ..runners.ready_files import write_ready_files
 from ..store import Store
 from .asking import StudyOptions, read_request
 from .documents import adapter_config_of, report_document
-from .estimates import EstimateOptions, answer, read_question, trials_of
+from .estimates import EstimateOptions, answer_alone, read_question
 from .following import failure_of, follow
 from .response_schemas import EstimateDocument
 from .submission import check_request
@@ -194,21 +193,7 @@ def estimate(
         RunnerError: the job could not be run.
     """
     question = read_question(model, allow_remote_code=allow_remote_code, **options)
-    place = _home(home)
-    with trials_of(place) as trials_on:
-        return answer(
-            question,
-            lambda terms, enough: estimate_once(
-                place,
-                question.model,
-                question.settings,
-                terms,
-                task=question.task,
-                enough=enough,
-                allow_remote_code=allow_remote_code,
-            ),
-            trials_on,
-        )
+    return answer_alone(_home(home), question, allow_remote_code=allow_remote_code)
 
 
 def estimate_module(

@@ -185,13 +185,15 @@ class Recorder(TorchDispatchMode):
     def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         work = self.work[self.place]
         work.kernels += 1
-        by_owner = self.phase is Phase.OPTIMIZER
+        by_owner, is_of_many = self.phase is Phase.OPTIMIZER, isinstance(result, list | tuple)
         formula = FLOPS.get(func.overloadpacket)
         if formula is None:
             for own in (args, kwargs.values(), result):
                 for tensor in tensors_in(own):
-                    owner = self.work[self._place_of(tensor)] if by_owner else work
-                    owner.moved_bytes += tensor.numel() * tensor.element_size()
+                    place = self._place_of(tensor) if by_owner else self.place
+                    if place is None and not is_of_many:
+                        place = self.place  # a table that all parameters share is read for this one
+                    self.work[place].moved_bytes += tensor.numel() * tensor.element_size()
         elif (first := next(tensors_in(result), None)) is not None:
             work.flops[str(first.dtype).removeprefix("torch.")] += formula(*args, **kwargs, out_val=result)
 

@@ -127,8 +127,7 @@ def estimate(
     A training step is run on tensors without content. Exit code 3: it does not fit; 4: too close to call.
     """
     from ...probes.model_source import is_hub_id
-    from ...runners.jobs import estimate_once
-    from ..estimates import answer, read_question, trials_of
+    from ..estimates import answer_alone, read_question
 
     question = read_question(
         model,
@@ -165,20 +164,7 @@ def estimate(
     if is_hub_id(model):
         print_note(f"Looking {model} up on the hub; its configuration is fetched, its weights are not.")
     home = Home.from_environment().create()
-    with trials_of(home) as trials_on:
-        document = answer(
-            question,
-            lambda terms, enough: estimate_once(
-                home,
-                question.model,
-                question.settings,
-                terms,
-                task=question.task,
-                enough=enough,
-                allow_remote_code=allow_remote_code,
-            ),
-            trials_on,
-        )
+    document = answer_alone(home, question, allow_remote_code=allow_remote_code)
     if as_json:
         print_json(document.model_dump(mode="json"))
     else:

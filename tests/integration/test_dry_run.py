@@ -438,14 +438,15 @@ def test_fakes_allocate_and_compute_what_real_tensors_do(own: Case, tape_of: Cal
     assert fake.work == real.work
 
 
-@pytest.mark.parametrize("passes", [3, 8])
-def test_two_micro_batches_stand_for_more(passes: int, tape_of: Callable[..., Tape]) -> None:
-    """But for the optimizer, which steps once. (The first adds to no gradient: hence the tolerance.)"""
-    one, two, more = (total_work(tape_of(case(method="full", passes=each))) for each in (1, 2, passes))
-    assert 2 * more.flops.total() == passes * two.flops.total()
-    each = two.kernels - one.kernels
-    assert more.kernels == pytest.approx(two.kernels + (passes - 2) * each, rel=0.05)
-    assert more.kernels < passes * one.kernels
+def test_two_micro_batches_stand_for_more(tape_of: Callable[..., Tape]) -> None:
+    """But for the optimizer, which steps once."""
+    once, two, four, eight = (
+        total_work(tape_of(case(method="full", passes=passes))) for passes in (1, 2, 4, 8)
+    )
+    assert [each.flops.total() for each in (four, eight)] == [2 * two.flops.total(), 4 * two.flops.total()]
+    pair = four.kernels - two.kernels
+    assert eight.kernels == four.kernels + 2 * pair
+    assert 2 * once.kernels > two.kernels > pair, "the optimizer's are counted once"
 
 
 HALF_AUTOCAST = {"compute_dtype": "float16"}
@@ -592,8 +593,8 @@ def test_few_layers_tell_of_many(own: Case, tape_of: Callable[..., Tape]) -> Non
     assert peaks_of(stretched) == peaks_of(whole)
     work, wanted = total_work(stretched), total_work(whole)
     assert (work.flops, work.kernels) == (wanted.flops, wanted.kernels)
-    # The norms of all gradients are read at once, wherever these are; most of all where all is trained.
-    assert work.moved_bytes == pytest.approx(wanted.moved_bytes, rel=2e-3)
+    # The norms of all gradients are read at once, wherever these are.
+    assert work.moved_bytes == pytest.approx(wanted.moved_bytes, rel=1e-3)
 
 
 def test_few_layers_tell_of_a_dozen(tape_of: Callable[..., Tape]) -> None:

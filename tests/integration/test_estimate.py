@@ -115,6 +115,10 @@ def test_a_server_that_died_is_started_again(config: str, home: Home) -> None:
                 os.kill(server.pid, signal.SIGKILL)
                 while server.is_alive():
                     time.sleep(0.01)
+        started_s = time.monotonic()
+        with pytest.raises(ModelError, match="expected int, got str"):
+            estimator.estimate(config, Settings(), [Terms()])
+        assert time.monotonic() - started_s < 5
         Path(config).write_text(json.dumps(LLAMA))
         with pytest.raises(InputError, match="batch size 0"):
             estimator.estimate(config, Settings(micro_batch=0), [Terms()])

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from rankwise.api import estimates
 from rankwise.api.cli import estimate as command
 from rankwise.api.cli.main import app
 from rankwise.api.submission import InvalidRequest
 from rankwise.home import Home
-from rankwise.runners import jobs
 
 GIB = 2**30
 
@@ -34,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, home: Home, dry_run) -> list[dict[str
         given.append({"home": home, "source": source, "settings": settings, **options})
         return dry_run(terms, options["enough"])
 
-    monkeypatch.setattr(jobs, "estimate_once", estimate_once)
+    monkeypatch.setattr(estimates, "estimate_once", estimate_once)
     monkeypatch.setenv("COLUMNS", "80")
     return given
 
