@@ -5,6 +5,7 @@ The words and the order of trying; how a try is made is for the runners. Knows n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -164,6 +165,10 @@ def settle(
     return Settled(kept=best.kept, left_out=left_out, attempt=best.attempt)
 
 
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])|(?<=[a-z])\d+$")
+_SIZES = re.compile(r"(?<=\w)\(\w+=[^()]*(\([^()]*\)[^()]*)*\)")
+
+
 def _parts(entries: Sequence[str], kind_of: Callable[[str], Hashable]) -> Iterable[list[str]]:
     """Entries by kind; one by one where they are all of one."""
     kinds: dict[Hashable, list[str]] = {}
@@ -174,9 +179,11 @@ def _parts(entries: Sequence[str], kind_of: Callable[[str], Hashable]) -> Iterab
 
 def in_words(left_out: Mapping[str, str], *, shown: int = 3) -> str:
     """What was left out and why, a sentence for each reason."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for entry, why in left_out.items():
-        reasons.setdefault(why, []).append(entry)
+        # The sizes in a module's representation, and the numbers of layers, tell alike ones apart.
+        alike = _SIZES.sub("", why).rstrip(".")
+        reasons.setdefault(alike, {})[_NUMBER.sub("*", entry)] = None
     return " ".join(f"{listed(entries, shown=shown)}: {why}." for why, entries in reasons.items())
 
 

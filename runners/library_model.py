@@ -17,7 +17,7 @@ from torch import nn
 
 from ..optimizer.adapters import AdapterFactory, warnings_for
 from ..optimizer.codec import to_json
-from ..optimizer.domain import Adapter, Candidate, Level, Method, Quantization
+from ..optimizer.domain import Adapter, Candidate, Method, Quantization
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.sizes import trainable_parameters
 from ..optimizer.targets import Targets
@@ -28,7 +28,16 @@ from .dry_run import Batch, make_inputs
 from .dry_runner import CANNOT_RUN, TOTAL_STEPS
 from .fakes import fake_tensors, known_masks, known_weights, materialise, on_meta
 from .shallow import cut_configuration, stacks_of
-from .trying import RANK, adapted_by, first_words, idle_among, is_quantized, tried_candidate, without_gradient
+from .trying import (
+    RANK,
+    adapted_by,
+    first_words,
+    idle_among,
+    is_quantized,
+    level_of,
+    tried_candidate,
+    without_gradient,
+)
 
 TRIED_LAYERS = (2, 4, 8)
 """Of a stack: the fewest among which there is every kind of layer."""
@@ -172,12 +181,3 @@ class LibraryModel:
             materialise(model)
         step(fakes)
         return without_gradient(model)
-
-
-def level_of(variant: Variant) -> Level:
-    """As studies have it: 4-bit weights compute in bfloat16."""
-    if variant.quantization is Quantization.NONE:
-        return Level()
-    if variant.quantization.is_4bit:
-        return Level(quantization=variant.quantization, weight_dtype="bfloat16", compute_dtype="bfloat16")
-    return Level(quantization=variant.quantization, compute_dtype="bfloat16")

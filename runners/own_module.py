@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..optimizer.domain import Adapter, Level, Method, Quantization
+from ..optimizer.codec import to_json
+from ..optimizer.domain import Adapter, Method, Quantization
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.methods import METHODS
 from ..optimizer.targets import suffixes_for, target_pattern
@@ -24,8 +25,18 @@ from ..probes.structure import Call, watched
 from .build import add_adapter
 from .dry_runner import TOTAL_STEPS
 from .example_inputs import Inputs, find_inputs, scalar_of
+from .modules import quantize_linears
 from .plain_module import emptied, tensors_of
-from .trying import RANK, adapted_by, first_words, idle_among, quiet, tried_candidate, without_gradient
+from .trying import (
+    RANK,
+    adapted_by,
+    first_words,
+    idle_among,
+    level_of,
+    quiet,
+    tried_candidate,
+    without_gradient,
+)
 
 MOST_NUMBERS = 50_000_000
 """Modules of more parameters are tried without their numbers."""
@@ -77,16 +88,15 @@ class OwnModule:
     def attempt(self, variant: Variant, entries: Sequence[str]) -> Attempt:
         try:
             model = self._copy()
-            if variant.quantization is not Quantization.NONE:
-                return Attempt(error="Quantized variants of modules of your own are not tried.")
+            quantize_linears(model, to_json(level_of(variant)))
             if variant.method is not Method.FULL:
-                candidate = tried_candidate(self._adapter(variant, entries), Level())
+                candidate = tried_candidate(self._adapter(variant, entries), level_of(variant))
                 config = adapter_config(
                     candidate, task_kind=None, base_model=self.profile.source, total_steps=TOTAL_STEPS
                 )
                 assert config is not None  # noqa: S101 - every method but full fine-tuning has one
                 model = add_adapter(model, config, dtype=torch.float32)
-            idle = self._step(model)
+            idle = self._step(model, variant)
         except Exception as error:  # noqa: BLE001 - libraries and the user's code raise what they like
             return Attempt(error=first_words(error))
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
@@ -127,9 +137,9 @@ class OwnModule:
 
     def _adapter(self, variant: Variant, entries: Sequence[str]) -> Adapter:
         chosen = [self._modules[entry] for entry in entries]
-        # A rank has to be a multiple of a convolution's groups, and MiSS takes none above the input.
+        # A rank has to be a multiple of a convolution's groups, and MiSS and OFT take none above the input.
         rank = math.lcm(RANK, *(each.groups for each in chosen if each.kind == "convolution"))
-        if variant.method is Method.MISS:
+        if variant.method in (Method.MISS, Method.OFT):
             rank = min(rank, *(each.in_features for each in chosen))
         where = self.where(entries)
         is_adalora = variant.method is Method.ADALORA
@@ -144,12 +154,15 @@ class OwnModule:
             use_dora=variant.use_dora,
         )
 
-    def _step(self, model: nn.Module) -> set[str] | None:
+    def _step(self, model: nn.Module, variant: Variant) -> set[str] | None:
         """What got no gradient; None where no step can be taken."""
         if self._inputs is None:
             return None
         inputs = self._inputs.on_meta() if self._is_large else self._inputs
-        loss = scalar_of(inputs.call(model))
+        with torch.autocast(
+            "cpu", dtype=torch.bfloat16, enabled=variant.quantization is not Quantization.NONE
+        ):
+            loss = scalar_of(inputs.call(model))
         if loss is None:
             raise RuntimeError("no output depends on what is trained")
         loss.backward()

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ..optimizer.domain import Adapter, Candidate, Level, Recipe
+from ..optimizer.domain import Adapter, Candidate, Level, Quantization, Recipe
+from ..optimizer.verdicts import Variant
 
 RANK = 8
 
@@ -22,6 +23,15 @@ def tried_candidate(adapter: Adapter, level: Level) -> Candidate:
     return Candidate(
         adapter=adapter, level=level, recipe=Recipe(max_length=8), micro_batch=1, learning_rate=1.0
     )
+
+
+def level_of(variant: Variant) -> Level:
+    """As studies have it: 4-bit weights compute in bfloat16."""
+    if variant.quantization is Quantization.NONE:
+        return Level()
+    if variant.quantization.is_4bit:
+        return Level(quantization=variant.quantization, weight_dtype="bfloat16", compute_dtype="bfloat16")
+    return Level(quantization=variant.quantization, compute_dtype="bfloat16")
 
 
 def adapted_by(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

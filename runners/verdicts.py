@@ -21,10 +21,14 @@ from ..optimizer.verdicts import (
     Verdict,
     Where,
     in_words,
+    listed,
     settle,
 )
 from ..probes.profiles import ModelProfile
 from .trying import quiet
+
+LEFT_ALONE_SHARE = 0.5
+"""From this share of the parameters on it is said that they are left as they are."""
 
 
 class Subject(Protocol):
@@ -69,24 +73,32 @@ def _verdict(subject: Subject, variant: Variant, libraries: Collection[str]) -> 
     if variant.method is Method.FULL:
         return _verdict_on_full(subject, variant)
     left_out: dict[str, str] = {}
-    tiers = [tier for tier in subject.tiers(variant) if tier]
+    tiers = [*subject.tiers(variant)]
     for number, tier in enumerate(tiers):
+        if not tier:
+            continue
         settled = settle(tier, partial(subject.attempt, variant), kind_of=subject.kind_of)
         left_out |= settled.left_out
         if settled.kept:
-            return _positive(subject, variant, settled, left_out, is_first=number == 0)
+            more = _of_the_rest(subject, variant, tiers[1]) if number == 0 and len(tiers) > 1 else []
+            return _positive(subject, variant, settled, left_out, is_first=number == 0, more=more)
     reason = in_words(left_out) or "The model has no module of a kind that the method can sit on."
     return Verdict(name=variant.name, support=Support.NO, reason=reason, left_out=left_out)
 
 
 def _positive(
-    subject: Subject, variant: Variant, settled: Settled, left_out: Mapping[str, str], *, is_first: bool
+    subject: Subject,
+    variant: Variant,
+    settled: Settled,
+    left_out: Mapping[str, str],
+    *,
+    is_first: bool,
+    more: Sequence[str],
 ) -> Verdict:
-    reasons = [in_words(left_out)] if left_out else []
+    warnings = [*more, *subject.warnings(variant, settled)]
+    reasons = [*([in_words(left_out)] if left_out else []), *warnings]
     if not is_first and not left_out:
         reasons.append("There is no linear layer: it sits on other modules.")
-    if warnings := subject.warnings(variant, settled):
-        reasons += warnings
     if settled.attempt.proof is Proof.BUILD:
         reasons.append("Built, but no step was taken: the model's inputs are not known.")
     return Verdict(
@@ -98,6 +110,17 @@ def _positive(
         proof=settled.attempt.proof,
         left_out=left_out,
     )
+
+
+def _of_the_rest(subject: Subject, variant: Variant, tier: Sequence[str]) -> list[str]:
+    """Whether the method takes what is left as it is, where that is most of the model."""
+    sizes = {module.name: module.parameters for module in subject.profile.modules}
+    share = sum(sizes.get(entry, 0) for entry in tier) / subject.profile.parameters
+    if share <= LEFT_ALONE_SHARE:
+        return []
+    kept = settle(tier, partial(subject.attempt, variant), kind_of=subject.kind_of).kept
+    takes = "could be adapted too" if kept else "cannot be adapted"
+    return [f"{listed(tier)}, {share:.0%} of all parameters, are left as they are: they {takes}."]
 
 
 def _verdict_on_full(subject: Subject, variant: Variant) -> Verdict:

@@ -129,6 +129,10 @@ def _facts(inspection: Inspection) -> Iterator[tuple[str, str]]:
     if inspection.task is not None:
         yield "task", f"{inspection.task.kind}: {inspection.task.reason}"
     yield "parameters", f"{model.parameters:,}"
+    if model.factory is not None:
+        yield "takes", ", ".join(model.forward_arguments)
+        yield "tried with", inspection.tried_with or "no input that it runs with"
+        return
     if model.has_weights:
         kinds = ", ".join(f"{format_bytes(size)} {dtype}" for dtype, size in inspection.stored_bytes.items())
         yield "stored", kinds
