@@ -50,7 +50,7 @@ def load_base(
     Weights come from safetensors files only; code of the model's folder runs only if it is trusted.
 
     Args:
-        trained_modules: names of modules that are trained in full, and so never quantized.
+        trained_modules: names, or ends of names, of modules that are trained in full, and so never quantized.
         has_weights: False draws random weights, for which the configuration is enough.
     """
     config = transformers.AutoConfig.from_pretrained(
