@@ -7,7 +7,7 @@ validates; code behind the edges trusts them. Knows nothing about processes, dat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -486,11 +486,19 @@ class StudyRequest:
     """None: what suits the task."""
     chat_template: str | None = None
     """Path of a Jinja template to use in place of the tokenizer's."""
+    model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of a model that is made by a factory: what it is called with."""
+    model_folder: str | None = field(default=None, metadata={"asked": False})
+    """Where the factory's package is looked for first; nobody asks for it, it is where they asked."""
 
     @property
     def effective_weights(self) -> Weights:
         """The user's weights, else the objective's."""
         return self.weights or OBJECTIVE_WEIGHTS[self.objective]
+
+
+ASKED_FIELDS = tuple(field for field in fields(StudyRequest) if field.metadata.get("asked", True))
+"""Of a request, those that somebody can ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

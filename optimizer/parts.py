@@ -15,7 +15,6 @@ LEAST_STACK_SHARE = 0.1
 """A stack of blocks with a smaller share of the largest one's parameters is no body, but a small head."""
 
 _BIAS = re.compile(r"(.*_)?bias(_.*)?")
-_BLOCK = re.compile(r"(?P<stack>\D*?)\.(?P<number>\d+)(\..*)?")
 
 
 def is_part(name: str, parts: Iterable[str]) -> bool:
@@ -49,14 +48,13 @@ def blocks_of(model: ModelProfile) -> tuple[str, ...]:
     """The blocks of the body's last stack, first to last: an encoder's, or the decoder's that follows it."""
     stacks: dict[str, dict[int, int]] = {}
     for tensor in model.tensors:
-        match = _BLOCK.fullmatch(tensor.name)
-        if match is not None and tensor.layer is not None:
-            blocks = stacks.setdefault(match["stack"], {})
-            number = int(match["number"])
-            blocks[number] = blocks.get(number, 0) + tensor.parameters
+        if tensor.block is not None:
+            stack, _, number = tensor.block.rpartition(".")
+            blocks = stacks.setdefault(stack, {})
+            blocks[int(number)] = blocks.get(int(number), 0) + tensor.parameters
     sizes = {stack: sum(blocks.values()) for stack, blocks in stacks.items() if len(blocks) > 1}
     deep = [stack for stack, size in sizes.items() if size >= LEAST_STACK_SHARE * max(sizes.values())]
-    return tuple(f"{deep[-1]}.{number}" for number in sorted(stacks[deep[-1]])) if deep else ()
+    return tuple(f"{deep[-1]}.{number}".lstrip(".") for number in sorted(stacks[deep[-1]])) if deep else ()
 
 
 def parts_for(wanted: Collection[str], covered: Collection[str], model: ModelProfile) -> tuple[str, ...]:

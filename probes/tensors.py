@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from .profiles import TensorProfile
-from .roles import layer_of
+from .roles import in_body, is_of_transformers
+from .structure import block_numbers
 
 _NORM = re.compile(r".*norm.*|.*_ln|ln(_?\w+)?", re.IGNORECASE)
 """How classes or names of norms read; those of transformers are classes of their own (``LlamaRMSNorm``)."""
@@ -23,22 +24,33 @@ _BIAS = re.compile(r"(.*_)?bias(_.*)?")
 
 def tensor_profiles(model: Any) -> tuple[TensorProfile, ...]:
     """Return every parameter, shared ones once and by their first name, as training loops meet them."""
-    norms = {f"{name}." for name, module in model.named_modules() if _is_norm(name, module)}
-    return tuple(_profiles(model, norms))
+    return tuple(_profiles(model))
 
 
-def _profiles(model: Any, norms: set[str]) -> Iterator[TensorProfile]:
+def _profiles(model: Any) -> Iterator[TensorProfile]:
+    norms = {name for name, module in model.named_modules() if _is_norm(name, module)}
+    stacked = None if is_of_transformers(model) else block_numbers(model)
     for name, parameter in model.named_parameters():
         owner, _, own = name.rpartition(".")
-        if f"{owner}." in norms:
+        if owner in norms:
             kind = "norm"
         elif _BIAS.fullmatch(own) and parameter.dim() <= 2:  # experts stack theirs
             kind = "bias"
         else:
             kind = "matrix" if parameter.dim() > 1 else "vector"
-        yield TensorProfile(
-            name=name, kind=kind, parameters=parameter.numel(), layer=layer_of(model, name.rpartition(".")[0])
+        found = (
+            block
+            for block in _blocks_around(name)
+            if (block in stacked if stacked is not None else block.rpartition(".")[2].isdigit())
         )
+        block = next(found, None) if in_body(model, name) else None
+        yield TensorProfile(name=name, kind=kind, parameters=parameter.numel(), block=block)
+
+
+def _blocks_around(name: str) -> Iterator[str]:
+    """The blocks around a parameter, outermost first."""
+    parts = name.split(".")[:-1]
+    return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _is_norm(name: str, module: nn.Module) -> bool:

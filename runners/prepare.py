@@ -21,11 +21,12 @@ from ..optimizer.codec import digest, from_json, to_json
 from ..optimizer.domain import LossMask, Recipe, StudyFacts, StudyRequest
 from ..optimizer.recipe import choose_recipe
 from ..probes.dataset import LengthSample, length_profile, profile_dataset
-from ..probes.model import inspect_model, is_encoder_decoder
+from ..probes.model import inspect_model, inspect_module, is_encoder_decoder
 from ..probes.model_source import read_json_object
-from ..probes.profiles import DatasetProfile, HardwareProfile, ModelProfile, TaskKind
+from ..probes.profiles import DatasetProfile, Factory, HardwareProfile, ModelProfile, TaskKind
 from ..probes.tasks import as_seq2seq
 from .build import load_tokenizer
+from .factories import made_by
 from .messages import Report
 from .random_tokens import RandomTokens
 from .recipe import Example, count_tokens, heldout_share, pack_training_rows
@@ -61,14 +62,17 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     )
     report("progress", phase="inspect model")
     model_path = Path(spec["model_path"])
-    dataset = suited_to(dataset, model_path, allow_remote_code=spec["allow_remote_code"])
-    model = inspect_model(
-        model_path,
-        source=request.model,
-        revision=spec["revision"],
-        task=dataset.task,
-        allow_remote_code=spec["allow_remote_code"],
-    )
+    if spec["factory"] is not None:
+        model = inspect_made(from_json(Factory, spec["factory"]), seed=request.seed)
+    else:
+        dataset = suited_to(dataset, model_path, allow_remote_code=spec["allow_remote_code"])
+        model = inspect_model(
+            model_path,
+            source=request.model,
+            revision=spec["revision"],
+            task=dataset.task,
+            allow_remote_code=spec["allow_remote_code"],
+        )
     report("progress", phase="tokenise")
     tokenizer = tokenizer_for(model, seed=request.seed)
     template = given_template(request, dataset)
@@ -100,6 +104,15 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         tokens_estimated=isinstance(tokenizer, RandomTokens),
     )
     report("result", facts=to_json(facts))
+
+
+def inspect_made(factory: Factory, *, seed: int) -> ModelProfile:
+    """The structure of what a factory makes.
+
+    Raises:
+        ModelError: it makes no module, or fails.
+    """
+    return inspect_module(made_by(factory, seed=seed), factory)
 
 
 def suited_to(dataset: DatasetProfile, model_path: Path, *, allow_remote_code: bool) -> DatasetProfile:

@@ -47,8 +47,9 @@ def test_norms_and_biases_are_told_apart(name: str) -> None:
     assert {key for key, tensor in found.items() if tensor.kind == "norm"} == norms
     biases = {key for key in found if key.endswith(".bias")} - norms
     assert {key for key, tensor in found.items() if tensor.kind == "bias"} == biases
-    layers = [tensor.layer for tensor in found.values() if tensor.layer is not None]
-    assert set(layers) == {0, 1}
+    blocks = {tensor.block for tensor in found.values() if tensor.block is not None}
+    assert {block.rpartition(".")[2] for block in blocks} == {"0", "1"}
+    assert len(blocks) == (4 if name == "T5" else 2)
 
 
 def test_any_module_is_read() -> None:
@@ -58,10 +59,13 @@ def test_any_module_is_read() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(4))
-            self.base_model, self.base_model_prefix = self, ""
 
     body = Scale()
     body.net = nn.Sequential(nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 1))
+    assert {tensor.block for tensor in tensor_profiles(body)} == {None}
+    stacked = nn.Sequential(body, Scale(), Scale())
+    stacked[1].net, stacked[2].net = nn.Linear(4, 4), nn.Linear(4, 4)
+    assert {tensor.block for tensor in tensor_profiles(stacked)} == {"0", "1", "2"}
     kinds = {tensor.name: tensor.kind for tensor in tensor_profiles(body)}
     assert kinds == {
         "weight": "vector",

@@ -41,6 +41,13 @@ from rankwise.probes.profiles import (
 GIB = 2**30
 
 
+def block_around(name: str) -> str | None:
+    """The name up to its first number."""
+    parts = name.split(".")
+    number = next((at for at, part in enumerate(parts) if part.isdigit()), None)
+    return None if number is None else ".".join(parts[: number + 1])
+
+
 class Build:
     """Builders of domain objects; every argument has a default that suits most tests."""
 
@@ -83,18 +90,18 @@ class Build:
         """The parameters of these modules, with a norm behind each block of a BERT."""
         found = []
         for module in modules:
-            layer = next((int(part) for part in module.name.split(".") if part.isdigit()), None)
+            block = block_around(module.name)
             name = module.name if module.kind == "experts" else f"{module.name}.weight"
             weights = module.matrices * module.in_features * module.out_features
-            found.append(TensorProfile(name=name, kind="matrix", parameters=weights, layer=layer))
+            found.append(TensorProfile(name=name, kind="matrix", parameters=weights, block=block))
             if bias := module.parameters - weights:
                 name = f"{module.name}.bias"
-                found.append(TensorProfile(name=name, kind="bias", parameters=bias, layer=layer))
+                found.append(TensorProfile(name=name, kind="bias", parameters=bias, block=block))
             if module.role == "mlp_out" and module.kind == "linear":
                 name = f"{module.name.rpartition('.')[0]}.LayerNorm"
                 found += [
                     TensorProfile(
-                        name=f"{name}.{own}", kind="norm", parameters=module.out_features, layer=layer
+                        name=f"{name}.{own}", kind="norm", parameters=module.out_features, block=block
                     )
                     for own in ("weight", "bias")
                 ]

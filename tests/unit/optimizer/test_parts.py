@@ -27,12 +27,16 @@ def tensors(*names: str, parameters: int = 10) -> tuple[TensorProfile, ...]:
             return "norm"
         return "bias" if "bias" in own else "matrix"
 
-    def layer(name: str) -> int | None:
-        return next((int(part) for part in name.split(".") if part.isdigit()), None)
-
     return tuple(
-        TensorProfile(name=name, kind=kind(name), parameters=parameters, layer=layer(name)) for name in names
+        TensorProfile(name=name, kind=kind(name), parameters=parameters, block=block_around(name))
+        for name in names
     )
+
+
+def block_around(name: str) -> str | None:
+    parts = name.split(".")
+    number = next((at for at, part in enumerate(parts) if part.isdigit()), None)
+    return None if number is None else ".".join(parts[: number + 1])
 
 
 @pytest.mark.parametrize(
