@@ -46,6 +46,10 @@ class StudyOptions(TypedDict, total=False):
     context_column: str | None
     target_column: str | None
     label_column: str | None
+    time_column: str | None
+    channels: str | Collection[str]
+    context_length: int | None
+    prediction_length: int | None
     max_length: int | None
     effective_batch: int
     epochs: float

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -29,7 +30,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from ..errors import ModelError
 from .attention import CANNOT_BUILD, attention_kernels, supports_packing
 from .model_source import TensorHeader, has_weights, weight_headers
-from .profiles import ModelProfile, TaskKind, TaskProfile
+from .profiles import ARRAY_TASKS, ModelProfile, TaskKind, TaskProfile
 from .roles import in_body, layer_of, module_profiles
 
 _SCORES = ("AutoModelForSequenceClassification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
@@ -45,6 +46,7 @@ _CLASSES: Mapping[TaskKind, tuple[str, Any]] = {
         "AutoModelForImageClassification",
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     ),
+    **dict.fromkeys((kind for kind in ARRAY_TASKS if not kind.reads_images), ("AutoModel", {})),
 }
 """Task → (name under which ``auto_map`` lists a class of the model's own code, transformers' own classes)."""
 
@@ -175,7 +177,9 @@ def _remote_class(config: Any, task: TaskProfile, path: Path) -> Any:
 
 
 def _model_class(config: Any, task: TaskProfile) -> Any:
-    """The class that transformers has for this configuration and task."""
+    """The class that transformers has for this configuration and task, or the one that it names."""
+    if task.kind.reads_arrays and not task.kind.reads_images:
+        return _named_class(config, task)
     if task.kind.is_causal and (_reads_both_ways(config) or config.is_encoder_decoder):
         raise ModelError(
             f"a {config.model_type} model reads texts in both directions: it cannot continue them",
@@ -195,6 +199,18 @@ def _model_class(config: Any, task: TaskProfile) -> Any:
             next_step="name another model, or another --task",
         )
     return mapping[type(config)]
+
+
+def _named_class(config: Any, task: TaskProfile) -> Any:
+    name = next(iter(getattr(config, "architectures", None) or ()), "")
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ModelError(
+            f"config.json of the {config.model_type} model names no class of transformers for the task "
+            f"{task.kind} (architectures: {name!r})",
+            next_step='add for example "architectures": ["PatchTSTForPrediction"] to it',
+        )
+    return found
 
 
 def _is_decoder(config: Any) -> bool:

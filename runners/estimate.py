@@ -23,9 +23,10 @@ from ..optimizer.estimates.shard_plan import Offload, Scheme, ShardPlan
 from ..optimizer.estimates.tape import Tape
 from ..optimizer.sizes import BYTES_PER_ELEMENT
 from ..probes.model import inspect_model, natural_task, task_without_data
-from ..probes.profiles import TaskKind
-from .dry_run import Batch
+from ..probes.profiles import ModelProfile, TaskKind
+from .dry_run import ArrayOfBatch, Batch
 from .dry_runner import LENGTH_STEP, DryRunner, Sizes
+from .forward import TARGET
 from .messages import Report
 
 LONGEST_ROW = 1_048_576
@@ -105,14 +106,19 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         allow_remote_code=allowed,
         try_packing=settings.packed,
     )
+    if task.kind.reads_arrays and not task.kind.reads_images:
+        raise InputError(
+            f"without data nobody knows the shapes of what a model for the task {task.kind} reads",
+            next_step="start a study on the data: its candidates are estimated before they are tried",
+        )
     candidate = candidate_from(settings, model, task.kind)
     batch = Batch(
         rows=candidate.micro_batch,
-        length=candidate.recipe.max_length,
+        length=candidate.recipe.max_length or 0,
         target_length=candidate.recipe.max_length if task.kind is TaskKind.SEQ2SEQ else None,
         padded=settings.padded,
         packed=settings.packed,
-        image=model.image_shape,
+        arrays=_images_of(model),
     )
     plan, enough = plan_of(settings, candidate), spec["enough"]
     predictions: list[Prediction] = []
@@ -132,7 +138,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
                     own,
                     terms.limit_bytes,
                     most_positions=model.max_positions,
-                    with_length=enough is None and batch.image is None,
+                    with_length=enough is None and not batch.arrays,
                     only_if_it_fits=enough is not None,
                 )
             )
@@ -171,3 +177,11 @@ def plan_of(settings: Settings, candidate: Candidate) -> ShardPlan | None:
         )
     except ValueError as error:
         raise InputError(str(error), next_step="choose another --zero-stage, --fsdp or --offload") from error
+
+
+def _images_of(model: ModelProfile) -> tuple[ArrayOfBatch, ...]:
+    """A batch of the images that the model reads, with their classes; empty where it reads none."""
+    if model.image_shape is None:
+        return ()
+    images = ArrayOfBatch("pixel_values", model.image_shape, "float32")
+    return images, ArrayOfBatch(TARGET, (), "int64")
