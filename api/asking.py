@@ -6,6 +6,7 @@ Reads sizes, durations and the names of choices. Knows nothing of whether the re
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
@@ -34,6 +35,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 class StudyOptions(TypedDict, total=False):
     """What may be asked beside model and data; what is left out has the default of :class:`StudyRequest`."""
 
+    model_arguments: Mapping[str, Any]
     objective: str
     weights: Weights | str | None
     scoring: str
@@ -101,6 +103,25 @@ def parse_weights(text: str) -> Weights:
         except ValueError:
             raise InputError(f"weight {name}={number!r} is not a number", next_step=hint) from None
     return Weights(**values)
+
+
+def parse_arguments(texts: Collection[str]) -> dict[str, Any]:
+    """Keyword arguments written as ``name=value``: values are JSON, else text.
+
+    Raises:
+        InputError: one has no name, or a name is given twice.
+    """
+    arguments: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or name in arguments:
+            what = "is given twice" if name in arguments else "is not of the form name=value"
+            raise InputError(f"model argument {text!r} {what}", next_step="write it like depth=12")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
 
 
 def choice(kind: type[Choice], value: str) -> Choice:

@@ -5,7 +5,6 @@ Sizes are bytes and durations seconds, or text with a unit. Knows nothing of rou
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import reduce
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from ..errors import InputError
 from ..optimizer.domain import (
+    ASKED_FIELDS,
     Complexity,
     LossMask,
     Method,
@@ -34,7 +34,7 @@ _GROUPED = {
     "budget_s": ("budget", "seconds"),
     "max_trials": ("budget", "max_trials"),
 }
-_PLACES = {field.name: _GROUPED.get(field.name, (field.name,)) for field in dataclasses.fields(StudyRequest)}
+_PLACES = {field.name: _GROUPED.get(field.name, (field.name,)) for field in ASKED_FIELDS}
 """Where the body holds each field of :class:`StudyRequest`: most under their own name."""
 
 POINTERS = {name: "/" + "/".join(place) for name, place in _PLACES.items()}
@@ -110,7 +110,10 @@ class StudyBody(_Body):
     """A model, a dataset, and what is wanted of the fine-tuning."""
 
     model: Source
-    """Folder of a model with safetensors weights, a bare ``config.json``, or a hub id."""
+    """Folder of a model with safetensors weights, a bare ``config.json``, a hub id, or a factory
+    ``package.module:name`` that the operator listed."""
+    model_arguments: dict[str, Any] = Field(default={}, max_length=100)
+    """Keyword arguments of the factory."""
     dataset: Source
     """File or folder of files (CSV, TSV, JSON Lines, Parquet, text, ``.npz``), folder of images in a folder
     per class, or a hub id."""

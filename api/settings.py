@@ -33,6 +33,8 @@ class ServerSettings:
     allowed_roots: tuple[Path, ...] = ()
     """Folders that models and data must lie in; empty means :func:`default_roots`."""
     allow_remote_code: bool = False
+    allowed_factories: tuple[str, ...] = ()
+    """``package.module:factory`` that requests may name, with ``*`` for any part: their code runs here."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names that requests may address, without port; empty means the loopback names and ``host``."""
 

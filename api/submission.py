@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ..optimizer.domain import LossMask, Method, Quantization, StudyRequest
 from ..optimizer.recipe import LOSS_MASKS
 from ..probes.dataset import check_dataset
 from ..probes.dataset_source import is_hub_dataset, resolve_dataset
+from ..probes.factory import is_factory
 from ..probes.model_source import is_hub_id, resolve_model
 from ..probes.paths import nearest_names, resolve_path
 from ..probes.profiles import TaskKind
@@ -72,7 +73,11 @@ class InvalidRequest(InputError):
 
 
 def check_request(
-    request: StudyRequest, *, roots: Sequence[Path] | None, allow_remote_code: bool = False
+    request: StudyRequest,
+    *,
+    roots: Sequence[Path] | None,
+    allow_remote_code: bool = False,
+    factories: Collection[str] | None = None,
 ) -> StudyRequest:
     """The request with absolute paths in place of local files, once everything about it looks right.
 
@@ -80,12 +85,15 @@ def check_request(
         request: as the user wrote it.
         roots: folders that local files must lie in; None sets no restriction.
         allow_remote_code: the operator trusts code that comes with a model.
+        factories: those whose code may run; None sets no restriction.
 
     Raises:
         InputError: the only problem itself (often a DatasetError, ModelError or PathNotAllowed), or an
             :class:`InvalidRequest` that holds them all.
     """
-    checked, problems = examine_request(request, roots=roots, allow_remote_code=allow_remote_code)
+    checked, problems = examine_request(
+        request, roots=roots, allow_remote_code=allow_remote_code, factories=factories
+    )
     if len(problems) == 1:
         raise problems[0].error
     if problems:
@@ -94,7 +102,11 @@ def check_request(
 
 
 def examine_request(
-    request: StudyRequest, *, roots: Sequence[Path] | None, allow_remote_code: bool = False
+    request: StudyRequest,
+    *,
+    roots: Sequence[Path] | None,
+    allow_remote_code: bool = False,
+    factories: Collection[str] | None = None,
 ) -> tuple[StudyRequest, tuple[RequestProblem, ...]]:
     """Like :func:`check_request`, with the problems returned: empty where the request may be stored."""
     problems = [*_range_problems(request), *_weight_problems(request), *_combination_problems(request)]
@@ -110,7 +122,14 @@ def examine_request(
     def model(source: str) -> str:
         if is_hub_id(source):
             return source
-        return str(resolve_model(source, allowed_roots=roots, allow_remote_code=allow_remote_code).path)
+        found = resolve_model(
+            source,
+            allowed_roots=roots,
+            allow_remote_code=allow_remote_code,
+            arguments=request.model_arguments,
+            allowed_factories=factories,
+        )
+        return source if found.factory else str(found.path)
 
     def dataset(source: str) -> str:
         check_asked(request.asked)
@@ -124,6 +143,7 @@ def examine_request(
         request,
         model=looked_up("model", model),
         dataset=looked_up("dataset", dataset),
+        model_folder=str(Path.cwd()) if is_factory(request.model) else None,
         chat_template=None
         if request.chat_template is None
         else looked_up("chat_template", lambda source: str(_checked_template(source, roots))),

@@ -84,8 +84,8 @@ def comparable_parts(measurements: Sequence[Measurement]) -> list[dict[str, floa
     """Each measurement against the best of them, between 0 and 1, by the figures that all have.
 
     ``speed`` is the share of the highest tokens/s (of arrays samples/s); ``memory`` the smallest peak as a
-    share of the own; ``quality`` exp(lowest held-out loss - own): the ratio of perplexities, i.e. of the geometric-mean
-    likelihoods of a held-out item.
+    share of the own; ``quality`` exp(lowest held-out loss - own): the ratio of perplexities, i.e. of the
+    geometric-mean likelihoods of a held-out item.
     """
     parts: list[dict[str, float]] = [{} for _ in measurements]
     speeds = [m.speed for m in measurements if m.speed]

@@ -7,7 +7,7 @@ validates; code behind the edges trusts them. Knows nothing about processes, dat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -457,6 +457,10 @@ class StudyRequest:
     """Of a series: rows that the model sees; None for what the model was made for."""
     prediction_length: int | None = None
     """Of a series: rows that it is to predict from them."""
+    model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of a model that is made by a factory: what it is called with."""
+    model_folder: str | None = field(default=None, metadata={"asked": False})
+    """Where the factory's package is looked for first; nobody asks for it, it is where they asked."""
 
     @property
     def asked(self) -> Asked:
@@ -475,6 +479,10 @@ class StudyRequest:
     def effective_weights(self) -> Weights:
         """The user's weights, else the objective's."""
         return self.weights or OBJECTIVE_WEIGHTS[self.objective]
+
+
+ASKED_FIELDS = tuple(field for field in fields(StudyRequest) if field.metadata.get("asked", True))
+"""Of a request, those that somebody can ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".
 MAX_IMAGES = 1_000_000
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for images of so many channels."""
+GREY_MODES = ("1", "L", "I", "F", "I;16")
 MAX_SERIES_ROWS = 2_000_000
 MAX_ARRAYS = 100
 MAX_ROW_BYTES = 256 * 1024 * 1024
@@ -141,13 +142,13 @@ def read_image(
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width in pixels; only the file's header is read."""
+def image_shape(path: Path) -> tuple[int, int, int]:
+    """Channels, height and width in pixels; only the file's header is read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as opened:
-            return opened.height, opened.width
+            return 1 if opened.mode in GREY_MODES else 3, opened.height, opened.width
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         cause = str(error).partition("\n")[0]
         raise RowError(path, None, f"not readable as an image ({cause})", next_step="remove it") from None

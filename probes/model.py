@@ -8,9 +8,10 @@ child of the warm server. Knows nothing of adapters.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from ..errors import ModelError
 from .attention import CANNOT_BUILD, attention_kernels, supports_packing
 from .model_source import TensorHeader, has_weights, weight_headers
-from .profiles import ARRAY_TASKS, ModelProfile, TaskKind, TaskProfile
-from .roles import in_body, layer_of, module_profiles
+from .profiles import ARRAY_TASKS, Factory, ModelProfile, TaskKind, TaskProfile
+from .roles import in_body, is_of_transformers, layer_of, module_profiles
+from .structure import Call, block_numbers
 
 _SCORES = ("AutoModelForSequenceClassification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
 _CONTINUES = ("AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING)
@@ -112,6 +114,44 @@ def inspect_model(
         modules=module_profiles(model),
         new_modules=_new_modules(model, missing, source),
     )
+
+
+def inspect_module(module: nn.Module, factory: Factory, calls: Sequence[Call] = ()) -> ModelProfile:
+    """Return the structure of a module that a factory made.
+
+    Args:
+        module: on any device; nothing of it is read but its structure.
+        factory: what made it.
+        calls: of a run that was watched, where there was one: they tell what structure alone does not.
+    """
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    config = getattr(module, "config", None)
+    blocks = block_numbers(module)
+    return ModelProfile(
+        source=factory.name,
+        path=factory.folder,
+        revision=None,
+        architecture=type(module).__name__,
+        model_type=getattr(config, "model_type", "module"),
+        parameters=parameters,
+        weight_bytes=sum(each.numel() * each.element_size() for each in module.parameters()),
+        structure_sha256=_structure_sha256(module),
+        hidden_size=getattr(config, "hidden_size", None),
+        layers=1 + max(blocks.values()) if blocks else None,
+        max_positions=None,
+        supports_gradient_checkpointing=bool(getattr(module, "supports_gradient_checkpointing", False)),
+        modules=module_profiles(module, calls),
+        new_modules=(),
+        factory=factory,
+        forward_arguments=forward_arguments(module),
+    )
+
+
+def forward_arguments(module: nn.Module) -> tuple[str, ...]:
+    """Names of what a module can be called with, in order; catch-alls are left out."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    catch_all = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind not in catch_all)
 
 
 def is_encoder_decoder(path: Path, *, allow_remote_code: bool = False) -> bool:
@@ -314,11 +354,10 @@ def _max_positions(model: Any) -> int | None:
 
 def _structure_sha256(model: Any) -> str:
     """Hash what decides memory and speed: shapes, classes of modules, the rest of the configuration."""
+    config = model.config.to_dict() if is_of_transformers(model) else {}
     form = {
         "parameters": [(name, list(parameter.shape)) for name, parameter in model.named_parameters()],
         "modules": [(name, type(module).__name__) for name, module in model.named_modules()],
-        "config": {
-            name: value for name, value in model.config.to_dict().items() if not _NO_STRUCTURE.fullmatch(name)
-        },
+        "config": {name: value for name, value in config.items() if not _NO_STRUCTURE.fullmatch(name)},
     }
     return hashlib.sha256(json.dumps(form, sort_keys=True, default=str).encode()).hexdigest()

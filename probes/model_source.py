@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ModelError
 from .configuration import check_model_type, check_sizes
+from .factory import is_factory, resolve_factory
 from .paths import nearest_names, require_inside, resolve_path
+from .profiles import Factory
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -43,6 +45,8 @@ class ResolvedModel:
     path: Path
     revision: str | None
     """Commit on the hub, None for a local folder."""
+    factory: Factory | None = None
+    """What makes it; then ``path`` is where its package is looked for."""
 
 
 class TensorHeader(NamedTuple):
@@ -60,29 +64,41 @@ def resolve_model(
     allowed_roots: Sequence[Path] | None,
     allow_remote_code: bool = False,
     fetch_weights: bool = True,
+    arguments: Mapping[str, Any] | None = None,
+    folder: str | None = None,
+    allowed_factories: Collection[str] | None = None,
 ) -> ResolvedModel:
     """Find a model and check that it is safe to load.
 
     Args:
-        source: a folder, its ``config.json``, else a hub id ``org/name``. The latter is downloaded into the
-            hub's cache, or only looked up there under ``HF_HUB_OFFLINE=1``; the cache need not lie inside
-            the roots. A folder may lack weights.
+        source: a folder, its ``config.json``, a factory, else a hub id ``org/name``. The latter is downloaded
+            into the hub's cache, or only looked up there under ``HF_HUB_OFFLINE=1``; the cache need not lie
+            inside the roots. A folder may lack weights.
         allowed_roots: folders that a local model must lie in; None allows every path.
         allow_remote_code: accept a model that names Python code of its own.
         fetch_weights: False leaves the weights of a hub model where they are; those in the cache are used.
+        arguments, folder, allowed_factories: of a factory, see :func:`~.factory.resolve_factory`.
 
     Raises:
         InputError: no file system can have this path.
         PathNotAllowed: the folder, or a file that it links to, lies outside the roots.
         ModelError: there is no such model, or it is unsafe or incomplete.
     """
+    if is_factory(source):
+        found = resolve_factory(source, arguments=arguments or {}, folder=folder, allowed=allowed_factories)
+        return ResolvedModel(source=source, path=Path(found.folder), revision=None, factory=found)
+    if arguments:
+        raise ModelError(
+            f"model arguments {', '.join(arguments)} were given, and {source} is no package.module:factory",
+            next_step="leave them out, or name a factory",
+        )
     if is_hub_id(source):
         path = _download(source, fetch_weights=fetch_weights)
         revision = path.name
     else:
         # Before links are followed: in the hub's cache config.json is one.
-        folder = Path(source).parent if Path(source).name == CONFIG_FILE else source
-        path = resolve_path(str(folder), allowed_roots)
+        named = Path(source).parent if Path(source).name == CONFIG_FILE else source
+        path = resolve_path(str(named), allowed_roots)
         revision = None
         for file in _folder_files(path):
             if allowed_roots is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class TaskKind(StrEnum):
@@ -145,13 +146,27 @@ class HardwareProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Factory:
+    """Python code that makes a model."""
+
+    name: str
+    """``package.module:factory``."""
+    folder: str
+    """Where its package is looked for first."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments, plain JSON data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleProfile:
-    """One module that owns a weight matrix, as found on the meta device."""
+    """One module that owns a weight matrix."""
 
     name: str
     kind: str
-    """``linear``, ``conv1d`` (GPT-2's transposed linear), ``embedding``, ``experts`` (a parameter that stacks
-    the matrices of all experts of a layer; ``name`` is the parameter's), …"""
+    """``linear``, ``conv1d`` (GPT-2's transposed linear), ``convolution``, ``attention``
+    (``nn.MultiheadAttention``, whose packed ``in_proj_weight`` belongs to no module of its own),
+    ``embedding``, ``experts`` (a parameter that stacks the matrices of all experts of a layer; ``name`` is
+    the parameter's), …"""
     role: str
     """``query``, ``key``, ``value``, ``qkv`` (those three fused), ``attention_output``, ``mlp_in``,
     ``mlp_gate``, ``mlp_out``, ``router``, ``head`` or ``other``."""
@@ -161,6 +176,10 @@ class ModuleProfile:
     layer: int | None = None
     matrices: int = 1
     """How many matrices of in × out features it stacks: the experts of a layer."""
+    taps: int = 1
+    """Of convolutions: places of the kernel, each with a matrix of in × out channels …"""
+    groups: int = 1
+    """… in so many blocks along its diagonal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +187,9 @@ class ModelProfile:
     """A model's structure, from its configuration and the headers of its weight files."""
 
     source: str
-    """What the user wrote: a folder or a hub id."""
+    """What the user wrote: a folder, a hub id or a factory."""
     path: str
-    """The local folder that it resolved to."""
+    """The local folder that it resolved to; of a factory, where its package is looked for."""
     revision: str | None
     """Commit on the hub, None for a local folder."""
     architecture: str
@@ -198,6 +217,15 @@ class ModelProfile:
     modules: tuple[ModuleProfile, ...]
     new_modules: tuple[str, ...]
     """Modules with parameters that are in no weight file: a new head. They must be trained."""
+    factory: Factory | None = None
+    """What makes it; None where transformers does."""
+    forward_arguments: tuple[str, ...] = ()
+    """Names of what a factory's module is called with; empty where transformers makes it."""
+
+    @property
+    def runs_own_code(self) -> bool:
+        """Code that no version of a library identifies takes part."""
+        return self.runs_remote_code or self.factory is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,22 @@
 """The matrices of a model, and what part each plays: queries, an MLP's output, a router, a head, …
 
-Reads shapes and names from a built model (the meta device suffices), so it imports torch and runs in a
-child of the warm server. Knows nothing of files, tasks or adapters.
+Names that published models use come first, then what :mod:`.structure` tells of any other. The meta device
+suffices; imports torch, so it runs in a child of the warm server. Knows nothing of files, tasks or adapters.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .profiles import ModuleProfile
+from .structure import Call, block_numbers, structural_roles
 
 _ROLES = tuple(
     (role, re.compile(rf"(.*\.)?({names})"))
@@ -43,17 +46,30 @@ _ROLES = tuple(
 """(role, how module names of that role end); the first that matches holds."""
 
 
-def module_profiles(model: Any) -> tuple[ModuleProfile, ...]:
+def module_profiles(model: nn.Module, calls: Sequence[Call] = ()) -> tuple[ModuleProfile, ...]:
     """Return every module that owns a matrix, and every parameter that stacks the matrices of experts.
 
     A parameter that several modules share counts for the first of them only.
+
+    Args:
+        model: of transformers, or any other module.
+        calls: of a run that was watched, where there was one.
     """
-    return tuple(_profiles(model))
+    return tuple(_profiles(model, calls))
+
+
+def is_of_transformers(model: Any) -> bool:
+    """It tells of itself what other modules do not: its body, its output embeddings, its configuration."""
+    return isinstance(model, PreTrainedModel)
 
 
 def in_body(model: Any, name: str) -> bool:
     """Whether the module is part of the base model rather than of what a task puts on top."""
-    return model.base_model is model or name.startswith(f"{model.base_model_prefix}.")
+    return (
+        not is_of_transformers(model)
+        or model.base_model is model
+        or name.startswith(f"{model.base_model_prefix}.")
+    )
 
 
 def layer_of(model: Any, name: str) -> int | None:
@@ -63,40 +79,79 @@ def layer_of(model: Any, name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
-def _profiles(model: Any) -> Iterator[ModuleProfile]:
-    output = model.get_output_embeddings()
+def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
+    told = is_of_transformers(model)
+    output = model.get_output_embeddings() if told else None
     names = {name for name, _ in model.named_modules()}
+    places = structural_roles(model, calls)
+    layers = {} if told else block_numbers(model)
     counted: set[int] = set()
     for name, module in model.named_modules():
-        yield from _experts(model, name, module)
-        match module:
-            case nn.Linear():
-                kind, sizes = "linear", (module.in_features, module.out_features)
-            case Conv1D():
-                kind, sizes = "conv1d", (module.nx, module.nf)
-            case nn.Embedding():
-                kind, sizes = "embedding", (module.num_embeddings, module.embedding_dim)
-            case _ if _is_router(name, module, names):
-                kind, sizes = "parameter", (module.weight.shape[1], module.weight.shape[0])
-            case _:
-                continue
-        if kind == "embedding":
+        if told:
+            yield from _experts(model, name, module)
+        shape = _shape_of(module)
+        is_router = _is_router(name, module, names)
+        if shape is None and is_router:
+            shape = _Shape("parameter", module.weight.shape[1], module.weight.shape[0])
+        if shape is None:
+            continue
+        if shape.kind in ("embedding", "convolution"):
             role = "other"
         elif module is output or not in_body(model, name):
             role = "head"
+        elif is_router:
+            role = "router"
         else:
-            role = "router" if _is_router(name, module, names) else _role(name)
+            role = _role(name)
+            if role == "other" and not (told and places.get(name) == "head"):
+                role = places.get(name, role)
         own = {id(parameter): parameter.numel() for parameter in module.parameters(recurse=False)}
         yield ModuleProfile(
             name=name,
-            kind=kind,
+            kind=shape.kind,
             role=role,
-            in_features=sizes[0],
-            out_features=sizes[1],
+            in_features=shape.in_features,
+            out_features=shape.out_features,
             parameters=sum(size for key, size in own.items() if key not in counted),
-            layer=layer_of(model, name),
+            layer=layer_of(model, name) if told else _block_of(name, layers),
+            taps=shape.taps,
+            groups=shape.groups,
         )
         counted |= own.keys()
+
+
+class _Shape(NamedTuple):
+    """What a module's matrix is like; see :class:`ModuleProfile`."""
+
+    kind: str
+    in_features: int
+    out_features: int
+    taps: int = 1
+    groups: int = 1
+
+
+def _shape_of(module: Any) -> _Shape | None:
+    """Of a module that is a matrix, or several of one shape; None of any other."""
+    match module:
+        case nn.Linear():
+            return _Shape("linear", module.in_features, module.out_features)
+        case Conv1D():
+            return _Shape("conv1d", module.nx, module.nf)
+        case nn.Embedding():
+            return _Shape("embedding", module.num_embeddings, module.embedding_dim)
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            taps = math.prod(module.kernel_size)
+            return _Shape("convolution", module.in_channels, module.out_channels, taps, module.groups)
+        case nn.MultiheadAttention():
+            return _Shape("attention", module.embed_dim, 3 * module.embed_dim)
+    return None
+
+
+def _block_of(name: str, layers: Mapping[str, int]) -> int | None:
+    """The number of the outermost stacked block around a module."""
+    parts = name.split(".")
+    blocks = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return next((layers[block] for block in blocks if block in layers), None)
 
 
 def _experts(model: Any, name: str, module: Any) -> Iterator[ModuleProfile]:

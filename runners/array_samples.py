@@ -17,7 +17,6 @@ import numpy as np
 from ..probes.arrays import image_files, is_finite, read_image, read_npz, read_series
 from .recipe import Example, is_heldout
 
-
 LEAST_HELDOUT_WINDOWS = 20
 """Of a series, if it is long enough for them."""
 

@@ -47,8 +47,11 @@ def build_model(
     device: torch.device,
     has_weights: bool = True,
     trust_remote_code: bool = False,
+    factory: Mapping[str, Any] | None = None,
 ) -> torch.nn.Module:
     """Load the base model, set the level's switches, and wrap it in the candidate's adapter.
+
+    What a factory makes has no such switches but those that transformers' models have.
 
     The seed fixes what is initialised here: a new head and the adapter, or all weights if there are none.
 
@@ -68,10 +71,15 @@ def build_model(
         seed=seed,
         has_weights=has_weights,
         trust_remote_code=trust_remote_code,
+        factory=factory,
     )
-    for config in (model.config, model.config.get_text_config()):  # of composite models the latter is read
-        config.pad_token_id = pad_id
-        config.use_cache = False
+    if factory is None:
+        for config in (
+            model.config,
+            model.config.get_text_config(),
+        ):  # of composite models the latter is read
+            config.pad_token_id = pad_id
+            config.use_cache = False
     model.train()
     if level["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -59,7 +59,7 @@ class DryRunner:
         self._model, self._task, self._allowed, self._on_cuda = model, task, allow_remote_code, on_cuda
         self._depths = stacks_of(model)
         self._path = Path(model.path)
-        if cut_configuration(self._path, self._depths, folder / "cut"):
+        if model.factory is None and cut_configuration(self._path, self._depths, folder / "cut"):
             self._path = folder / "cut"
         self._built: tuple[Candidate, Path, Any, torch.nn.Module] | None = None
 
@@ -139,6 +139,7 @@ class DryRunner:
                 device=torch.device("meta"),
                 has_weights=False,
                 trust_remote_code=self._allowed,
+                factory=None if self._model.factory is None else to_json(self._model.factory),
             )
         if not self._on_cuda:
             widen_norms(model)  # as the builder does it on that device

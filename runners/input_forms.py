@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import DatasetError, ModelError
 from ..optimizer.domain import StudyRequest
-from ..probes.arrays import IMAGE_MODES, image_files, image_size, read_series
+from ..probes.arrays import IMAGE_MODES, image_files, image_shape, read_series
 from ..probes.model_source import read_json_object
 from ..probes.profiles import ArrayForm, ModelProfile, TaskProfile
 from .array_samples import LEAST_HELDOUT_WINDOWS, heldout_rows
@@ -25,6 +25,8 @@ from .recipe import heldout_share
 PREPROCESSOR_FILE = "preprocessor_config.json"
 USUAL_MEAN, USUAL_STD = 0.5, 0.5
 """Of images whose model does not say: they come to lie between -1 and 1."""
+CHANNEL_ARGUMENTS = ("num_channels", "in_channels", "in_chans", "channels")
+SIZE_ARGUMENTS = ("image_size", "img_size")
 MOST_HELDOUT_SHARE = 0.5
 
 
@@ -36,13 +38,15 @@ def with_images(task: TaskProfile, model: ModelProfile, folder: Path) -> TaskPro
         RowError: an image cannot be read.
     """
     form = _form(task)
-    shape = model.image_shape or _common_shape(folder)
+    shape = model.image_shape or _common_shape(
+        folder, {} if model.factory is None else model.factory.arguments
+    )
     if shape[0] not in IMAGE_MODES:
         raise ModelError(
             f"model {model.source} reads images of {shape[0]} channels",
             next_step="bring them as arrays in an .npz",
         )
-    said = _preprocessor(Path(model.path))
+    said = {} if model.factory is not None else _preprocessor(Path(model.path))
     mean, std = (
         _per_channel(said.get(name) if said.get("do_normalize", True) else None, usual, shape[0])
         for name, usual in (("image_mean", USUAL_MEAN), ("image_std", USUAL_STD))
@@ -103,18 +107,23 @@ def _form(task: TaskProfile) -> ArrayForm:
     return task.arrays
 
 
-def _common_shape(folder: Path) -> tuple[int, int, int]:
-    """Of images in colour whose model takes any size; they have to have one in common."""
+def _common_shape(folder: Path, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Of images whose model takes any: as its factory's arguments say, else as all of them are."""
     images = image_files(folder)
-    first = image_size(images[0].path)
+    channels, *size = image_shape(images[0].path)
+    for name in CHANNEL_ARGUMENTS:
+        channels = arguments.get(name, channels)
+    if (given := next((arguments[name] for name in SIZE_ARGUMENTS if name in arguments), None)) is not None:
+        height, width = (given, given) if isinstance(given, int) else given
+        return channels, height, width
     for image in images:
-        if (size := image_size(image.path)) != first:
+        if (other := image_shape(image.path)[1:]) != tuple(size):
             raise DatasetError(
-                f"images differ in size ({first[1]}×{first[0]} and {size[1]}×{size[0]} pixels), and the "
+                f"images differ in size ({size[1]}×{size[0]} and {other[1]}×{other[0]} pixels), and the "
                 "model does not say which it reads",
-                next_step="bring them in one size, or add image_size to the model's configuration",
+                next_step="bring them in one size, or let the model say its image_size",
             )
-    return (3, *first)
+    return channels, size[0], size[1]
 
 
 def _preprocessor(folder: Path) -> Mapping[str, Any]:
@@ -129,11 +138,11 @@ def _per_channel(values: Any, usual: float, channels: int) -> tuple[float, ...]:
 
 
 def _settings(model: ModelProfile) -> Mapping[str, Any]:
-    """All that the model's configuration says, defaults of its class included."""
+    """All that the model's configuration says, defaults of its class included; the arguments of a factory."""
+    if model.factory is not None:
+        return model.factory.arguments
     from transformers import AutoConfig
 
-    if not (Path(model.path) / "config.json").is_file():
-        return {}
     config: Mapping[str, Any] = AutoConfig.from_pretrained(
         model.path, trust_remote_code=model.runs_remote_code, local_files_only=True
     ).to_dict()

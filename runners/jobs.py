@@ -60,12 +60,19 @@ def start_prepare(
         ModelError: the model cannot be had, or is not safe to load.
         RunnerError: the server is gone.
     """
-    model = resolve_model(request.model, allowed_roots=None, allow_remote_code=allow_remote_code)
+    model = resolve_model(
+        request.model,
+        allowed_roots=None,
+        allow_remote_code=allow_remote_code,
+        arguments=request.model_arguments,
+        folder=request.model_folder,
+    )
     spec = {
         "request": to_json(request),
         "hardware": to_json(read_hardware(home.root)),
         "model_path": str(model.path),
         "revision": model.revision,
+        "factory": None if model.factory is None else to_json(model.factory),
         "allow_remote_code": allow_remote_code,
         "dataset_path": request.dataset,
         "tokens_root": str(home.tokens),

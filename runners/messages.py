@@ -50,6 +50,8 @@ class TrialSpec:
     trust_remote_code: bool = False
     has_weights: bool = True
     """False: only a configuration is at hand, and the weights are random."""
+    factory: Mapping[str, Any] | None = None
+    """What makes the model; None where transformers does."""
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> TrialSpec:

@@ -20,11 +20,12 @@ from ..optimizer.codec import digest, from_json, to_json
 from ..optimizer.domain import LossMask, Recipe, StudyFacts, StudyRequest
 from ..optimizer.recipe import choose_recipe
 from ..probes.dataset import LengthSample, length_profile, profile_dataset
-from ..probes.model import inspect_model, is_encoder_decoder
+from ..probes.model import inspect_model, inspect_module, is_encoder_decoder
 from ..probes.model_source import read_json_object
-from ..probes.profiles import DatasetProfile, HardwareProfile, ModelProfile, TaskKind
+from ..probes.profiles import DatasetProfile, Factory, HardwareProfile, ModelProfile, TaskKind
 from ..probes.tasks import as_seq2seq
 from .build import load_tokenizer
+from .factories import made_by
 from .messages import Report
 from .prepare_arrays import array_facts
 from .random_tokens import RandomTokens
@@ -51,14 +52,17 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     dataset = profile_dataset(Path(spec["dataset_path"]), request.asked, source=request.dataset)
     report("progress", phase="inspect model")
     model_path = Path(spec["model_path"])
-    dataset = suited_to(dataset, model_path, allow_remote_code=spec["allow_remote_code"])
-    model = inspect_model(
-        model_path,
-        source=request.model,
-        revision=spec["revision"],
-        task=dataset.task,
-        allow_remote_code=spec["allow_remote_code"],
-    )
+    if spec["factory"] is not None:
+        model = inspect_made(from_json(Factory, spec["factory"]), seed=request.seed)
+    else:
+        dataset = suited_to(dataset, model_path, allow_remote_code=spec["allow_remote_code"])
+        model = inspect_model(
+            model_path,
+            source=request.model,
+            revision=spec["revision"],
+            task=dataset.task,
+            allow_remote_code=spec["allow_remote_code"],
+        )
     report("progress", phase="tokenise")
     root = Path(spec["tokens_root"])
     if dataset.task.kind.reads_arrays:
@@ -110,6 +114,15 @@ def text_facts(
         chat_template=template,
         tokens_estimated=isinstance(tokenizer, RandomTokens),
     )
+
+
+def inspect_made(factory: Factory, *, seed: int) -> ModelProfile:
+    """The structure of what a factory makes.
+
+    Raises:
+        ModelError: it makes no module, or fails.
+    """
+    return inspect_module(made_by(factory, seed=seed), factory)
 
 
 def suited_to(dataset: DatasetProfile, model_path: Path, *, allow_remote_code: bool) -> DatasetProfile:

@@ -119,6 +119,7 @@ def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> 
         "order_seed": derive_seed(study.request.seed, "order", replicate),
         "split": {"seed": study.request.seed, "share": facts.heldout_share},
         "trust_remote_code": facts.model.runs_remote_code,
+        "factory": None if facts.model.factory is None else to_json(facts.model.factory),
         "on_cpu": not facts.hardware.gpus,
         "checkpoint_every": CHECKPOINT_EVERY_STEPS,
         "trial": {

@@ -238,7 +238,7 @@ class StudyRun:
         A training is run for what it learns, a replicate to be compared with the first. What code from a
         model's folder does, no key can tell.
         """
-        if trial.plan.rung is not Rung.PROBE or trial.plan.replicate or facts.model.runs_remote_code:
+        if trial.plan.rung is not Rung.PROBE or trial.plan.replicate or facts.model.runs_own_code:
             return None
         request = self.study.request
         return measurement_key(
@@ -307,6 +307,7 @@ class StudyRun:
             memory_limit_bytes=self.study.request.memory_limit_bytes if device else None,
             trust_remote_code=facts.model.runs_remote_code,
             has_weights=facts.model.has_weights,
+            factory=None if facts.model.factory is None else to_json(facts.model.factory),
         )
 
     def limits(self, device: GpuProfile | None) -> Limits:

@@ -255,6 +255,7 @@ def main() -> int:
             total_steps=total_steps,
             on_cpu=arguments.cpu,
             trust_remote_code=VALUES["trust_remote_code"],
+            factory=VALUES["factory"],
         )
     except (OSError, InvalidTrial) as error:
         sys.exit(f"--model {arguments.model}: {first_line(error)}")

@@ -7,6 +7,8 @@ and training. A *level* and a *task* are plain mappings with the fields of ``Lev
 from __future__ import annotations
 
 import logging
+import pkgutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,15 +50,21 @@ def load_base(
     seed: int,
     has_weights: bool,
     trust_remote_code: bool,
+    factory: Mapping[str, Any] | None = None,
 ) -> Any:
     """The base model with a head for the task, its weights on the device in the level's dtype.
 
-    Weights come from safetensors files only; code of the model's folder runs only if it is trusted.
+    Weights come from safetensors files only; code of the model's folder runs only if it is trusted. A factory
+    makes its module as it likes, and that has the head that it has.
 
     Args:
         trained_modules: names of modules that are trained in full, and so never quantized.
         has_weights: False draws random weights, for which the configuration is enough.
+        factory: name, folder and arguments of what makes the model, in place of transformers.
     """
+    if factory is not None:
+        made = make_module(factory)
+        return made.to(device=device, dtype=getattr(torch, level["weight_dtype"]))
     config = transformers.AutoConfig.from_pretrained(
         model_path, trust_remote_code=trust_remote_code, **head_settings(task)
     )
@@ -114,6 +122,21 @@ def make_skeleton(kind: Any, config: Any, *, trust_remote_code: bool) -> Any:
     if hasattr(kind, "_model_mapping"):
         return kind.from_config(config, trust_remote_code=trust_remote_code)
     return kind._from_config(config)
+
+
+def make_module(factory: Mapping[str, Any]) -> torch.nn.Module:
+    """What a factory makes, on the CPU whatever the default device is.
+
+    Raises:
+        TypeError: that is no module.
+    """
+    if factory["folder"] not in sys.path:
+        sys.path.insert(0, factory["folder"])
+    with torch.device("cpu"):
+        made = pkgutil.resolve_name(factory["name"])(**factory["arguments"])
+    if not isinstance(made, torch.nn.Module):
+        raise TypeError(f"{factory['name']} returned {type(made).__name__}, no torch.nn.Module")
+    return made
 
 
 def widen_norms(model: torch.nn.Module) -> None:

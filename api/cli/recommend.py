@@ -60,7 +60,15 @@ _run_flag = partial(_run_option, metavar="")
 def recommend(
     context: typer.Context,
     model: Annotated[
-        str | None, _task_option(metavar="M", help="Folder with a model, a config.json, or an id on the hub.")
+        str | None,
+        _task_option(
+            metavar="M",
+            help="Folder with a model, a config.json, an id on the hub, or package.module:factory.",
+        ),
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None,
+        _task_option(metavar="NAME=VALUE", help="Argument of the factory; may be repeated."),
     ] = None,
     data: Annotated[
         str | None,
@@ -169,7 +177,7 @@ def recommend(
     Progress goes to standard error, results to standard output. Ctrl-C keeps what was measured.
     """
     from ...store import Store
-    from ..asking import read_request
+    from ..asking import parse_arguments, read_request
     from ..submission import check_request
 
     home = Home.from_environment().create()
@@ -187,6 +195,7 @@ def recommend(
     asked = read_request(
         model,
         data,
+        model_arguments=parse_arguments(model_arg or ()),
         task=task,
         text_column=text_column,
         context_column=context_column,

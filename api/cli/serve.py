@@ -43,6 +43,14 @@ def serve(
     allow_remote_code: Annotated[
         bool, typer.Option("--allow-remote-code", help="Run code that comes with a model. Trust its author.")
     ] = False,
+    allow_factory: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Code that requests may have a model made by, as package.module:factory, with * for any "
+            "part; may be repeated. If left out: none.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the HTTP API on this machine until interrupted."""
     import uvicorn
@@ -57,6 +65,7 @@ def serve(
         port=port,
         allowed_roots=tuple(allow_root or ()),
         allow_remote_code=allow_remote_code,
+        allowed_factories=tuple(allow_factory or ()),
     )
     Store.open(settings.home.database).close()  # an unusable database is said here, not in a traceback later
     server = uvicorn.Server(

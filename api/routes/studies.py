@@ -143,7 +143,10 @@ def list_events(
 
 def _submit(store: Store, settings: ServerSettings, body: StudyBody) -> Study:
     request, problems = examine_request(
-        body.to_request(), roots=settings.allowed_roots, allow_remote_code=settings.allow_remote_code
+        body.to_request(),
+        roots=settings.allowed_roots,
+        allow_remote_code=settings.allow_remote_code,
+        factories=settings.allowed_factories,
     )
     if problems:
         raise InvalidRequest(problems)

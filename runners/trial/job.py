@@ -120,6 +120,7 @@ def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
         on_cpu=trial.device == "cpu",
         has_weights=trial.has_weights,
         trust_remote_code=trial.trust_remote_code,
+        factory=trial.factory,
     )
     report("progress", phase="built", weight_bytes=weight_bytes(session.model))
     if candidate["recipe"]["packing"]:

@@ -72,6 +72,7 @@ def open_session(
     on_cpu: bool,
     has_weights: bool = True,
     trust_remote_code: bool = False,
+    factory: Mapping[str, Any] | None = None,
 ) -> Session:
     """Build model, optimizer and schedule, on the device that accelerate finds.
 
@@ -89,6 +90,7 @@ def open_session(
         device=accelerator.device,
         has_weights=has_weights,
         trust_remote_code=trust_remote_code,
+        factory=factory,
     )
     with accelerator.autocast():
         set_loss(model, candidate["level"]["loss"], device=accelerator.device)

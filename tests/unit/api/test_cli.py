@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -33,6 +32,7 @@ from rankwise.errors import (
     StoreError,
 )
 from rankwise.optimizer.domain import (
+    ASKED_FIELDS,
     Adapter,
     Candidate,
     Level,
@@ -198,13 +198,14 @@ def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
         --budget 61s --max-trials 3 --seed 9 --text-column t --label-column l --task chat --max-length 64
         --effective-batch 2 --epochs 0.5 --method LoRA --method ia3 --quantization NF4 --tiers
         --complexity "very complex" --context-column c --target-column g --no-packing --loss-mask all
-        --chat-template x.jinja
+        --chat-template x.jinja --model-arg depth=2 --model-arg kind=deep --model-arg 'sizes=[1, 2]'
     """
     run("recommend", *shlex.split(options))
 
-    for field in dataclasses.fields(StudyRequest):
-        assert getattr(asked[0], field.name) != field.default, f"{field.name} cannot be asked for"
+    for field in ASKED_FIELDS:
+        assert getattr(asked[0], field.name) not in (field.default, {}), f"{field.name} cannot be asked for"
     assert asked[0].methods == (Method.LORA, Method.IA3)
+    assert asked[0].model_arguments == {"depth": 2, "kind": "deep", "sizes": [1, 2]}
     assert asked[0].quantizations == (Quantization.NF4,)
     assert asked[0].memory_limit_bytes == 10 * 2**30
 

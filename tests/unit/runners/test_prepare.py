@@ -237,6 +237,7 @@ def run_job(home: Path, model: Path, data: Path, **asked: Any) -> StudyFacts:
         "hardware": to_json(read_hardware(home)),
         "model_path": str(model),
         "revision": None,
+        "factory": None,
         "allow_remote_code": False,
         "dataset_path": str(data),
         "tokens_root": str(home / "tokens"),

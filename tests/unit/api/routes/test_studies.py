@@ -60,6 +60,7 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
         "packing": False,
         "loss_mask": "all",
         "chat_template": None,
+        "model_arguments": {},
     }
     study = client.post("/v1/studies", json=wanted).json()
     shown = wanted | {
