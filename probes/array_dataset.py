@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError
+from .array_sources import image_files
 from .array_tasks import class_names, image_task, npz_task
-from .arrays import NpzArray, image_files, is_finite, npz_arrays, read_npz, read_series
+from .arrays import NpzArray, is_finite, npz_arrays, read_npz, read_series
 from .asked import Asked
 from .profiles import ArrayForm, TaskKind, TaskProfile
 

@@ -9,16 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import DatasetError, InputError
-from .arrays import NpzArray
 from .asked import Asked
 from .profiles import ArrayForm, ArrayShape, TaskKind, TaskProfile
 
 if TYPE_CHECKING:
+    from .arrays import NpzArray
     from .columns import LabelTally, TextTally
 
 TIME_NAMES = ("time", "timestamp", "datetime", "date", "ds", "day", "week", "month", "year")
 TARGET_NAMES = ("labels", "label", "y", "target", "targets", "future_values", "target_values")
 """Names of the array that is to be predicted, preferred first."""
+
+MAX_WORD_CHARACTERS = 30
+"""Longer cells are texts, even where they repeat."""
 
 IMAGE_INPUT, SERIES_INPUT, SERIES_TARGET = "pixel_values", "past_values", "future_values"
 """transformers' names for what its models of images and of series take."""
@@ -41,12 +44,10 @@ def image_task(asked: Asked, labels: Sequence[str]) -> TaskProfile:
     )
 
 
-def is_series(
-    asked: Asked, tallies: Mapping[str, TextTally], labels: Mapping[str, LabelTally], rows: int
-) -> bool:
+def is_series(asked: Asked, tallies: Mapping[str, TextTally], labels: Mapping[str, LabelTally]) -> bool:
     """The columns are a time and numbers, or the user says so.
 
-    Columns of a few words that repeat may lie beside them; texts may not.
+    Columns of words that repeat may lie beside them; texts may not.
     """
     if asked.wants_series:
         return True
@@ -54,8 +55,9 @@ def is_series(
         return False
     time = _time_column(tallies, labels)
     others = [name for name in tallies if name != time]
-    has_texts = any(tallies[name].is_text and not labels[name].looks_like_label(rows) for name in others)
-    return time is not None and not has_texts and any(_is_numeric(labels[name]) for name in others)
+    if time is None or any(_is_text(tallies[name], labels[name]) for name in others):
+        return False
+    return any(_is_numeric(labels[name]) for name in others)
 
 
 def outline_series(
@@ -220,6 +222,11 @@ def _time_column(tallies: Mapping[str, TextTally], labels: Mapping[str, LabelTal
     named = [name for name in tallies if name.lower() in TIME_NAMES]
     numbers = [name for name in named if _is_numeric(labels[name])]
     return next(iter([*(name for name in named if name in moments), *moments, *numbers]), None)
+
+
+def _is_text(tally: TextTally, label: LabelTally) -> bool:
+    """More than a few words, or different in most rows."""
+    return tally.is_text and (label.objection is not None or tally.mean_characters > MAX_WORD_CHARACTERS)
 
 
 def _is_numeric(tally: LabelTally) -> bool:

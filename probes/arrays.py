@@ -1,4 +1,4 @@
-"""Files to arrays: images in folders of classes, numeric columns in the order of time, ``.npz`` archives.
+"""Files to arrays: images, numeric columns in the order of time, ``.npz`` archives.
 
 Names the file or row that cannot be read, as :mod:`.rows` does. Needs numpy, for images Pillow too. Knows
 nothing of models and of what is held out.
@@ -6,22 +6,18 @@ nothing of models and of what is held out.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .rows import OTHER_SPLIT_WORDS, TRAIN_WORDS, RowError, cell, read_rows, row_number
+from .array_sources import read_time
+from .rows import RowError, cell, read_rows, row_number
 
-IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
-MAX_IMAGES = 1_000_000
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for images of so many channels."""
 GREY_MODES = ("1", "L", "I", "F", "I;16")
@@ -30,19 +26,6 @@ MAX_ARRAYS = 100
 MAX_ROW_BYTES = 256 * 1024 * 1024
 WHOLE_NUMBERS = ("int32", "int64", "uint32", "uint64")
 """Stay whole numbers, as indices are; smaller ones are measured values that take less room."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image and the folder of its class."""
-
-    path: Path
-    label: str
-
-    def sha256(self) -> str:
-        """Of the file as it is."""
-        with self.path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,54 +54,6 @@ class NpzArray:
         if self.dtype.kind in "iu":
             return "int64" if self.dtype.name in WHOLE_NUMBERS else "float32"
         return {"f": "float32", "U": "text"}.get(self.dtype.kind, "other")
-
-
-def array_files(path: Path) -> tuple[str, list[Path]] | None:
-    """``images`` or ``npz`` with the files, in their order; None where the data are neither.
-
-    Raises:
-        RowError: images lie there that are no dataset.
-    """
-    if path.is_dir():
-        found = image_files(path)
-        return ("images", [image.path for image in found]) if found else None
-    return ("npz", [path]) if path.suffix.lower() == ".npz" else None
-
-
-def image_files(folder: Path) -> list[ImageFile]:
-    """The images below a folder, sorted, each with its class: the first folder on the way to it.
-
-    Where all first folders are named like splits, those with ``train`` in their name hold the classes.
-    Empty where there are no images.
-
-    Raises:
-        RowError: they lie in no folders of classes, or in one only.
-    """
-    found = list(_images_below(folder))
-    if not found:
-        return []
-    tops = {path.relative_to(folder).parts[0] for path in found}
-    if all(top.lower() in TRAIN_WORDS | OTHER_SPLIT_WORDS for top in tops):
-        trains = sorted(top for top in tops if top.lower() in TRAIN_WORDS)
-        if len(trains) != 1:
-            raise RowError(
-                folder,
-                None,
-                f"{len(trains)} folders of images to train on",
-                next_step=f"name one of {', '.join(sorted(tops))}",
-            )
-        folder /= trains[0]
-        found = [path for path in found if path.is_relative_to(folder)]
-    if loose := next((path for path in found if path.parent == folder), None):
-        raise RowError(
-            loose, None, "an image outside of a class's folder", next_step="put each into a folder per class"
-        )
-    images = [ImageFile(path, path.relative_to(folder).parts[0]) for path in sorted(found)]
-    if len({image.label for image in images}) < 2:
-        raise RowError(
-            folder, None, "images of one class only", next_step="put those of each class into a folder of it"
-        )
-    return images
 
 
 def read_image(
@@ -194,30 +129,6 @@ def read_series(path: Path, *, time_column: str | None, channels: Sequence[str])
             next_step="keep one series: one row for each time",
         )
     return Series(table[order], (written[order[0]], written[order[-1]]))
-
-
-def read_time(value: Any) -> float | None:
-    """A moment as seconds since 1970, or a number as it is; None if it is neither.
-
-    Texts are ISO 8601 (``2024-05-01``, ``2024-05-01T12:00+02:00``, ``2024-05``), slashes for dashes too.
-    """
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, (int, float)):
-        return float(value) if np.isfinite(value) else None
-    text = str(value).strip().replace("/", "-")
-    if len(text) == len("2024-05") and text[4:5] == "-":
-        text += "-01"
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return row_number({"": text}, "")
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def is_moment(value: Any) -> bool:
-    """A text that is a date or a time, and not merely a number."""
-    return isinstance(value, str) and row_number({"": value}, "") is None and read_time(value) is not None
 
 
 def npz_arrays(path: Path) -> list[NpzArray]:
@@ -316,20 +227,6 @@ def _unreadable(path: Path, error: BaseException) -> RowError:
         f"not readable as an archive of arrays ({str(error).partition(chr(10))[0]})",
         next_step="write it with numpy.savez(file, name=array, …)",
     )
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    count = 0
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                count += 1
-                if count > MAX_IMAGES:
-                    raise RowError(
-                        folder, None, f"more than {MAX_IMAGES:,} images", next_step="name a part of them"
-                    )
-                yield Path(parent, name)
 
 
 def is_finite(row: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import DatasetError
-from .arrays import is_moment
+from .array_sources import is_moment
 from .rows import cell, conversation, row_label, row_number
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "prompt")

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from .array_dataset import count_arrays, count_series, outline_arrays
-from .arrays import array_files
+from .array_sources import array_files
 from .asked import Asked
 from .columns import LabelTally, TextTally
 from .dataset_source import check_files, content_sha256, errors_about, hub_commit, resolve_dataset
@@ -59,8 +58,11 @@ def check_dataset(path: Path, asked: Asked | None = None) -> str:
     check_files(path)
     with errors_about(path):
         arrays = array_files(path)
-        outline = _outline(path, asked) if arrays is None else outline_arrays(arrays[0], path, asked)
-        return outline.text_column
+        if arrays is None:
+            return _outline(path, asked).text_column
+        from .array_dataset import outline_arrays  # imports numpy, which most data do not need here
+
+        return outline_arrays(arrays[0], path, asked).text_column
 
 
 def profile_dataset(path: Path, asked: Asked | None = None, *, source: str) -> DatasetProfile:
@@ -204,6 +206,8 @@ def _profile_arrays(
     path: Path, asked: Asked, series: TaskProfile | None, files: Sequence[Path], *, source: str
 ) -> DatasetProfile:
     """Of rows that are no text: of a series with this outline, else of images or an ``.npz``."""
+    from .array_dataset import count_arrays, count_series  # see check_dataset
+
     kind = (array_files(path) or data_files(path))[0]
     if series is None:
         counts = count_arrays(kind, path, asked)

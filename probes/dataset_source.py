@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DatasetError
-from .arrays import array_files
+from .array_sources import array_files
 from .file_kinds import file_kind, is_pointer
 from .model_source import is_hub_id
 from .paths import nearest_names, require_inside, resolve_path

@@ -120,7 +120,7 @@ def outline_task(
     """
     for option, column in asked.columns.items():
         require_column(column, tallies, option=option)
-    if is_series(asked, tallies, labels, rows):
+    if is_series(asked, tallies, labels):
         return outline_series(asked, tallies, labels)
     if asked.task is not None and TaskKind(asked.task).reads_arrays:
         raise DatasetError(

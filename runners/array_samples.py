@@ -1,8 +1,8 @@
 """From data that are no text to rows of arrays, and which of them are held out.
 
-Imports nothing of rankwise but :mod:`..probes.rows`, :mod:`..probes.arrays` and :mod:`.recipe`, which are
-free of it too: trials and the exported script share this source. A *task* is a plain mapping with the fields
-of ``TaskProfile``.
+Imports nothing of rankwise but :mod:`..probes.array_sources`, :mod:`..probes.arrays` and :mod:`.recipe`,
+which are free of it too: trials and the exported script share this source. A *task* is a plain mapping with
+the fields of ``TaskProfile``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..probes.arrays import image_files, is_finite, read_image, read_npz, read_series
+from ..probes.array_sources import image_files
+from ..probes.arrays import is_finite, read_image, read_npz, read_series
 from .recipe import Example, is_heldout
 
 LEAST_HELDOUT_WINDOWS = 20

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..errors import DatasetError, ModelError
 from ..optimizer.domain import StudyRequest
-from ..probes.arrays import IMAGE_MODES, image_files, image_shape, read_series
+from ..probes.array_sources import image_files
+from ..probes.arrays import IMAGE_MODES, image_shape, read_series
 from ..probes.model_source import read_json_object
 from ..probes.profiles import ArrayForm, ModelProfile, TaskProfile
 from .array_samples import LEAST_HELDOUT_WINDOWS, heldout_rows

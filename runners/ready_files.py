@@ -32,6 +32,7 @@ from ..store import Store
 
 SCRIPT_SOURCES = (
     "probes/rows.py",
+    "probes/array_sources.py",
     "probes/arrays.py",
     "runners/recipe.py",
     "runners/samples.py",

@@ -96,7 +96,7 @@ def test_the_users_choices_win(tmp_path: Path) -> None:
             "causal-lm",
         ),
         (REVIEWS, {"task": "tagging"}, "no task 'tagging'", "text-classification, regression, causal-lm"),
-        (REVIEWS, {"task": "causal-lm", "label_column": "label"}, "learns no label", "leave one"),
+        (REVIEWS, {"task": "causal-lm", "label_column": "label"}, "has no use for a label", "leave one"),
         (
             "text,n\na film,1\n",
             {"task": "text-classification"},
