@@ -80,8 +80,15 @@ def frozen_bytes(level: Level, model: ModelProfile, trained_modules: tuple[str, 
 
 
 def quantizable_parameters(model: ModelProfile, trained_modules: tuple[str, ...]) -> int:
-    """Weights, without biases, that bitsandbytes quantizes: of linear layers, and not of stacked experts."""
-    return sum(_matrix(module) for module in model.modules if is_adaptable(module, trained_modules))
+    """Weights, without biases, that are quantized: of linear layers, not of stacked experts.
+
+    transformers (5.23) leaves linear layers of a class of the model's own (Falcon's) as they are.
+    """
+    return sum(
+        _matrix(module)
+        for module in model.modules
+        if module.is_plain and is_adaptable(module, trained_modules)
+    )
 
 
 def device_bytes(hardware: HardwareProfile) -> int:

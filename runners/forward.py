@@ -124,6 +124,13 @@ def predictions(output: Any) -> torch.Tensor | None:
     return next((value for value in values if isinstance(value, torch.Tensor) and value.dim() > 0), None)
 
 
+def has_logits(output: Any) -> bool:
+    """What a model returned says that its numbers are logits."""
+    return (
+        output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    ) is not None
+
+
 def task_loss(predicted: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
     """Cross entropy of classes (tokens: each predicts the next), the mean squared error of numbers."""
     if predicted is None:

@@ -37,6 +37,7 @@ SCRIPT_SOURCES = (
     "runners/recipe.py",
     "runners/samples.py",
     "runners/array_samples.py",
+    "runners/modules.py",
     "runners/weights.py",
     "runners/build.py",
     "runners/adalora.py",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
 from ..probes.rows import RowError
 from .adalora import rank_state, restore_ranks
@@ -330,7 +330,14 @@ def finish(session: Session, heldout: list[Example], folder: Path, tokenizer: An
     model: Any = session.accelerator.unwrap_model(session.model)
     if VALUES["adapter_config"] is not None:
         model.create_or_update_model_card = lambda *_: None  # PEFT's is a form with nothing filled in
-    model.save_pretrained(folder)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(folder / "model.safetensors"))
+    if VALUES["adapter_config"] is not None and VALUES["task"]["labels"]:
+        # An adapter's configuration has no place for them; a model's has.
+        (folder / "labels.json").write_text(json.dumps(VALUES["task"]["labels"]), encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     for name in ("checkpoint", "checkpoint.previous", "checkpoint.writing"):

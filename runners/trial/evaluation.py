@@ -15,9 +15,12 @@ from typing import Any
 import torch
 
 from ..build import InvalidTrial
-from ..forward import TARGET, class_scores, fitted, is_fitting, own_loss, predictions, run_model
+from ..forward import TARGET, class_scores, fitted, has_logits, is_fitting, own_loss, predictions, run_model
 from ..recipe import IGNORED_LABEL, Example, collate, count_tokens
 from .loop import Session
+
+SAME_LOSS = 0.01
+"""Losses that differ by less, relatively, are one: 16-bit arithmetic rounds by about so much."""
 
 LARGEST_EXPONENT = 50.0
 """The perplexity of a higher loss is not given: it means no more than the loss does."""
@@ -67,7 +70,7 @@ def evaluate(session: Session, rows: Sequence[Example]) -> Evaluation:
             scores += score_rows(session, shortest_first[start : start + size])
     session.model.train()
     loss, standard_error = ratio_with_error([row.loss for row in scores], [row.items for row in scores])
-    mean_metric = sum(row.metric for row in scores) / len(scores)
+    mean_metric = sum(row.metric * row.items for row in scores) / sum(row.items for row in scores)
     if rows[0].label is not None and not math.isnan(mean_metric):
         return Evaluation(loss, standard_error, len(rows), "accuracy", mean_metric)
     if rows[0].value is not None or (rows[0].numbers is not None and not math.isnan(mean_metric)):
@@ -134,24 +137,37 @@ def same_chance(session: Session) -> Iterator[None]:
 
 
 def score_arrays(output: Any, batch: Mapping[str, torch.Tensor]) -> list[RowScore]:
-    """Rows that are no text: each by its prediction, or all of them by the module's own loss.
+    """Rows that are no text: each by its prediction, or all of them by a loss that only the module knows.
 
-    A class has its cross entropy, numbers the mean of their squared errors.
+    A class has its cross entropy, numbers the mean of their squared errors. Where the module's own loss is
+    another one, that is what counts: numbers that it calls logits are then on a scale of their own.
 
     Raises:
         InvalidTrial: there is neither, or the prediction is not shaped like the target.
     """
     target, predicted, own = batch.get(TARGET), predictions(output), own_loss(output)
-    if own is not None and (target is None or predicted is None or not is_fitting(predicted, target)):
-        rows = len(next(iter(batch.values())))
-        return [RowScore(float(own) * rows, rows, math.nan)]
-    if target is None or predicted is None:
+    if own is None and (target is None or predicted is None):
         raise InvalidTrial("the module returned neither a loss nor predictions in evaluation")
-    if target.is_floating_point():
-        errors = (fitted(predicted.float(), target) - target).reshape(len(target), -1)
-        squares, sizes = errors.square().mean(1).tolist(), errors.abs().mean(1).tolist()
-        return [RowScore(square, 1, size) for square, size in zip(squares, sizes, strict=True)]
-    return score_classes(class_scores(predicted.float(), target), target)
+    scores: list[RowScore] = []
+    if target is not None and predicted is not None and (own is None or is_fitting(predicted, target)):
+        scores = score_predictions(predicted.float(), target)
+    if own is None:
+        return scores
+    rows, loss = len(next(iter(batch.values()))), float(own)
+    if scores and math.isclose(loss, sum(score.loss for score in scores) / rows, rel_tol=SAME_LOSS):
+        return scores
+    means_little = target is None or (target.is_floating_point() and has_logits(output))
+    metric = math.nan if means_little or not scores else sum(score.metric for score in scores) / rows
+    return [RowScore(loss * rows, rows, metric)]
+
+
+def score_predictions(predicted: torch.Tensor, target: torch.Tensor) -> list[RowScore]:
+    """Rows with a class, or with numbers to predict, one or many each."""
+    if not target.is_floating_point():
+        return score_classes(class_scores(predicted, target), target)
+    errors = (fitted(predicted, target) - target).reshape(len(target), -1)
+    squares, sizes = errors.square().mean(1).tolist(), errors.abs().mean(1).tolist()
+    return [RowScore(square, 1, size) for square, size in zip(squares, sizes, strict=True)]
 
 
 def score_classes(logits: torch.Tensor, labels: torch.Tensor) -> list[RowScore]:
