@@ -34,6 +34,8 @@ _SHOWN_FIELDS = (
     "target_parameters",
     "feedforward",
     "trained_modules",
+    "unfrozen",
+    "last_blocks",
 )
 """What of an adapter decides which parameters are trained."""
 

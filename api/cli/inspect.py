@@ -169,7 +169,7 @@ def _trainable_table(model: ModelProfile, rows: Iterable[Trainable]) -> Table:
         where = ", ".join(dict.fromkeys(_NUMBER.sub("*.", name) for name in _targets(adapter)))
         table.add_row(
             f"{adapter.method}{size}",
-            adapter.target_set if where else "all",
+            adapter.target_set if adapter.method.has_adapter else "parts" if where else "all",
             _short(row.parameters),
             _share(row.parameters, model),
             "as above" if told.get(adapter.target_set) == where else where,
@@ -189,6 +189,8 @@ def _table(*columns: str) -> Table:
 
 
 def _targets(adapter: Adapter) -> tuple[str, ...]:
+    if adapter.method.unfreezes:
+        return adapter.trained_parts
     return (*adapter.targets, *adapter.target_parameters)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..adalora import pruned_away
-from ..build import InvalidTrial, trainable_sha256
+from ..build import InvalidTrial, trainable_sha256, trained_parts
 from ..messages import Report, TrialSpec
 from ..recipe import step_rows
 from ..tokens import TokenFile
@@ -168,8 +168,8 @@ def checked(session: Session, steps: Iterator[Step], least: int, most: int | Non
         adapter = session.candidate["adapter"]
         watch.check(
             session.model,
-            full=adapter["method"] == "full",
-            trained_modules=adapter["trained_modules"],
+            lenient=not session.has_adapter,
+            trained_parts=trained_parts(adapter),
             pruned=pruned_away(tuner) if (tuner := session.tuner) is not None else (),
         )
 

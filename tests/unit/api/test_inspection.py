@@ -150,6 +150,8 @@ def test_the_document_is_stable_json(mixture: Inspection, hardware: HardwareProf
         "target_parameters",
         "feedforward",
         "trained_modules",
+        "unfrozen",
+        "last_blocks",
         "parameters",
         "share",
         "refusal",
