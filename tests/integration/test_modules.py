@@ -181,6 +181,19 @@ def test_fast_paths_pass_adapters_over(targets: list[str]) -> None:
     assert not torch.allclose(evaluated(adapted, inputs), base, atol=0.1)
 
 
+def test_fast_paths_can_be_switched_off_for_all() -> None:
+    """What docs/adapters.md says to do for an adapter that rankwise did not put there."""
+    module, inputs = encoder(), torch.randn(2, 5, 32)
+    base = evaluated(module, inputs)
+    adapted = get_peft_model(module, LoraConfig(r=4, target_modules=["linear1"]))
+    nn.init.normal_(adapted.base_model.model.layers[0].linear1.lora_B["default"].weight)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        assert not torch.allclose(evaluated(adapted, inputs), base, atol=0.1)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
 def test_avoiding_fast_paths_changes_nothing_else() -> None:
     module, inputs = encoder(), torch.randn(2, 5, 32)
     mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
