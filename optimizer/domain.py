@@ -187,6 +187,8 @@ class Adapter:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     """Module-name suffixes, sorted, as PEFT's ``target_modules`` takes them."""
+    target_pattern: str | None = None
+    """In their place, a regular expression that the names of modules match in full."""
     target_parameters: tuple[str, ...] = ()
     """Suffixes of parameters that stack the matrices of experts: PEFT's ``target_parameters``."""
     feedforward: tuple[str, ...] = ()

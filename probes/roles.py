@@ -116,6 +116,7 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
             layer=layer_of(model, name) if told else _block_of(name, layers),
             taps=shape.taps,
             groups=shape.groups,
+            is_plain=isinstance(module, Conv1D) or type(module).__module__.startswith("torch.nn."),
         )
         counted |= own.keys()
 

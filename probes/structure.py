@@ -182,7 +182,9 @@ def _perceptron_roles(linears: Mapping[str, tuple[int, int]]) -> dict[str, str]:
     match list(linears.items()):
         case [(first, (width, inner)), (second, (inner_again, out))] if inner == inner_again and width == out:
             return {first: "mlp_in", second: "mlp_out"}
-        case [(first, one), (second, two), (third, (inner, out))] if one == two and one == (out, inner):
+        case [(first, one), (second, two), (third, (inner, out))] if one == two == (out, inner) and (
+            inner != out or "gate" in f"{first} {second}"
+        ):
             gate, up = (second, first) if "gate" in second else (first, second)
             return {gate: "mlp_gate", up: "mlp_in", third: "mlp_out"}
     return {}
@@ -191,14 +193,22 @@ def _perceptron_roles(linears: Mapping[str, tuple[int, int]]) -> dict[str, str]:
 def _heads(modules: Mapping[str, nn.Module], calls: Sequence[Call]) -> Iterator[str]:
     """The matrix that comes last, if it belongs to no stack of blocks: the last that was called, else made.
 
-    A network of one matrix is no head on anything.
+    Others of its shape and name but for a number stand beside it. A network of one matrix is no head on
+    anything.
     """
     stacked = block_numbers(modules[""])
     matrices = [name for name, module in modules.items() if matrix_of(module)]
     last = [call.name for call in calls if call.name in set(matrices)][-1:] or matrices[-1:]
     for name in last if len(matrices) > 1 else ():
-        if not any(name.startswith(f"{block}.") for block in stacked):
-            yield name
+        if any(name.startswith(f"{block}.") for block in stacked):
+            return
+        stem, sizes = name.rstrip("0123456789"), matrix_of(modules[name])
+        yield from (
+            each
+            for each in matrices
+            if each == name
+            or (stem != name and each.rstrip("0123456789") == stem and matrix_of(modules[each]) == sizes)
+        )
 
 
 def _words(class_name: str) -> str:
