@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..optimizer.codec import to_json
+from ..optimizer.codec import from_json, to_json
+from ..optimizer.domain import Candidate
 from .documents import adapter_config_of
 from .python import Recommendation
 
@@ -83,13 +84,22 @@ def read_choice(recommendation: Recommendation | str | PathLike[str]) -> Choice:
         return Choice(to_json(recommendation.candidate), config)
     folder = Path(recommendation)
     folder = folder.parent if folder.name == RECOMMENDATION_FILE else folder
-    candidate = _read(folder / RECOMMENDATION_FILE).get("recommended")
-    if not isinstance(candidate, dict):
-        raise InputError(
-            f"{folder / RECOMMENDATION_FILE} recommends nothing", next_step="name the folder of --out"
-        )
+    recommended = _read(folder / RECOMMENDATION_FILE).get("recommended")
     has_adapter = (folder / ADAPTER_FILE).is_file()
-    return Choice(candidate, _read(folder / ADAPTER_FILE) if has_adapter else None)
+    return Choice(
+        to_json(_candidate(recommended, folder)), _read(folder / ADAPTER_FILE) if has_adapter else None
+    )
+
+
+def _candidate(recommended: Any, folder: Path) -> Candidate:
+    """What the document says of it, less what is derived; fields that it was written without get defaults."""
+    try:
+        return from_json(Candidate, {field.name: recommended[field.name] for field in fields(Candidate)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / RECOMMENDATION_FILE} recommends nothing that can be applied ({error!r:.200})",
+            next_step="name the folder that rankwise recommend --out wrote",
+        ) from None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -38,13 +38,14 @@ def apply_candidate(
     """
     _require_unadapted(model)
     is_plain = not isinstance(model, transformers.PreTrainedModel)
+    _require_parts(model, trained_parts(candidate["adapter"]))
     if adapter_config is not None:
         _require_targets(model, adapter_config)
         if is_plain:  # PEFT's classes for tasks expect transformers' models
             adapter_config = {**adapter_config, "task_type": None}
     level, adapter = candidate["level"], candidate["adapter"]
-    kept = _kept_modules(model, trained_parts(adapter))
-    _quantize(model, level, skip=(*kept, *skip), adapter_config=adapter_config)
+    kept = (*trained_parts(adapter), *_output_embeddings(model), *skip)
+    _quantize(model, level, skip=kept, adapter_config=adapter_config)
     if level["gradient_checkpointing"] and isinstance(model, transformers.PreTrainedModel):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     avoid_fast_paths(model)
@@ -52,7 +53,6 @@ def apply_candidate(
     if adapter_config is not None:
         return _adapted(model, adapter_config, dtype)
     if adapter["method"] != "full":
-        _require_parts(model, trained_parts(adapter))
         freeze_rest(model, trained_parts(adapter), dtype=dtype)
     return model
 
@@ -118,14 +118,12 @@ def _quantize(
         raise InputError(f"the module cannot be quantized as recommended: {error}") from error
 
 
-def _kept_modules(model: torch.nn.Module, trained: Collection[str]) -> list[str]:
-    """What is never quantized: what is trained in full, and output embeddings, as transformers has it."""
-    names = [name for name, _ in model.named_modules()]
-    kept = [part for part in trained if any(f".{part}." in f".{name}." for name in names)]
-    if isinstance(model, transformers.PreTrainedModel):
-        head = model.get_output_embeddings()
-        kept += [name for name, module in model.named_modules() if module is head and head is not None]
-    return kept
+def _output_embeddings(model: torch.nn.Module) -> list[str]:
+    """Left alone, as transformers does where it quantizes."""
+    if not isinstance(model, transformers.PreTrainedModel):
+        return []
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if module is head and head is not None]
 
 
 def _require_unadapted(model: torch.nn.Module) -> None:
@@ -142,8 +140,6 @@ def _require_targets(model: torch.nn.Module, adapter_config: Mapping[str, Any]) 
         lost = [] if is_found else [targets]
     else:
         lost = [each for each in targets if not any(f".{name}".endswith(f".{each}") for name in names)]
-    saved = adapter_config.get("modules_to_save") or ()
-    lost += [each for each in saved if not any(name.endswith(each) for name in names)]
     _refuse_lost(lost, names)
 
 

@@ -104,6 +104,13 @@ def test_only_what_is_named() -> None:
     assert quantize_linears(module, level("nf4"), only=["0", "2"], skip=["4"]) == ["0", "2"]
 
 
+def test_names_of_parameters_are_taken_too() -> None:
+    """What is trained beside quantized weights may be all biases."""
+    module = perceptron()
+    assert quantize_linears(module, level("nf4"), skip=["bias", "4"]) == ["0", "2"]
+    assert type(module[0].bias) is nn.Parameter
+
+
 def test_weights_that_are_read_past_their_layer_are_left_alone() -> None:
     assert list(plain_linears(Tied())) == ["body"]
     names = list(plain_linears(atcnet.build()))

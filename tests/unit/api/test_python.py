@@ -143,10 +143,18 @@ def test_what_is_applied_is_the_same_from_object_and_files(script, asked, tmp_pa
     choice = read_choice(best)
 
     assert choice.candidate["adapter"]["targets"] == ["query", "value"]
-    for path in (tmp_path, tmp_path / "recommendation.json"):
-        read = read_choice(path)
-        assert read.adapter_config == choice.adapter_config
-        assert {name: read.candidate[name] for name in choice.candidate} == choice.candidate
+    assert read_choice(tmp_path) == read_choice(tmp_path / "recommendation.json") == choice
+
+
+def test_what_an_older_version_wrote_can_be_applied(script, asked, tmp_path):
+    script.play()
+    best = recommend("models/MiniLM", "data/reviews.csv", out=tmp_path)
+    file = tmp_path / "recommendation.json"
+    document = json.loads(file.read_text())
+    del document["recommended"]["adapter"]["unfrozen"]
+    file.write_text(json.dumps(document))
+
+    assert read_choice(tmp_path) == read_choice(best)
 
 
 def test_full_fine_tuning_is_applied_without_an_adapter(script, asked, candidates, trained, tmp_path):
@@ -157,7 +165,7 @@ def test_full_fine_tuning_is_applied_without_an_adapter(script, asked, candidate
     assert read_choice(tmp_path).adapter_config is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"recommended": null}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"recommended": null}', '{"recommended": {"adapter": {}}}'])
 def test_files_that_recommend_nothing_are_refused(text, tmp_path):
     (tmp_path / "recommendation.json").write_text(text)
     with pytest.raises(InputError, match=r"recommendation\.json"):
