@@ -184,7 +184,8 @@ def _verdicts_table(inspection: Inspection) -> Table:
     for verdict in inspection.verdicts:
         count = verdict.trainable_params
         sits_on = verdict.where
-        where = sits_on.pattern or ", ".join(_shortened((*sits_on.modules, *sits_on.parameters)))
+        names = (*sits_on.modules, *sits_on.parameters, *sits_on.trained)
+        where = sits_on.pattern or ", ".join(_shortened(names))
         if where and where == told:
             shown = "as above"
         else:

@@ -24,7 +24,7 @@ CANDIDATE = Candidate(
 
 
 def test_candidate_id_is_golden():
-    assert CANDIDATE.id == "dc42ec995d3bc4141e98ecfaf7fbcf772b6ecb437047f57a7901ca43b9f4b2d1"
+    assert CANDIDATE.id == "f2748f01f2367632aa66547ed475542b3eaf3c01091f44ca948160708add4691"
 
 
 def test_int_and_float_alpha_are_the_same_candidate():
