@@ -66,10 +66,12 @@ def load_base(
         factory: name, folder and arguments of what makes the model, in place of transformers.
     """
     if factory is not None:
-        made = make_module(factory).to(dtype=getattr(torch, level["weight_dtype"]))
+        made = make_module(factory).to(device=device, dtype=getattr(torch, level["weight_dtype"]))
         quantize_linears(made, level, skip=trained_modules)
         avoid_fast_paths(made)
-        return made.to(device)
+        if device.type == "cpu":
+            widen_norms(made)
+        return made
     config = transformers.AutoConfig.from_pretrained(
         model_path, trust_remote_code=trust_remote_code, **head_settings(task)
     )
