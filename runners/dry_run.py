@@ -64,6 +64,13 @@ class Batch:
     """Of rows that are no text."""
 
 
+def images_of(shape: tuple[int, int, int] | None) -> tuple[ArrayOfBatch, ...]:
+    """Images of this shape and their classes, as ``Batch.arrays``; empty where none are read."""
+    if shape is None:
+        return ()
+    return ArrayOfBatch("pixel_values", shape, "float32"), ArrayOfBatch(TARGET, (), "int64")
+
+
 class Step(Protocol):
     """What is done in a training step, part by part, and in an evaluation."""
 

@@ -23,10 +23,9 @@ from ..optimizer.estimates.shard_plan import Offload, Scheme, ShardPlan
 from ..optimizer.estimates.tape import Tape
 from ..optimizer.sizes import BYTES_PER_ELEMENT
 from ..probes.model import inspect_model, natural_task, task_without_data
-from ..probes.profiles import ModelProfile, TaskKind
-from .dry_run import ArrayOfBatch, Batch
+from ..probes.profiles import TaskKind
+from .dry_run import Batch, images_of
 from .dry_runner import LENGTH_STEP, DryRunner, Sizes
-from .forward import TARGET
 from .messages import Report
 
 LONGEST_ROW = 1_048_576
@@ -118,7 +117,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         target_length=candidate.recipe.max_length if task.kind is TaskKind.SEQ2SEQ else None,
         padded=settings.padded,
         packed=settings.packed,
-        arrays=_images_of(model),
+        arrays=images_of(model.image_shape),
     )
     plan, enough = plan_of(settings, candidate), spec["enough"]
     predictions: list[Prediction] = []
@@ -177,11 +176,3 @@ def plan_of(settings: Settings, candidate: Candidate) -> ShardPlan | None:
         )
     except ValueError as error:
         raise InputError(str(error), next_step="choose another --zero-stage, --fsdp or --offload") from error
-
-
-def _images_of(model: ModelProfile) -> tuple[ArrayOfBatch, ...]:
-    """A batch of the images that the model reads, with their classes; empty where it reads none."""
-    if model.image_shape is None:
-        return ()
-    images = ArrayOfBatch("pixel_values", model.image_shape, "float32")
-    return images, ArrayOfBatch(TARGET, (), "int64")

@@ -24,7 +24,7 @@ from ..optimizer.targets import Targets
 from ..optimizer.verdicts import NOT_CALLED, Attempt, Proof, Settled, Variant, Where
 from ..probes.profiles import ModelProfile, ModuleProfile, TaskProfile
 from .build import build_model
-from .dry_run import Batch, make_inputs
+from .dry_run import Batch, images_of, make_inputs
 from .dry_runner import CANNOT_RUN, TOTAL_STEPS
 from .fakes import fake_tensors, known_masks, known_weights, materialise, on_meta
 from .shallow import cut_configuration, stacks_of
@@ -160,7 +160,7 @@ class LibraryModel:
         """
         quantized = candidate.level.quantization is not Quantization.NONE
         batch = Batch(rows=1, length=8, target_length=8 if self.profile.is_encoder_decoder else None)
-        batch = replace(batch, image=self.profile.image_shape)
+        batch = replace(batch, arrays=images_of(self.profile.image_shape))
 
         def step(mode: AbstractContextManager[Any]) -> None:
             with mode, known_masks(padded=False, packed=False), known_weights():
