@@ -15,7 +15,7 @@ from ...optimizer.domain import StudyFacts, StudyRequest
 from ..units import format_bytes
 from .console import print_json, results
 from .options import AsJson
-from .progress import describe_rows
+from .progress import describe_rows, describe_task
 
 if TYPE_CHECKING:
     from ...probes.profiles import GpuProcess, GpuProfile, HardwareProfile
@@ -31,7 +31,7 @@ rankwise probe --model ./llama --data chats.jsonl --json
 
 def probe(
     model: Annotated[str | None, typer.Option(help="Folder with a model, or its id on the hub.")] = None,
-    data: Annotated[str | None, typer.Option(help="CSV, JSON or JSONL file.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data, as for recommend.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the hardware, and with --model and --data what is found in those. Measures nothing."""
@@ -133,7 +133,7 @@ def _facts_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:
     yield "", f"{dataset.usable_rows:,} of {dataset.rows:,} rows usable, {format_bytes(dataset.size_bytes)}"
     for note in dataset.notes:
         yield "", note
-    yield "task", f"{dataset.task.kind}: {dataset.task.reason}"
+    yield "task", describe_task(facts)
     if dataset.label_counts:
         yield "labels", ", ".join(f"{label} {count:,}" for label, count in dataset.label_counts.items())
     if (lengths := dataset.lengths) is not None:
