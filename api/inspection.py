@@ -35,6 +35,8 @@ _SHOWN_FIELDS = (
     "target_parameters",
     "feedforward",
     "trained_modules",
+    "unfrozen",
+    "last_blocks",
 )
 """What of an adapter decides which parameters are trained."""
 

@@ -186,10 +186,20 @@ def _combination_problems(request: StudyRequest) -> Iterator[RequestProblem]:
             f"complexity {request.complexity.value!r} is asked by the tiers only",
             "ask for the tiers too, or leave it out",
         )
-    if request.methods == (Method.FULL,) and Quantization.NONE not in (request.quantizations or Quantization):
+    unquantized = {Method.FULL, Method.BITFIT}
+    if (
+        request.methods
+        and unquantized.issuperset(request.methods)
+        and Quantization.NONE not in (request.quantizations or Quantization)
+    ):
+        what = (
+            "full fine-tuning trains all weights"
+            if Method.FULL in request.methods
+            else "bitfit trains all biases"
+        )
         yield problem(
             "quantizations",
-            f"full fine-tuning trains all weights, and those in {'/'.join(request.quantizations)} are frozen",
+            f"{what}, and those in {'/'.join(request.quantizations)} are frozen",
             "allow the quantization none, or a method with an adapter",
         )
     kind = _KINDS.get(request.task or "")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..probes.profiles import ModelProfile
 from .domain import Adapter, Candidate, Method, Quantization, StudyFacts
 from .methods import METHODS, oft_block
+from .parts import bias_parts, blocks_of, head_parts, norm_parts
 from .priors import prior_distance, prior_quality
 from .sizes import quantizable_parameters, trainable_parameters
 from .targets import TARGET_SETS, Targets, adapted_modules
@@ -19,6 +20,7 @@ LORA_RANKS = (4, 8, 16, 32, 64, 128)
 ADALORA_RANKS = (8, 32)
 OFT_BLOCKS = (16, 32, 64)
 MISS_RANKS = (16, 64)
+LAST_BLOCKS = (1, 2, 4)
 
 ADALORA_SURPLUS = 1.5
 """AdaLoRA starts with this multiple of the ranks that it keeps, as in the paper (Zhang et al. 2023)."""
@@ -31,6 +33,9 @@ DROPOUT_BY_ROWS = ((100_000, 0.0), (10_000, 0.05), (1_000, 0.1))
 
 SMALL_DATA_DROPOUT = 0.2
 UNKNOWN_DATA_DROPOUT = 0.05
+
+ROUNDS_BEFORE = 2
+"""Of adapters, before what freezes the model and has none: that is light and fast, and mostly learns less."""
 
 UNADAPTED_SHARE = 0.5
 """Above this share of its parameters in experts that an adapter skips, there is a warning."""
@@ -91,6 +96,35 @@ class AdapterFactory:
         """Any method whose only number is a rank or a block's size."""
         return self._adapter(method, target_set, rank=rank)
 
+    def partial(self, method: Method) -> Adapter | None:
+        """A new head, with all biases or all norms; without a new head the one that the model has.
+
+        None where the model has nothing of that kind.
+        """
+        model, trained = self.targets.model, self.targets.trained_modules
+        match method:
+            case Method.BITFIT:
+                parts = bias_parts(model)
+            case Method.NORMS:
+                parts = norm_parts(model)
+            case _:
+                parts = () if trained else head_parts(model)
+        if not parts and (method is not Method.HEAD or not trained):
+            return None
+        return Adapter(method=method, trained_modules=trained, unfrozen=parts)
+
+    def last_blocks(self, count: int) -> Adapter | None:
+        """The last blocks and a new head; None where that would be all blocks that there are."""
+        blocks = blocks_of(self.targets.model)
+        if not 0 < count < len(blocks):
+            return None
+        return Adapter(
+            method=Method.LAST_BLOCKS,
+            trained_modules=self.targets.trained_modules,
+            unfrozen=blocks[-count:],
+            last_blocks=count,
+        )
+
     def _of(self, method: Method) -> Iterator[Adapter]:
         for adapter in self._grid(method):
             if adapter is not None:
@@ -112,6 +146,10 @@ class AdapterFactory:
                 yield from (self.ranked(method, size, name) for size in OFT_BLOCKS for name in TARGET_SETS)
             case Method.MISS:
                 yield from (self.ranked(method, rank, name) for rank in MISS_RANKS for name in TARGET_SETS)
+            case Method.LAST_BLOCKS:
+                yield from (self.last_blocks(count) for count in LAST_BLOCKS)
+            case Method.HEAD | Method.BITFIT | Method.NORMS:
+                yield self.partial(method)
             case Method.FULL:
                 yield Adapter(method=Method.FULL)
 
@@ -159,7 +197,8 @@ def in_order(adapters: Collection[Adapter], model: ModelProfile) -> tuple[Adapte
 
     A family is a method with its variant (plain LoRA, rsLoRA, DoRA, AdaLoRA, …). Within a family, and among
     those of one round, the better published quality comes first, then the nearer published run, then the
-    smaller adapter. Ranks that exceed every matrix they sit on come last of all.
+    smaller adapter. What freezes the model and has no adapter joins after the first two rounds, since nothing
+    comparable was published of it. Ranks that exceed every matrix they sit on come last of all.
     """
     keys = {
         adapter: (
@@ -174,7 +213,7 @@ def in_order(adapters: Collection[Adapter], model: ModelProfile) -> tuple[Adapte
     places = []
     for adapter in sorted(adapters, key=keys.__getitem__):
         family = (adapter.method, adapter.use_rslora, adapter.use_dora, adapter.init_weights)
-        rounds[family] = rounds.get(family, 0) + 1
+        rounds[family] = rounds.get(family, ROUNDS_BEFORE if adapter.method.unfreezes else 0) + 1
         places.append((keys[adapter][0], rounds[family], keys[adapter], adapter))
     return tuple(place[-1] for place in sorted(places, key=lambda place: place[:3]))
 
@@ -228,7 +267,7 @@ def _expert_warnings(candidate: Candidate, model: ModelProfile) -> Iterator[str]
     if not adapter.target_parameters and share > UNADAPTED_SHARE:
         yield f"The experts, {share:.0%} of the model's parameters, are left as they are."
     if level.quantization is not Quantization.NONE:
-        quantized = quantizable_parameters(model, adapter.trained_modules) / model.parameters
+        quantized = quantizable_parameters(model, adapter.trained_parts) / model.parameters
         yield (
             f"Only {quantized:.0%} of the model's parameters are quantized to {level.quantization}: "
             "bitsandbytes leaves experts as they are."
@@ -239,7 +278,8 @@ def _largest_rank(adapter: Adapter) -> int:
     """0 where the method has no rank: IA3, and OFT, whose number is a block's size."""
     if adapter.method is Method.OFT:
         return 0
-    return max(adapter.rank or 0, adapter.initial_rank or 0)
+    patterns = (rank for _, rank in adapter.rank_pattern)
+    return max(adapter.rank or 0, adapter.initial_rank or 0, *patterns)
 
 
 def _smaller_sides(adapter: Adapter, model: ModelProfile) -> list[int]:

@@ -25,14 +25,33 @@ CANDIDATE_VERSION = 1
 
 
 class Method(StrEnum):
-    """How weights are adapted. ``FULL`` trains every weight and has no adapter."""
+    """How weights are adapted."""
 
     LORA = "lora"
     ADALORA = "adalora"
     IA3 = "ia3"
     OFT = "oft"
     MISS = "miss"
+    HEAD = "head"
+    """Without an adapter, like all that follow: only the head is trained."""
+    LAST_BLOCKS = "last-blocks"
+    """The last blocks and a new head."""
+    BITFIT = "bitfit"
+    """All biases and a new head."""
+    NORMS = "norms"
+    """All norms and a new head."""
     FULL = "full"
+    """Every weight."""
+
+    @property
+    def unfreezes(self) -> bool:
+        """Some of the model's own weights are trained, and all others are frozen."""
+        return self in (Method.HEAD, Method.LAST_BLOCKS, Method.BITFIT, Method.NORMS)
+
+    @property
+    def has_adapter(self) -> bool:
+        """PEFT puts something beside the model's weights."""
+        return self is not Method.FULL and not self.unfreezes
 
 
 class Quantization(StrEnum):
@@ -177,23 +196,55 @@ class Adapter:
     """IA3 only: the targets whose input, not output, is scaled."""
     trained_modules: tuple[str, ...] = ()
     """Modules trained in full beside the adapter (a new head): PEFT's ``modules_to_save``."""
+    unfrozen: tuple[str, ...] = ()
+    """Without an adapter: parts of the model that are trained beside ``trained_modules``, all else frozen.
+
+    A part is what stands between dots in the names of its parameters: ``encoder.layer.5``, ``bias``.
+    """
+    last_blocks: int | None = None
+    """``LAST_BLOCKS`` only: how many blocks ``unfrozen`` names."""
     use_rslora: bool = False
     use_dora: bool = False
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """LoRA only: pairs of a regular expression for the end of a module's name and its rank.
+
+    The first that matches holds, as in PEFT's ``rank_pattern``; ``rank`` is for all others.
+    """
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    """The same for ``alpha``."""
     init_weights: str | None = None
     """A LoRA initialisation by PEFT's name (``pissa``, ``olora``, …); None is the default, B = 0."""
     target_set: str = field(default="custom", metadata={"identity": False})
     """Name of the set that ``targets`` came from; for people, not part of the identity."""
 
+    @property
+    def trained_parts(self) -> tuple[str, ...]:
+        """All that is trained of the model itself, and so never quantized."""
+        return (*self.trained_modules, *self.unfrozen)
+
     def describe(self) -> str:
-        """Short and human: ``LORA r=16 α=32 minimal``, ``IA3 key,value``, ``full fine-tuning``."""
-        if self.method is Method.FULL:
-            return "full fine-tuning"
+        """Short and human: ``LORA r=16 α=32 minimal``, ``IA3 key,value``, ``last 2 blocks + head``."""
+        head = " + head" if self.trained_modules else ""
+        match self.method:
+            case Method.FULL:
+                return "full fine-tuning"
+            case Method.HEAD:
+                return "head only"
+            case Method.LAST_BLOCKS:
+                return ("last block" if self.last_blocks == 1 else f"last {self.last_blocks} blocks") + head
+            case Method.BITFIT:
+                return f"biases{head}"
+            case Method.NORMS:
+                return f"norms{head}"
         parts = [self.method.upper()]
         if self.rank is not None:
             start = "" if self.initial_rank is None else f"{self.initial_rank}→"
             parts.append(f"r={start}{self.rank}")
         if self.alpha is not None:
             parts.append(f"α={self.alpha:g}")
+        if self.rank_pattern:
+            ranks = {rank for _, rank in self.rank_pattern} | {self.rank or 0}
+            parts[1:2] = [f"r={min(ranks)}…{max(ranks)}"]
         variants = {"rsLoRA": self.use_rslora, "DoRA": self.use_dora, self.init_weights: True}
         parts += [name for name, on in variants.items() if on and name]
         parts.append(self.target_set if self.target_set != "custom" else ",".join(self.targets))
@@ -298,6 +349,7 @@ class Candidate:
         form = identity(self)
         del form["learning_rate"]
         form["adapter"]["alpha"] = None
+        form["adapter"]["alpha_pattern"] = []
         form["adapter"]["dropout"] = self.adapter.dropout > 0
         form["recipe"]["weight_decay"] = self.recipe.weight_decay > 0
         for name in ("epochs", "schedule", "warmup_ratio"):

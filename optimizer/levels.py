@@ -38,6 +38,7 @@ from .rules import (
     setting_of,
 )
 from .sizes import device_bytes, frozen_bytes, trainable_parameters, trained_bytes
+from .targets import is_adaptable, trained_modules
 from .tiers import tier_pairs
 
 PRECISIONS = (
@@ -196,9 +197,10 @@ class _Memory:
         trained = trained_bytes(level, self._trained[adapter])
         if adapter.method is Method.FULL:
             return trained
-        key = level, adapter.trained_modules
+        key = level, adapter.trained_parts
         if key not in self._frozen:
-            self._frozen[key] = frozen_bytes(level, self._model, adapter.trained_modules)
+            in_place = self._trained[adapter] if adapter.method.unfreezes else 0
+            self._frozen[key] = frozen_bytes(level, self._model, adapter.trained_parts, in_place=in_place)
         return trained + self._frozen[key]
 
 
@@ -208,7 +210,7 @@ def _pairs(facts: StudyFacts, request: StudyRequest, memory: _Memory) -> tuple[l
     if request.use_tiers:
         return _allowed(tier_pairs(facts, request, factory), facts)
     base = tuple(_base_levels(request.quantizations or QUANTIZATIONS, preferred_attention(facts.model)))
-    adapters = factory.every(_methods(request))
+    adapters = factory.every(_methods(facts, request))
     allowed, refused = _allowed([(adapter, level) for adapter in adapters for level in base], facts)
     levels: dict[Adapter, list[Level]] = {}
     for adapter, level in allowed:
@@ -226,8 +228,19 @@ def _pairs(facts: StudyFacts, request: StudyRequest, memory: _Memory) -> tuple[l
     return pairs, [*refused, *more_refused]
 
 
-def _methods(request: StudyRequest) -> Collection[Method]:
-    return request.methods or [method for method, spec in METHODS.items() if spec.tried_unasked]
+def _methods(facts: StudyFacts, request: StudyRequest) -> Collection[Method]:
+    """Those asked for; else what is tried unasked, which depends on whether a head is new or nothing else
+    suits."""
+    if request.methods:
+        return request.methods
+    model, task = facts.model, facts.dataset.task.kind
+    new = trained_modules(model, task)
+    may_freeze = task.has_new_head or not any(is_adaptable(module, new) for module in model.modules)
+    return [
+        method
+        for method, spec in METHODS.items()
+        if spec.tried_unasked and (may_freeze or not method.unfreezes)
+    ]
 
 
 def _preferred(adapter: Adapter, own: Sequence[Level], memory: _Memory) -> Level:
@@ -297,7 +310,7 @@ def _allowed(pairs: Sequence[_Pair], facts: StudyFacts) -> tuple[list[_Pair], li
             )
             by_adapter[adapter] = first_refusal(settings[adapter], ADAPTER_RULES)
         setting = replace(settings[adapter], level=level)
-        key = level, adapter.trained_modules
+        key = level, adapter.trained_parts
         if key not in by_level:
             by_level[key] = first_refusal(setting, LEVEL_RULES)
         rule = by_adapter[adapter] or first_refusal(setting, PAIR_RULES) or by_level[key]
@@ -319,7 +332,7 @@ def _by_rule(refused: Sequence[_Refused]) -> tuple[LeftOut, ...]:
 
 def _nothing_suits(facts: StudyFacts, request: StudyRequest, refused: Sequence[_Refused]) -> InputError:
     model = f"{facts.model.source} ({facts.model.architecture})"
-    names = " or ".join(sorted(_methods(request)))
+    names = " or ".join(sorted(_methods(facts, request)))
     if not refused:
         return InputError(
             f"{model} has no linear layer that {names} could adapt",

@@ -6,6 +6,7 @@ grid of ranks is in ``adapters.py``. Knows nothing of models as wholes, levels o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,8 @@ class MethodSpec:
     tried_on: frozenset[str] = frozenset()
     """Kinds that it may take besides, of modules that a factory makes: trying tells."""
     tried_unasked: bool = True
-    """Tried in studies that name no methods."""
+    """Tried in studies that name no methods; one that freezes most weights only where a head is new, or
+    where no adapter suits."""
 
 
 def learning_rate(method: Method, hidden_size: int | None) -> float:
@@ -89,6 +91,10 @@ def _lora_fields(adapter: Adapter, _: int) -> dict[str, Any]:
         "use_rslora": adapter.use_rslora,
         "use_dora": adapter.use_dora,
     }
+    if adapter.rank_pattern:
+        fields["rank_pattern"] = dict(adapter.rank_pattern)
+    if adapter.alpha_pattern:
+        fields["alpha_pattern"] = dict(adapter.alpha_pattern)
     if adapter.init_weights is not None:
         fields["init_lora_weights"] = adapter.init_weights
     if adapter.target_parameters:
@@ -96,8 +102,16 @@ def _lora_fields(adapter: Adapter, _: int) -> dict[str, Any]:
     return fields
 
 
+def rank_on(adapter: Adapter, module_name: str) -> int:
+    """The rank that PEFT gives this module: that of the first pattern that matches, else the adapter's."""
+    for pattern, rank in adapter.rank_pattern:
+        if re.match(rf"(.*\.)?({pattern})$", module_name):
+            return rank
+    return _rank(adapter)
+
+
 def _lora_trainable(adapter: Adapter, module: ModuleProfile) -> int:
-    rank = _rank(adapter)
+    rank = rank_on(adapter, module.name)
     if (adapter.init_weights or "").startswith(("pissa", "olora")):
         # These cut A and B out of a decomposition of the weight, which has no more columns than this.
         rank = min(rank, module.in_features, module.out_features)
@@ -129,6 +143,18 @@ def _oft_trainable(adapter: Adapter, module: ModuleProfile) -> int:
     """Each block's skew-symmetric matrix, the half above its diagonal."""
     block = oft_block(module.in_features, _rank(adapter))
     return module.in_features // block * (block * (block - 1) // 2)
+
+
+def _without_adapter(*, rate_at_width: float, tried_unasked: bool = True) -> MethodSpec:
+    """Of a method that trains the model's own weights: which, ``parts.py`` knows."""
+    return MethodSpec(
+        peft_type=None,
+        kinds=frozenset(),
+        config_fields=lambda *_: {},
+        trainable_on=lambda *_: 0,
+        rate_at_width=rate_at_width,
+        tried_unasked=tried_unasked,
+    )
 
 
 METHODS: Mapping[Method, MethodSpec] = {
@@ -185,13 +211,13 @@ METHODS: Mapping[Method, MethodSpec] = {
         rate_at_width=1.4e-4,
         tried_unasked=False,
     ),
-    Method.FULL: MethodSpec(
-        peft_type=None,
-        kinds=frozenset(),
-        config_fields=lambda *_: {},
-        trainable_on=lambda *_: 0,
-        rate_at_width=5e-5,
-    ),
+    # Probes of a frozen body are usually trained at 1e-3, which this is at a width of 768.
+    Method.HEAD: _without_adapter(rate_at_width=5e-4),
+    Method.LAST_BLOCKS: _without_adapter(rate_at_width=5e-5),
+    # At BERT's widths 4.2e-4 and 3.4e-4: BitFit was tuned between 1e-4 and 1e-3 (Ben Zaken et al. 2022).
+    Method.BITFIT: _without_adapter(rate_at_width=2e-4),
+    Method.NORMS: _without_adapter(rate_at_width=2e-4, tried_unasked=False),
+    Method.FULL: _without_adapter(rate_at_width=5e-5),
 }
 """One entry for each method; an integration test holds each against PEFT itself.
 

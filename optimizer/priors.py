@@ -49,19 +49,34 @@ PUBLISHED = (
 )
 
 
+def published_quality(adapter: Adapter) -> float | None:
+    """Accuracy of the published run nearest to this adapter: same method, then variant, targets, rank.
+
+    None where none is of its method.
+    """
+    row = _nearest(adapter)
+    return None if row is None else row.accuracy
+
+
 def prior_quality(adapter: Adapter) -> float:
-    """Accuracy of the published run nearest to this adapter: same method, then variant, targets, rank."""
-    return _nearest(adapter).accuracy
+    """As :func:`published_quality`; the least that was published where nothing was, so that it comes last."""
+    quality = published_quality(adapter)
+    return min(row.accuracy for row in PUBLISHED) if quality is None else quality
+
+
+UNKNOWN_DISTANCE = (True, True, True, True, math.inf)
+"""Of what nothing was published about."""
 
 
 def prior_distance(adapter: Adapter) -> tuple[bool, bool, bool, bool, float]:
     """How far that run is from the adapter: which, among equal priors, deserves its prior more."""
-    return _distance(_nearest(adapter), adapter)
+    row = _nearest(adapter)
+    return UNKNOWN_DISTANCE if row is None else _distance(row, adapter)
 
 
-def _nearest(adapter: Adapter) -> PublishedQuality:
+def _nearest(adapter: Adapter) -> PublishedQuality | None:
     rows = (row for row in PUBLISHED if row.method is adapter.method)
-    return min(rows, key=lambda row: _distance(row, adapter))
+    return min(rows, key=lambda row: _distance(row, adapter), default=None)
 
 
 def _distance(row: PublishedQuality, adapter: Adapter) -> tuple[bool, bool, bool, bool, float]:

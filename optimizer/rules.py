@@ -14,7 +14,7 @@ from ..probes.profiles import HardwareProfile, ModelProfile, TaskKind
 from .domain import Adapter, Level, Method, Quantization
 from .methods import METHODS
 from .sizes import quantizable_parameters
-from .targets import adapted_modules
+from .targets import EXPERT_NAMES_OF_OLD, adapted_modules, has_experts
 
 PEFT = "peft 0.21"
 BITSANDBYTES = "bitsandbytes 0.50, transformers 5.23"
@@ -75,7 +75,13 @@ ADAPTER_RULES = (
         name="nothing-to-adapt",
         reason="The model has no module of a kind that the method can sit on.",
         versions=None,
-        forbids=lambda s: s.adapter.method is not Method.FULL and not s.kinds,
+        forbids=lambda s: s.adapter.method.has_adapter and not s.kinds,
+    ),
+    Rule(
+        name="nothing-to-unfreeze",
+        reason="The model has no such weights of its own (a head may share the embeddings').",
+        versions=None,
+        forbids=lambda s: s.adapter.method.unfreezes and not s.adapter.trained_parts,
     ),
     Rule(
         name="experts-lora-only",
@@ -97,11 +103,29 @@ ADAPTER_RULES = (
     ),
     Rule(
         name="variant-of-lora",
-        reason="rsLoRA, DoRA and initialisations are variants of LoRA: the others raise or ignore them.",
+        reason="rsLoRA, DoRA, initialisations and patterns of ranks are variants of LoRA: the others raise "
+        "or ignore them.",
         versions=PEFT,
         forbids=lambda s: (
             s.adapter.method is not Method.LORA
-            and bool(s.adapter.use_rslora or s.adapter.use_dora or s.adapter.init_weights)
+            and bool(
+                s.adapter.use_rslora
+                or s.adapter.use_dora
+                or s.adapter.init_weights
+                or s.adapter.rank_pattern
+                or s.adapter.alpha_pattern
+            )
+        ),
+    ),
+    Rule(
+        name="experts-old-names",
+        reason="In a mixture PEFT takes gate_proj, up_proj, down_proj, w1, w2, w3 and gate for what experts "
+        "were called before: it leaves those layers out, and doubles the experts' rank.",
+        versions=PEFT,
+        forbids=lambda s: (
+            s.adapter.method is Method.LORA
+            and has_experts(s.model)
+            and any(target.rpartition(".")[2] in EXPERT_NAMES_OF_OLD for target in s.adapter.targets)
         ),
     ),
     Rule(
@@ -168,6 +192,20 @@ PAIR_RULES = (
         forbids=lambda s: s.adapter.method is Method.FULL and s.level.weight_dtype != "float32",
     ),
     Rule(
+        name="bitfit-quantized",
+        reason="bitsandbytes casts a quantized layer's bias to its input's dtype in each step: of a trained "
+        "one small updates would be lost.",
+        versions="bitsandbytes 0.50",
+        forbids=lambda s: s.adapter.method is Method.BITFIT and s.is_quantized,
+    ),
+    Rule(
+        name="checkpointing-behind-frozen",
+        reason="Below a head that alone is trained nothing is kept for the backward pass: there is nothing "
+        "to recompute.",
+        versions=None,
+        forbids=lambda s: s.adapter.method is Method.HEAD and s.level.gradient_checkpointing,
+    ),
+    Rule(
         name="adalora-half-precision",
         reason="On 16-bit weights, and 4-bit ones that compute in 16 bits, PEFT makes AdaLoRA's count of "
         "ranks trainable.",
@@ -211,7 +249,7 @@ LEVEL_RULES = (
         name="nothing-to-quantize",
         reason="bitsandbytes quantizes linear layers of the body, not experts: here that is nothing.",
         versions=BITSANDBYTES,
-        forbids=lambda s: s.is_quantized and quantizable_parameters(s.model, s.adapter.trained_modules) == 0,
+        forbids=lambda s: s.is_quantized and quantizable_parameters(s.model, s.adapter.trained_parts) == 0,
     ),
     Rule(
         name="double-quantization-of-4-bit",

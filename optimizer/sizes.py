@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..probes.profiles import HardwareProfile, ModelProfile, ModuleProfile
 from .domain import Adapter, Candidate, Level, Method, Quantization
 from .methods import METHODS
+from .parts import parameters_of
 from .targets import adapted_modules, is_adaptable, is_trained
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -43,6 +44,8 @@ def trainable_parameters(adapter: Adapter, model: ModelProfile) -> int:
     """As :func:`estimated_trainable`, of an adapter at any level."""
     if adapter.method is Method.FULL:
         return model.parameters
+    if adapter.method.unfreezes:
+        return parameters_of(adapter.trained_parts, model)
     trained = sum(m.parameters for m in model.modules if is_trained(m.name, adapter.trained_modules))
     on = METHODS[adapter.method].trainable_on
     return trained + sum(on(adapter, module) for module in adapted_modules(adapter, model))
@@ -53,10 +56,18 @@ def least_bytes(candidate: Candidate, model: ModelProfile) -> int:
 
     Frozen embeddings are left out: a host may map their file and touch only the rows in use.
     """
+    adapter = candidate.adapter
     trained = trained_bytes(candidate.level, estimated_trainable(candidate, model))
-    if candidate.adapter.method is Method.FULL:
+    if adapter.method is Method.FULL:
         return trained
-    return trained + frozen_bytes(candidate.level, model, candidate.adapter.trained_modules)
+    return trained + frozen_bytes(
+        candidate.level, model, adapter.trained_parts, in_place=in_place(adapter, model)
+    )
+
+
+def in_place(adapter: Adapter, model: ModelProfile) -> int:
+    """Parameters of the model itself that are trained where they are; PEFT trains a copy of a head."""
+    return trainable_parameters(adapter, model) if adapter.method.unfreezes else 0
 
 
 def trained_bytes(level: Level, parameters: int) -> int:
@@ -64,13 +75,20 @@ def trained_bytes(level: Level, parameters: int) -> int:
     return int((TRAINED_BYTES_PER_PARAMETER + OPTIMIZER_BYTES_PER_PARAMETER[level.optimizer]) * parameters)
 
 
-def frozen_bytes(level: Level, model: ModelProfile, trained_modules: tuple[str, ...]) -> int:
-    """The base model's weights without embeddings, quantized where the level says so and the kind allows."""
+def frozen_bytes(
+    level: Level, model: ModelProfile, trained_parts: tuple[str, ...], *, in_place: int = 0
+) -> int:
+    """The base model's weights without embeddings, quantized where the level says so and the kind allows.
+
+    Args:
+        trained_parts: what is not quantized, because it is trained.
+        in_place: how many of the model's own parameters are no frozen weights, but trained ones.
+    """
     embeddings = sum(module.parameters for module in model.modules if module.kind == "embedding")
-    frozen = max(0, model.parameters - embeddings)
+    frozen = max(0, model.parameters - embeddings - in_place)
     if level.quantization is Quantization.NONE:
         return BYTES_PER_ELEMENT[level.weight_dtype] * frozen
-    quantized = min(frozen, quantizable_parameters(model, trained_modules))
+    quantized = min(frozen, quantizable_parameters(model, trained_parts))
     rate = (
         BYTES_PER_DOUBLE_QUANTIZED_PARAMETER
         if level.double_quantization
@@ -79,15 +97,13 @@ def frozen_bytes(level: Level, model: ModelProfile, trained_modules: tuple[str, 
     return BYTES_PER_ELEMENT[level.weight_dtype] * (frozen - quantized) + int(rate * quantized)
 
 
-def quantizable_parameters(model: ModelProfile, trained_modules: tuple[str, ...]) -> int:
+def quantizable_parameters(model: ModelProfile, trained_parts: tuple[str, ...]) -> int:
     """Weights, without biases, that are quantized: of linear layers, not of stacked experts.
 
     transformers (5.23) leaves linear layers of a class of the model's own (Falcon's) as they are.
     """
     return sum(
-        _matrix(module)
-        for module in model.modules
-        if module.is_plain and is_adaptable(module, trained_modules)
+        _matrix(module) for module in model.modules if module.is_plain and is_adaptable(module, trained_parts)
     )
 
 

@@ -26,6 +26,10 @@ TARGET_SETS = ("minimal", "balanced", "full")
 UNTOUCHED_ROLES = frozenset({"head", "router"})
 """A head is trained in full or not at all; an adapted router would send tokens to other experts."""
 
+EXPERT_NAMES_OF_OLD = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate"})
+"""How experts and routers were called before transformers 5 stacked them. LoRA configurations of mixtures are
+converted by PEFT (0.21), which takes any target that ends so for these."""
+
 PEFT_HEADS = ("classifier", "score")
 """How the modules end that PEFT adds to ``modules_to_save`` of every sequence classifier."""
 
@@ -44,6 +48,7 @@ class Targets:
     """The target sets of one model for one task; each is computed once, whatever the number of adapters."""
 
     def __init__(self, model: ModelProfile, task: TaskKind | None) -> None:
+        self.model = model
         self.trained_modules = trained_modules(model, task)
         self._modules = [module for module in model.modules if module.kind != "experts"]
         self._experts = [module for module in model.modules if module.kind == "experts"]
@@ -59,7 +64,10 @@ class Targets:
         """
         if name in ROLES and (targets := self._suffixes(self._with_roles(ROLES[name], kinds))):
             return TargetSet(name=name, targets=targets)
-        targets = self._suffixes(self._of(kinds))
+        wanted = self._of(kinds)
+        if "experts" in kinds and self._experts:  # PEFT would take these for experts
+            wanted = [each for each in wanted if each.name.rpartition(".")[2] not in EXPERT_NAMES_OF_OLD]
+        targets = self._suffixes(wanted)
         experts = self._expert_suffixes() if "experts" in kinds and name == "full" else ()
         return TargetSet(name="full", targets=targets, target_parameters=experts) if targets else None
 
@@ -147,6 +155,11 @@ def adapted_modules(adapter: Adapter, model: ModelProfile) -> tuple[ModuleProfil
         if f".{module.name}".endswith(parameter_ends if module.kind == "experts" else ends)
         and not is_trained(module.name, adapter.trained_modules)
     )
+
+
+def has_experts(model: ModelProfile) -> bool:
+    """Some of its parameters stack the matrices of experts."""
+    return any(module.kind == "experts" for module in model.modules)
 
 
 def is_adaptable(module: ModuleProfile, trained: Collection[str]) -> bool:

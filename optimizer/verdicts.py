@@ -54,6 +54,10 @@ VARIANTS = (
     Variant(name="lora-nf4", method=Method.LORA, quantization=Quantization.NF4),
     Variant(name="dora-nf4", method=Method.LORA, use_dora=True, quantization=Quantization.NF4),
     Variant(name="ia3-nf4", method=Method.IA3, quantization=Quantization.NF4),
+    Variant(name="head", method=Method.HEAD),
+    Variant(name="last-blocks", method=Method.LAST_BLOCKS),
+    Variant(name="bitfit", method=Method.BITFIT),
+    Variant(name="norms", method=Method.NORMS),
     Variant(name="full", method=Method.FULL),
 )
 """What is tried, in the order in which it is shown."""
@@ -69,6 +73,8 @@ class Where:
     """In their place, a regular expression, where no list tells modules apart."""
     parameters: tuple[str, ...] = ()
     """Its ``target_parameters``."""
+    trained: tuple[str, ...] = ()
+    """What is trained of the model itself, beside an adapter or in its place: new heads, blocks, biases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

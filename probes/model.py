@@ -1,8 +1,8 @@
 """A model's structure, found by building it on the meta device: its modules, what is new, what it weighs.
 
 Reads configuration and headers only, never a weight, so it takes seconds and little memory whatever the
-size. Imports torch and transformers, as only ``roles.py`` and ``attention.py`` do beside it; runs in a
-child of the warm server. Knows nothing of adapters.
+size. Imports torch and transformers, as only ``roles.py``, ``tensors.py`` and ``attention.py`` do beside it;
+runs in a child of the warm server. Knows nothing of adapters.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .model_source import TensorHeader, has_weights, weight_headers
 from .profiles import ARRAY_TASKS, Factory, ModelProfile, TaskKind, TaskProfile
 from .roles import in_body, is_of_transformers, layer_of, module_profiles
 from .structure import Call, block_numbers
+from .tensors import tensor_profiles
 
 _SCORES = ("AutoModelForSequenceClassification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
 _CONTINUES = ("AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING)
@@ -113,6 +114,7 @@ def inspect_model(
         runs_remote_code=remote_class is not None,
         modules=module_profiles(model),
         new_modules=_new_modules(model, missing, source),
+        tensors=tensor_profiles(model),
     )
 
 
@@ -142,6 +144,7 @@ def inspect_module(module: nn.Module, factory: Factory, calls: Sequence[Call] = 
         supports_gradient_checkpointing=bool(getattr(module, "supports_gradient_checkpointing", False)),
         modules=module_profiles(module, calls),
         new_modules=(),
+        tensors=tensor_profiles(module),
         factory=factory,
         forward_arguments=forward_arguments(module),
     )

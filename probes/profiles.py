@@ -185,6 +185,18 @@ class ModuleProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorProfile:
+    """One parameter of a model; one that several modules share has the name that comes first."""
+
+    name: str
+    kind: str
+    """``norm`` (weight or bias of a norm), ``bias`` (of any other module), ``matrix`` or ``vector``."""
+    parameters: int
+    block: str | None = None
+    """Name of the numbered block of the body that it lies in, the outermost if there are several."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
     """A model's structure, from its configuration and the headers of its weight files."""
 
@@ -219,6 +231,8 @@ class ModelProfile:
     modules: tuple[ModuleProfile, ...]
     new_modules: tuple[str, ...]
     """Modules with parameters that are in no weight file: a new head. They must be trained."""
+    tensors: tuple[TensorProfile, ...] = ()
+    """All parameters, in the order in which the model lists them."""
     factory: Factory | None = None
     """What makes it; None where transformers does."""
     forward_arguments: tuple[str, ...] = ()

@@ -96,7 +96,7 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
         if shape is None:
             continue
         if shape.kind in ("embedding", "convolution"):
-            role = "other"
+            role = "head" if not told and places.get(name) == "head" else "other"
         elif module is output or not in_body(model, name):
             role = "head"
         elif is_router:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def build_model(
         model_path,
         task=task,
         level=level,
-        trained_modules=candidate["adapter"]["trained_modules"],
+        trained_modules=trained_parts(candidate["adapter"]),
         device=device,
         seed=seed,
         has_weights=has_weights,
@@ -84,7 +84,25 @@ def build_model(
     if level["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     dtype = getattr(torch, level["adapter_dtype"])
-    return model if adapter_config is None else add_adapter(model, adapter_config, dtype=dtype)
+    if adapter_config is not None:
+        return add_adapter(model, adapter_config, dtype=dtype)
+    if candidate["adapter"]["method"] != "full":
+        freeze_rest(model, trained_parts(candidate["adapter"]), dtype=dtype)
+    return model
+
+
+def trained_parts(adapter: Mapping[str, Any]) -> list[str]:
+    """What is trained of the model itself."""
+    return [*adapter["trained_modules"], *adapter["unfrozen"]]
+
+
+def freeze_rest(model: torch.nn.Module, parts: Sequence[str], *, dtype: torch.dtype) -> None:
+    """Train these parts in ``dtype``, and nothing else. A part stands between dots in a parameter's name."""
+    for name, parameter in model.named_parameters():
+        trains = any(f".{part}." in f".{name}." for part in parts)
+        if trains:
+            parameter.data = parameter.data.to(dtype)
+        parameter.requires_grad_(trains)
 
 
 def add_adapter(

@@ -72,6 +72,8 @@ class DryRunner:
         Raises:
             InputError: the model cannot be built or run as the candidate says.
         """
+        if candidate.adapter.last_blocks is not None or candidate.adapter.rank_pattern:
+            self.run_whole()  # layers differ in what is trained of them
         try:
             mode, model = self._build(candidate)
             with mode:

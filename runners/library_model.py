@@ -5,6 +5,7 @@ Knows nothing of what is concluded from a try.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -45,6 +46,8 @@ TRIED_LAYERS = (2, 4, 8)
 DEEPEST_STEP = 16
 """Where more layers than this are not known to be alike, steps are left out: building tells nearly all."""
 
+_LAST = re.compile(r"\.\d+$")
+
 NOTHING_QUANTIZED = "transformers replaces none of its layers by quantized ones"
 
 
@@ -66,8 +69,12 @@ class LibraryModel:
         self._can_step = True
         stacks = stacks_of(profile)
         depths = [layers for layers in TRIED_LAYERS if layers < min(stacks.values(), default=0)]
-        if any(cut_configuration(self._path, stacks, folder / "tried", layers=layers) for layers in depths):
-            self._path = folder / "tried"
+        tried = folder / "tried"
+        self._layers = next(
+            (each for each in depths if cut_configuration(self._path, stacks, tried, layers=each)), None
+        )
+        if self._layers is not None:
+            self._path = tried
         elif (profile.layers or 0) > DEEPEST_STEP:
             self._can_step = False
 
@@ -93,7 +100,7 @@ class LibraryModel:
         return Attempt(idle=dict.fromkeys(unused, NOT_CALLED), proof=proof)
 
     def trainable(self, variant: Variant, settled: Settled) -> int | None:
-        return trainable_parameters(self._restricted(variant, settled.kept), self.profile)
+        return trainable_parameters(self._candidate(variant, settled.kept).adapter, self.profile)
 
     def warnings(self, variant: Variant, settled: Settled) -> Sequence[str]:
         return warnings_for(self._candidate(variant, settled.kept), self.profile)
@@ -116,16 +123,26 @@ class LibraryModel:
                 return make.adalora(RANK, "full")
             case Method.IA3:
                 return make.ia3("full")
+            case Method.LAST_BLOCKS:
+                return make.last_blocks(1)
+            case Method.HEAD | Method.BITFIT | Method.NORMS:
+                return make.partial(variant.method)
             case Method.FULL:
                 return Adapter(method=Method.FULL)
         return make.ranked(variant.method, RANK, "full")
 
     def _candidate(self, variant: Variant, entries: Collection[str]) -> Candidate:
-        return tried_candidate(self._restricted(variant, entries), level_of(variant))
+        adapter = self.adapter(variant, entries)
+        assert adapter is not None  # noqa: S101 - there are entries, or the method needs none
+        if self._layers is not None and variant.method is Method.LAST_BLOCKS:
+            last = f".{self._layers - 1}"
+            adapter = replace(adapter, unfrozen=tuple(_LAST.sub(last, each) for each in adapter.unfrozen))
+        return tried_candidate(adapter, level_of(variant))
 
-    def _restricted(self, variant: Variant, entries: Collection[str]) -> Adapter:
+    def adapter(self, variant: Variant, entries: Collection[str]) -> Adapter | None:
         adapter = self._adapter(variant)
-        assert adapter is not None  # noqa: S101 - it has targets, or there was nothing to try
+        if adapter is None or not variant.method.has_adapter:
+            return adapter
         return replace(
             adapter,
             targets=tuple(entry for entry in adapter.targets if entry in entries),

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..optimizer.adapters import AdapterFactory
 from ..optimizer.codec import to_json
 from ..optimizer.domain import Adapter, Method, Quantization
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.methods import METHODS
-from ..optimizer.targets import suffixes_for, target_pattern
+from ..optimizer.targets import Targets, suffixes_for, target_pattern
 from ..optimizer.verdicts import NOT_CALLED, READ_DIRECTLY, Attempt, Proof, Settled, Variant, Where
 from ..probes.profiles import ModelProfile
 from ..probes.structure import Call, watched
-from .build import add_adapter
+from .build import add_adapter, freeze_rest
 from .dry_runner import TOTAL_STEPS
 from .example_inputs import Inputs, find_inputs, scalar_of
 from .modules import quantize_linears
@@ -60,6 +61,7 @@ class OwnModule:
         """
         self.profile = profile
         self._module, self._inputs = module, inputs
+        self._factory = AdapterFactory(Targets(profile, None), 0.0)
         self._is_large = profile.parameters > MOST_NUMBERS
         self._modules = {each.name: each for each in profile.modules}
         self._names = [name for name, _ in module.named_modules()]
@@ -89,18 +91,24 @@ class OwnModule:
         try:
             model = self._copy()
             quantize_linears(model, to_json(level_of(variant)))
-            if variant.method is not Method.FULL:
-                candidate = tried_candidate(self._adapter(variant, entries), level_of(variant))
+            adapter = self.adapter(variant, entries)
+            assert adapter is not None  # noqa: S101 - there are entries, or the method needs none
+            if variant.method.unfreezes:
+                freeze_rest(model, adapter.trained_parts, dtype=torch.float32)
+            elif variant.method.has_adapter:
                 config = adapter_config(
-                    candidate, task_kind=None, base_model=self.profile.source, total_steps=TOTAL_STEPS
+                    tried_candidate(adapter, level_of(variant)),
+                    task_kind=None,
+                    base_model=self.profile.source,
+                    total_steps=TOTAL_STEPS,
                 )
-                assert config is not None  # noqa: S101 - every method but full fine-tuning has one
+                assert config is not None  # noqa: S101 - it has an adapter
                 model = add_adapter(model, config, dtype=torch.float32)
             idle = self._step(model, variant)
         except Exception as error:  # noqa: BLE001 - libraries and the user's code raise what they like
             return Attempt(error=first_words(error))
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
-        if variant.method is Method.FULL:
+        if not variant.method.has_adapter:
             unused = dict.fromkeys(sorted(idle or ()), "takes no part in a step")
             return Attempt(idle=unused, trainable_params=trained, proof=self._proof)
         idle_entries = {
@@ -135,7 +143,14 @@ class OwnModule:
         )
         return copy.deepcopy(self._module, numbers).train()
 
-    def _adapter(self, variant: Variant, entries: Sequence[str]) -> Adapter:
+    def adapter(self, variant: Variant, entries: Sequence[str]) -> Adapter | None:
+        match variant.method:
+            case Method.FULL:
+                return Adapter(method=Method.FULL)
+            case Method.LAST_BLOCKS:
+                return self._factory.last_blocks(1)
+            case Method.HEAD | Method.BITFIT | Method.NORMS:
+                return self._factory.partial(variant.method)
         chosen = [self._modules[entry] for entry in entries]
         # A rank has to be a multiple of a convolution's groups, and MiSS and OFT take none above the input.
         rank = math.lcm(RANK, *(each.groups for each in chosen if each.kind == "convolution"))

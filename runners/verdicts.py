@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from ..optimizer.domain import Method, Quantization
+from ..optimizer.domain import Adapter, Method, Quantization
+from ..optimizer.sizes import trainable_parameters
 from ..optimizer.verdicts import (
     VARIANTS,
     Attempt,
@@ -31,6 +32,14 @@ LEFT_ALONE_SHARE = 0.5
 """From this share of the parameters on it is said that they are left as they are."""
 
 
+NOTHING_TO_TRAIN = {
+    Method.HEAD: "No head is told from the body.",
+    Method.LAST_BLOCKS: "No blocks are stacked, or there is only one.",
+    Method.BITFIT: "The model has no biases.",
+    Method.NORMS: "The model has no norms with a weight.",
+}
+
+
 class Subject(Protocol):
     """A model that methods are tried on."""
 
@@ -38,6 +47,9 @@ class Subject(Protocol):
 
     def tiers(self, variant: Variant) -> Iterator[Sequence[str]]:
         """What the method could be put on; a later tier only where nothing of an earlier one works."""
+
+    def adapter(self, variant: Variant, entries: Sequence[str], /) -> Adapter | None:
+        """The method on these targets; None where the model has nothing that it could train."""
 
     def attempt(self, variant: Variant, entries: Sequence[str]) -> Attempt:
         """Put the method on these targets, and take a step."""
@@ -70,8 +82,8 @@ def _verdict(subject: Subject, variant: Variant, libraries: Collection[str]) -> 
     if variant.quantization is not Quantization.NONE and "bitsandbytes" not in libraries:
         reason = "Quantization needs the package bitsandbytes, which is not installed."
         return Verdict(name=variant.name, support=Support.NO, reason=reason)
-    if variant.method is Method.FULL:
-        return _verdict_on_full(subject, variant)
+    if not variant.method.has_adapter:
+        return _without_adapter(subject, variant)
     left_out: dict[str, str] = {}
     tiers = [*subject.tiers(variant)]
     for number, tier in enumerate(tiers):
@@ -123,7 +135,10 @@ def _of_the_rest(subject: Subject, variant: Variant, tier: Sequence[str]) -> lis
     return [f"{listed(tier)}, {share:.0%} of all parameters, are left as they are: they {takes}."]
 
 
-def _verdict_on_full(subject: Subject, variant: Variant) -> Verdict:
+def _without_adapter(subject: Subject, variant: Variant) -> Verdict:
+    adapter = subject.adapter(variant, ())
+    if adapter is None:
+        return Verdict(name=variant.name, support=Support.NO, reason=NOTHING_TO_TRAIN[variant.method])
     attempt = subject.attempt(variant, ())
     if attempt.error is not None:
         return Verdict(name=variant.name, support=Support.NO, reason=attempt.error)
@@ -131,7 +146,8 @@ def _verdict_on_full(subject: Subject, variant: Variant) -> Verdict:
         name=variant.name,
         support=Support.PARTLY if attempt.idle else Support.YES,
         reason=in_words(attempt.idle) or None,
-        trainable_params=subject.profile.parameters,
+        where=Where(trained=adapter.trained_parts),
+        trainable_params=trainable_parameters(adapter, subject.profile),
         proof=attempt.proof,
         left_out=attempt.idle,
     )

@@ -58,7 +58,7 @@ def load_base(
     makes its module as it likes, and that has the head that it has.
 
     Args:
-        trained_modules: names of modules that are trained in full, and so never quantized.
+        trained_modules: names, or ends of names, of modules that are trained in full, and so never quantized.
         has_weights: False draws random weights, for which the configuration is enough.
         factory: name, folder and arguments of what makes the model, in place of transformers.
     """

@@ -184,7 +184,8 @@ def _verdicts_table(inspection: Inspection) -> Table:
     for verdict in inspection.verdicts:
         count = verdict.trainable_params
         sits_on = verdict.where
-        where = sits_on.pattern or ", ".join(_shortened((*sits_on.modules, *sits_on.parameters)))
+        names = (*sits_on.modules, *sits_on.parameters, *sits_on.trained)
+        where = sits_on.pattern or ", ".join(_shortened(names))
         if where and where == told:
             shown = "as above"
         else:
@@ -223,7 +224,7 @@ def _trainable_table(model: ModelProfile, rows: Iterable[Trainable]) -> Table:
         where = ", ".join(_shortened(_targets(adapter)))
         table.add_row(
             f"{adapter.method}{size}",
-            adapter.target_set if where else "all",
+            adapter.target_set if adapter.method.has_adapter else "parts" if where else "all",
             _short(row.parameters),
             _share(row.parameters, model),
             "as above" if told.get(adapter.target_set) == where else where,
@@ -243,6 +244,8 @@ def _table(*columns: str) -> Table:
 
 
 def _targets(adapter: Adapter) -> tuple[str, ...]:
+    if adapter.method.unfreezes:
+        return adapter.trained_parts
     return (*adapter.targets, *adapter.target_parameters)
 
 

@@ -126,7 +126,7 @@ def breakdown_of(need: Need, target: Target, method: Method) -> Mapping[str, int
     """What the device's memory at the peak is for, largest first: all that NVML shows, to the byte."""
     parts = {kind.value: size for kind, size in need.breakdown.items()}
     parts[UNUSED] = need.reserved_bytes - sum(parts.values())
-    if method is Method.FULL:  # what is trained is on the tape as an adapter's
+    if not method.has_adapter:  # what is trained is on the tape as an adapter's
         parts[Kind.BASE_WEIGHTS] = parts.get(Kind.BASE_WEIGHTS, 0) + parts.pop(Kind.ADAPTER, 0)
     parts[CONTEXT] = target.overhead.mid
     return {name: size for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size}

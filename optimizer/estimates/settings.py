@@ -26,6 +26,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 ALL_LINEAR = ("full", "all-linear")
 MOST_ROWS = 65_536
+USUAL_BLOCKS = 2
 USUAL_LENGTH = 1024
 """Tokens a row, where nobody says."""
 LONGEST_ROW = 16_777_216
@@ -149,9 +150,9 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, InputError]]:
             "take an adapter, such as the method lora, or leave the quantization out",
         ),
         (
-            is_full and settings.rank is not None,
+            not method.has_adapter and settings.rank is not None,
             "rank",
-            "full fine-tuning has no rank",
+            f"{'full fine-tuning' if is_full else f'the method {method}'} has no rank",
             "leave it out, or take an adapter, such as the method lora",
         ),
         (
@@ -251,6 +252,8 @@ def _adapter(settings: Settings, targets: Targets, model: ModelProfile) -> Adapt
     if settings.method is Method.FULL:
         return Adapter(method=Method.FULL)
     factory = AdapterFactory(targets, dropout=0.05)
+    if settings.method.unfreezes:
+        return _without_adapter(settings.method, factory, model)
     is_set = settings.targets in (*ALL_LINEAR, "minimal", "balanced")
     name = "full" if settings.targets in ALL_LINEAR else settings.targets if is_set else "full"
     made = _of_method(settings, factory, name)
@@ -262,6 +265,20 @@ def _adapter(settings: Settings, targets: Targets, model: ModelProfile) -> Adapt
     if is_set:
         return made
     return _with_named_targets(made, settings.targets, model)
+
+
+def _without_adapter(method: Method, factory: AdapterFactory, model: ModelProfile) -> Adapter:
+    """What is trained of a model whose rest is frozen: of its blocks the last two, or the last of two."""
+    if method is Method.LAST_BLOCKS:
+        made = factory.last_blocks(USUAL_BLOCKS) or factory.last_blocks(1)
+    else:
+        made = factory.partial(method)
+    if made is None:
+        raise InputError(
+            f"{model.architecture} has no weights of its own that {method} could train",
+            next_step="use --method lora or full",
+        )
+    return made
 
 
 def _of_method(settings: Settings, factory: AdapterFactory, target_set: str) -> Adapter | None:

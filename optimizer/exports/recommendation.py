@@ -14,7 +14,7 @@ from ..comparison import PROBED_COLUMNS
 from ..domain import SCHEMA_VERSION, Candidate, Estimate, Outcome, Recommendation, Rung, Study, Trial
 from ..estimates.intervals import Fits
 from ..keys import environment_key, measurement_key
-from ..priors import PRIOR_SOURCE, prior_quality
+from ..priors import PRIOR_SOURCE, published_quality
 
 MEASURED, ESTIMATED, PUBLISHED = "measured here", "estimated by a dry run", "published prior"
 """Where a figure came from."""
@@ -44,7 +44,7 @@ def recommendation_document(
         "prior": {
             "provenance": PUBLISHED,
             "source": PRIOR_SOURCE,
-            "accuracy": prior_quality(recommendation.candidate.adapter),
+            "accuracy": published_quality(recommendation.candidate.adapter),
         },
         "ranking": [to_json(scored) for scored in recommendation.ranking],
         "trials": [_trial(trial) for trial in trials],

@@ -43,16 +43,16 @@ class ParameterWatch:
         self,
         model: torch.nn.Module,
         *,
-        full: bool,
-        trained_modules: Sequence[str] = (),
+        lenient: bool,
+        trained_parts: Sequence[str] = (),
         pruned: Collection[str] = (),
     ) -> None:
         """Compare with the present parameters.
 
         Args:
-            full: every weight is trained; then only those that the forward pass uses can change, and
-                one that does not is no fault of the configuration.
-            trained_modules: names of modules that are to be trained beside an adapter.
+            lenient: the model's own weights are trained; then only those that the forward pass uses can
+                change, and one that does not is no fault of the configuration.
+            trained_parts: what of the model itself is to be trained; something of each must have changed.
             pruned: ends of the names of parameters that pruning took back to where they began.
 
         Raises:
@@ -71,17 +71,21 @@ class ParameterWatch:
         trained = len(names)
         if trained == 0:
             raise InvalidTrial("nothing is trained: every parameter is frozen")
-        if frozen := [
-            part for part in trained_modules if not any(f".{part}." in f".{name}" for name in names)
-        ]:
-            raise InvalidTrial(f"{shorten(frozen)} should be trained beside the adapter, and is not")
+        if frozen := parts_without(trained_parts, names):
+            raise InvalidTrial(f"{shorten(frozen)} should be trained, and is not")
         if moved:
             raise InvalidTrial(f"{len(moved)} frozen parameters changed: {shorten(moved)}")
-        if still and (not full or len(still) == trained):
+        idle = parts_without(trained_parts, [name for name in names if name not in still])
+        if still and (idle or not lenient or len(still) == trained):
             raise InvalidTrial(
                 f"{len(still)} of {trained} trained parameters did not change in {STEPS_BEFORE_CHECK} steps: "
                 f"{shorten(still)}; they are outside the forward path, or no gradient reaches them"
             )
+
+
+def parts_without(parts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The parts that none of these parameters belongs to."""
+    return [part for part in parts if not any(f".{part}." in f".{name}." for name in names)]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 
 from ..adalora import pruned_away
 from ..array_files import open_rows
-from ..build import InvalidTrial, trainable_sha256
+from ..build import InvalidTrial, trainable_sha256, trained_parts
 from ..messages import Report, TrialSpec
 from ..recipe import step_rows
 from ..tokens import RowFile
@@ -169,8 +169,8 @@ def checked(session: Session, steps: Iterator[Step], least: int, most: int | Non
         adapter = session.candidate["adapter"]
         watch.check(
             session.model,
-            full=adapter["method"] == "full",
-            trained_modules=adapter["trained_modules"],
+            lenient=not session.has_adapter,
+            trained_parts=trained_parts(adapter),
             pruned=pruned_away(tuner) if (tuner := session.tuner) is not None else (),
         )
 

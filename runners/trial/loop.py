@@ -35,6 +35,11 @@ class Session:
     pad_id: int
 
     @property
+    def has_adapter(self) -> bool:
+        """PEFT put something beside the model's weights; else some or all of these are trained themselves."""
+        return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+
+    @property
     def tuner(self) -> Any | None:
         """PEFT's model around the base where ranks are to be pruned (AdaLoRA), else None."""
         if self.candidate["adapter"]["method"] != "adalora":

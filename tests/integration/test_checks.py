@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe
-from rankwise.runners.build import make_optimizer, make_schedule
+from rankwise.runners.build import freeze_rest, make_optimizer, make_schedule
 from rankwise.runners.recipe import Example, step_rows
 from rankwise.runners.trial.checks import Diverged, InvalidTrial, ParameterWatch
 from rankwise.runners.trial.job import checked
@@ -38,11 +38,15 @@ def add_lora(model: torch.nn.Module, **changes: Any) -> torch.nn.Module:
 
 
 def take_checked_steps(
-    model: torch.nn.Module, *, method: Method = Method.LORA, trained_modules: tuple[str, ...] = HEAD
+    model: torch.nn.Module,
+    *,
+    method: Method = Method.LORA,
+    trained_modules: tuple[str, ...] = HEAD,
+    unfrozen: tuple[str, ...] = (),
 ) -> None:
     """The first steps of a trial with this model."""
     candidate = Candidate(
-        adapter=Adapter(method=method, trained_modules=trained_modules),
+        adapter=Adapter(method=method, trained_modules=trained_modules, unfrozen=unfrozen),
         level=Level(),
         recipe=Recipe(max_length=16, effective_batch=4, schedule="constant", warmup_ratio=0.0),
         micro_batch=4,
@@ -68,6 +72,11 @@ class TestSound:
             target_modules=["key", "value"], feedforward_modules=[], modules_to_save=list(HEAD)
         )
         take_checked_steps(get_peft_model(make_bert(), config))
+
+    def test_biases_and_a_head(self) -> None:
+        model = make_bert()
+        freeze_rest(model, ["bias", *HEAD], dtype=torch.float32)
+        take_checked_steps(model, method=Method.BITFIT, unfrozen=("bias",))
 
     def test_full(self) -> None:
         take_checked_steps(make_bert(), method=Method.FULL, trained_modules=())
@@ -116,6 +125,14 @@ def test_a_trained_module_that_the_model_does_not_have() -> None:
         take_checked_steps(add_lora(make_bert()), trained_modules=("score",))
 
 
+def test_an_unfrozen_part_that_the_task_does_not_use() -> None:
+    model = make_bert()
+    model.spare = torch.nn.Linear(4, 4)
+    freeze_rest(model, ["bias", "spare", *HEAD], dtype=torch.float32)
+    with pytest.raises(InvalidTrial, match=r"2 of \d+ trained parameters did not change.*spare"):
+        take_checked_steps(model, method=Method.BITFIT, unfrozen=("bias", "spare"))
+
+
 @pytest.mark.parametrize("kind", ["embedding", "norm of ones"])
 def test_a_frozen_weight_that_moves(kind: str) -> None:
     model = add_lora(make_bert())
@@ -145,13 +162,13 @@ def test_inputs_without_gradient_under_reentrant_checkpointing() -> None:
 def test_nothing_trained() -> None:
     model = make_bert().requires_grad_(False)
     with pytest.raises(InvalidTrial, match="every parameter is frozen"):
-        ParameterWatch(model).check(model, full=True)
+        ParameterWatch(model).check(model, lenient=True)
 
 
 def test_full_fine_tuning_that_moves_nothing() -> None:
     model = make_bert()
     with pytest.raises(InvalidTrial, match="did not change"):
-        ParameterWatch(model).check(model, full=True)
+        ParameterWatch(model).check(model, lenient=True)
 
 
 def test_a_loss_that_is_not_a_number() -> None:

@@ -209,6 +209,9 @@ AUTOCAST = {"compute_dtype": "bfloat16"}
 CHECKPOINTS = {"gradient_checkpointing": True}
 
 
+UNFROZEN = {"head": (), "last-blocks": ("bert.encoder.layer.1",), "bitfit": ("bias",)}
+"""Methods without an adapter, with what they train of a BERT beside its head."""
+
 DENSE = Batch(rows=2, length=24)
 
 
@@ -240,7 +243,11 @@ class Case:
         heads = FAMILIES[self.family].per_row and self.method != "full"
         return {
             "level": level | dict(self.level),
-            "adapter": {"method": self.method, "trained_modules": ["classifier"] if heads else []},
+            "adapter": {
+                "method": self.method,
+                "trained_modules": ["classifier"] if heads else [],
+                "unfrozen": list(UNFROZEN.get(self.method, ())),
+            },
             "recipe": {
                 "weight_decay": 0.0,
                 "max_grad_norm": 1.0,
@@ -255,7 +262,7 @@ class Case:
 
     @property
     def adapter_config(self) -> dict[str, Any] | None:
-        if self.method == "full":
+        if self.method in ("full", *UNFROZEN):
             return None
         family = FAMILIES[self.family]
         config: dict[str, Any] = {
@@ -383,6 +390,9 @@ ON_REAL_TENSORS = [
     case("bert", passes=2, **AUTOCAST),
     case("bert", "full", batch=PADDED, **HALF_WEIGHTS),
     case("bert", "dora", **HALF_WEIGHTS, **CHECKPOINTS),
+    case("bert", "head", **HALF_WEIGHTS),
+    case("bert", "bitfit", passes=2, **AUTOCAST, **CHECKPOINTS),
+    case("bert", "last-blocks", passes=2, quantization="nf4", **HALF_WEIGHTS),
     case("t5", **CHECKPOINTS),
     case("t5", "adalora", batch=PADDED),
     case("t5", passes=2, **AUTOCAST, **CHECKPOINTS),
@@ -505,6 +515,9 @@ IN_TRIALS = [
     case(),
     case(method="full", passes=2, **AUTOCAST),
     case("bert", passes=2),
+    case("bert", "head", **HALF_WEIGHTS),
+    case("bert", "bitfit", passes=2, **AUTOCAST, **CHECKPOINTS),
+    case("bert", "last-blocks", passes=2, quantization="nf4", **HALF_WEIGHTS),
     case("t5", **CHECKPOINTS),
     case(method="adalora", passes=2),
     case(quantization="nf4", double_quantization=True, passes=2, **HALF_WEIGHTS),

@@ -21,7 +21,7 @@ from rankwise.optimizer.adapters import AdapterFactory
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe, StudyFacts, StudyRequest
 from rankwise.optimizer.exports.peft import adapter_config
 from rankwise.optimizer.levels import enumerate_candidates
-from rankwise.optimizer.methods import METHODS, oft_block, rank_schedule
+from rankwise.optimizer.methods import METHODS, oft_block, rank_on, rank_schedule
 from rankwise.optimizer.sizes import estimated_trainable
 from rankwise.optimizer.targets import Targets, adapted_modules
 from rankwise.probes.model import inspect_model
@@ -33,6 +33,7 @@ from rankwise.probes.profiles import (
     TaskKind,
     TaskProfile,
 )
+from rankwise.runners.build import freeze_rest
 
 CLASSES = {
     TaskKind.TEXT_CLASSIFICATION: transformers.AutoModelForSequenceClassification,
@@ -62,6 +63,34 @@ SMALL_CONFIGS = {
         num_experts_per_tok=2,
         **SIZES,
     ),
+    # The first layer is dense, and a shared expert stands beside the others.
+    "deepseek_v3": transformers.DeepseekV3Config(
+        vocab_size=100,
+        num_key_value_heads=2,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        moe_intermediate_size=24,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        **SIZES,
+    ),
+}
+UNSUITED = {
+    # Conv1D, and a head that is the embeddings.
+    ("gpt2", TaskKind.CAUSAL_LM): {Method.OFT, Method.MISS, Method.HEAD},
+    # One layer, run several times.
+    ("albert", TaskKind.TEXT_CLASSIFICATION): {Method.LAST_BLOCKS},
+    # No biases.
+    ("llama", TaskKind.TEXT_CLASSIFICATION): {Method.BITFIT},
+    ("llama", TaskKind.CAUSAL_LM): {Method.BITFIT},
+    ("mixtral", TaskKind.CAUSAL_LM): {Method.BITFIT},
+    ("qwen3_moe", TaskKind.CAUSAL_LM): {Method.BITFIT},
 }
 
 
@@ -128,7 +157,7 @@ def methods_for(model: ModelProfile) -> tuple[Method, ...]:
     """All that can sit on the kinds of modules that the model has."""
     kinds = {module.kind for module in model.modules}
     return tuple(
-        m for m, spec in METHODS.items() if m is Method.FULL or spec.kinds & kinds & {"linear", "conv1d"}
+        m for m, spec in METHODS.items() if not m.has_adapter or spec.kinds & kinds & {"linear", "conv1d"}
     )
 
 
@@ -164,7 +193,7 @@ def load_config(candidate: Candidate, kind: TaskKind, folder: Path, base_model: 
 )
 def test_peft_adapts_what_was_meant(model_path, kind, tmp_path):
     profile, candidates = candidates_of(model_path, kind)
-    expected = set(Method) - ({Method.OFT, Method.MISS} if profile.model_type == "gpt2" else set())
+    expected = set(Method) - UNSUITED.get((profile.model_type, kind), set())
     assert {candidate.adapter.method for candidate in candidates} == expected
     has_experts = any(module.kind == "experts" for module in profile.modules)
     assert has_experts == any(candidate.adapter.target_parameters for candidate in candidates)
@@ -175,7 +204,9 @@ def test_peft_adapts_what_was_meant(model_path, kind, tmp_path):
 def check(candidate: Candidate, profile: ModelProfile, kind: TaskKind, folder: Path, path: Path) -> None:
     """Built by PEFT, it is what was estimated, and a gradient reaches all of it."""
     model = build_model(path, kind)
-    if candidate.adapter.method is not Method.FULL:
+    if candidate.adapter.method.unfreezes:
+        freeze_rest(model, candidate.adapter.trained_parts, dtype=torch.float32)
+    elif candidate.adapter.method is not Method.FULL:
         model = get_peft_model(model, load_config(candidate, kind, folder, str(path)))
         assert adapted_names(model) == {m.name for m in adapted_modules(candidate.adapter, profile)}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -205,6 +236,46 @@ def test_initialisations_train_what_was_estimated(model_path, init_weights, rank
     profile = inspect_model(model_path, source="", revision=None, task=TASKS[kind])
     lora = AdapterFactory(Targets(profile, kind), dropout=0.0).lora(rank, "full")
     check(candidate_of(replace(lora, init_weights=init_weights)), profile, kind, tmp_path, model_path)
+
+
+@pytest.mark.parametrize("model_path", ["deepseek_v3"], indirect=True)
+def test_dense_layers_beside_experts_change_no_rank(model_path, tmp_path):
+    """PEFT would take their names for the experts' of old."""
+    kind = TaskKind.CAUSAL_LM
+    profile = inspect_model(model_path, source="", revision=None, task=TASKS[kind])
+    lora = AdapterFactory(Targets(profile, kind), dropout=0.0).lora(8, "full")
+    assert lora.target_parameters
+    assert {m.role for m in profile.modules} > {"mlp_gate", "mlp_in", "mlp_out"}
+    check(candidate_of(lora), profile, kind, tmp_path, model_path)
+
+
+PATTERNS = {
+    "a layer": ((r"layers\.1\..*", 16),),
+    "names": (("q_proj", 2), (r"layers\.\d+\.mlp\..*", 3)),
+    "the first that matches": ((r".*\.1\.self_attn\.q_proj", 32), (r"[qv]_proj", 4)),
+    "an alternative": ((r"k_proj|layers\.0\.mlp\.up_proj", 5),),
+}
+
+
+@pytest.mark.parametrize("model_path", ["llama"], indirect=True)
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("use_dora", [False, True], ids=["plain", "dora"])
+def test_patterns_of_ranks_match_as_in_peft(model_path, pattern, use_dora, tmp_path):
+    kind = TaskKind.CAUSAL_LM
+    profile = inspect_model(model_path, source="", revision=None, task=TASKS[kind])
+    lora = AdapterFactory(Targets(profile, kind), dropout=0.0).lora(8, "full", use_dora=use_dora)
+    lora = replace(lora, rank_pattern=pattern, alpha_pattern=((pattern[0][0], 7.0),))
+    check(candidate_of(lora), profile, kind, tmp_path, model_path)
+    model = get_peft_model(
+        build_model(model_path, kind), load_config(candidate_of(lora), kind, tmp_path, str(model_path))
+    )
+    ranks = {
+        name.removeprefix("base_model.model."): module.r["default"]
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    assert ranks == {m.name: rank_on(lora, m.name) for m in adapted_modules(lora, profile)}
+    assert len(set(ranks.values())) > 1
 
 
 @pytest.mark.parametrize("in_features", [12, 48, 64, 384, 1000])

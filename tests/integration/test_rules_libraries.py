@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from peft import IA3Config, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from transformers.modeling_flash_attention_utils import _is_packed_sequence
 
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Quantization, Recipe
@@ -118,6 +119,51 @@ def test_experts(mixtral, fields, message):
 def test_experts_initialisation(mixtral, init_weights):
     with pytest.raises(AttributeError, match="weight"):
         wrap(load(mixtral), adapter(target_parameters=EXPERTS, init_weights=init_weights))
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
+def test_experts_old_names():
+    """A dense layer beside the experts is asked for: they get it instead, and at twice the rank."""
+    config = transformers.DeepseekV2Config(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+    )
+    targets = ("layers.0.mlp.gate_proj", "layers.0.mlp.up_proj")
+    model = wrap(transformers.DeepseekV2ForCausalLM(config), adapter(targets=targets))
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all(".experts." in name for name in trained)
+    first = next(module for module in model.modules() if isinstance(module, ParamWrapper))
+    assert first.r["default"] == 16
+
+
+@pytest.mark.parametrize("quantization", [Quantization.INT8, Quantization.NF4])
+def test_bitfit_quantized(quantization):
+    """A trained bias of a quantized layer takes the dtype of its input."""
+    made = {
+        Quantization.INT8: lambda: bitsandbytes.nn.Linear8bitLt(16, 16, has_fp16_weights=False),
+        Quantization.NF4: lambda: bitsandbytes.nn.Linear4bit(16, 16, compute_dtype=torch.bfloat16),
+    }
+    layer = made[quantization]().to("cpu")
+    layer.bias.data = layer.bias.data.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.ones(2, 16, dtype=torch.bfloat16))
+    assert layer.bias.dtype is torch.bfloat16
 
 
 @pytest.mark.filterwarnings("ignore:.init_lora_weights. is 'corda':UserWarning")

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import Adapter, Candidate, Level, LossMask, Method, Recipe
@@ -220,6 +221,34 @@ def test_repeats_packed_conversations(tmp_path: Path, tiny_llama: Path, reviews_
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("step ") > 12, "the whole training takes every row"
     assert (tmp_path / "whole" / "chat_template.jinja").read_text() == CHATML
+
+
+def test_what_is_unfrozen_is_all_that_changes(tmp_path: Path, minilm_path: Path, reviews_csv: Path) -> None:
+    adapter = Adapter(
+        method=Method.LAST_BLOCKS,
+        trained_modules=("classifier",),
+        unfrozen=("bert.encoder.layer.5",),
+        last_blocks=1,
+    )
+    candidate = replace(CANDIDATE, adapter=adapter, learning_rate=1e-3)
+    values = make_values(minilm_path, reviews_csv, candidate=candidate, steps=3)
+    assert values["adapter_config"] is None
+    script = write_script(tmp_path, values)
+    result = run_script(script, "--verify")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+    whole = run_script(script, "--max-steps", "2", "--out", "trained")
+    assert whole.returncode == 0, whole.stderr
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained")
+    before = load_file(minilm_path / "model.safetensors")
+    changed = {
+        name
+        for name, value in model.state_dict().items()
+        if (old := before.get(name.removeprefix("bert."))) is not None and not torch.equal(old, value)
+    }
+    assert len(changed) == 16
+    assert all(name.startswith("bert.encoder.layer.5.") for name in changed)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
 @pytest.mark.parametrize("kind", [TaskKind.REGRESSION, TaskKind.SEQ2SEQ])

@@ -122,7 +122,7 @@ def test_pytorchs_attention_is_adapted_as_a_whole_or_not_at_all() -> None:
 
 def test_what_peft_has_nothing_for_is_refused() -> None:
     verdicts = verdicts_on(nn.LSTM(4, 8))
-    assert not any(verdict.supported for name, verdict in verdicts.items() if name != "full")
+    assert {name for name, verdict in verdicts.items() if verdict.supported} == {"bitfit", "full"}
     assert verdicts["full"].support is Support.YES
     assert verdicts["full"].trainable_params == sum(p.numel() for p in nn.LSTM(4, 8).parameters())
 
@@ -166,14 +166,17 @@ LLAMA = {
 @pytest.mark.filterwarnings("ignore")
 def test_a_library_model_is_tried_on_few_layers_and_counted_on_all(tmp_path: Path) -> None:
     profile, verdicts = library_model(tmp_path / "llama", **LLAMA)
-    assert {verdict.support for verdict in verdicts.values()} == {Support.YES}
-    assert {verdict.proof for verdict in verdicts.values()} == {Proof.STEP}
+    assert [verdict.name for verdict in verdicts.values() if verdict.support is not Support.YES] == ["bitfit"]
+    assert verdicts["bitfit"].reason == "The model has no biases."
+    assert {verdict.proof for verdict in verdicts.values() if verdict.supported} == {Proof.STEP}
+    assert verdicts["last-blocks"].where.trained == ("model.layers.11",)
     lora = verdicts["lora"]
     assert lora.where.modules == ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
-    subject = LibraryModel(profile, natural_task(Path(profile.path)), tmp_path)
-    assert lora.trainable_params == trainable_parameters(
-        subject._restricted(LORA, lora.where.modules), profile
+    adapter = LibraryModel(profile, natural_task(Path(profile.path)), tmp_path).adapter(
+        LORA, lora.where.modules
     )
+    assert adapter is not None
+    assert lora.trainable_params == trainable_parameters(adapter, profile)
     assert verdicts["full"].trainable_params == profile.parameters
 
 

@@ -35,9 +35,17 @@ from rankwise.probes.profiles import (
     ModuleProfile,
     TaskKind,
     TaskProfile,
+    TensorProfile,
 )
 
 GIB = 2**30
+
+
+def block_around(name: str) -> str | None:
+    """The name up to its first number."""
+    parts = name.split(".")
+    number = next((at for at, part in enumerate(parts) if part.isdigit()), None)
+    return None if number is None else ".".join(parts[: number + 1])
 
 
 class Build:
@@ -74,8 +82,30 @@ class Build:
             "supports_gradient_checkpointing": True,
             "modules": tuple(modules),
             "new_modules": (),
+            "tensors": self.tensors(modules),
         }
         return ModelProfile(**{**defaults, **changes})
+
+    def tensors(self, modules: list[ModuleProfile]) -> tuple[TensorProfile, ...]:
+        """The parameters of these modules, with a norm behind each block of a BERT."""
+        found = []
+        for module in modules:
+            block = block_around(module.name)
+            name = module.name if module.kind == "experts" else f"{module.name}.weight"
+            weights = module.matrices * module.in_features * module.out_features
+            found.append(TensorProfile(name=name, kind="matrix", parameters=weights, block=block))
+            if bias := module.parameters - weights:
+                name = f"{module.name}.bias"
+                found.append(TensorProfile(name=name, kind="bias", parameters=bias, block=block))
+            if module.role == "mlp_out" and module.kind == "linear":
+                name = f"{module.name.rpartition('.')[0]}.LayerNorm"
+                found += [
+                    TensorProfile(
+                        name=f"{name}.{own}", kind="norm", parameters=module.out_features, block=block
+                    )
+                    for own in ("weight", "bias")
+                ]
+        return tuple(found)
 
     def bert(self, layers: int = 2, hidden: int = 64) -> ModelProfile:
         """A BERT with a new classification head: its output matrices are named alike."""

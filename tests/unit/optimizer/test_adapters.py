@@ -16,6 +16,7 @@ from rankwise.optimizer.adapters import (
 )
 from rankwise.optimizer.domain import Candidate, Level, Method, Quantization, Recipe
 from rankwise.optimizer.priors import prior_quality
+from rankwise.probes.profiles import TaskKind
 
 TRIED_UNASKED = (Method.LORA, Method.ADALORA, Method.IA3, Method.FULL)
 
@@ -56,9 +57,25 @@ def test_adalora_starts_with_half_as_many_ranks_again(build):
 
 @pytest.mark.parametrize("method", list(Method))
 def test_every_method_has_distinct_adapters(build, method):
-    found = adapters_of(build, (method,))
+    found = adapters_of(build, (method,), model=build.bert(layers=3))
     assert len(found) == len(set(found)) >= 1
     assert {adapter.method for adapter in found} == {method}
+
+
+def test_last_blocks_leave_some_frozen(build):
+    found = adapters_of(build, (Method.LAST_BLOCKS,), model=build.bert(layers=4))
+    assert [adapter.last_blocks for adapter in found] == [1, 2]
+    assert found[1].unfrozen == ("bert.encoder.layer.2", "bert.encoder.layer.3")
+    assert {adapter.trained_modules for adapter in found} == {("classifier",)}
+
+
+def test_a_model_without_a_new_head_trains_its_own_in_head_only(build):
+    model = replace(build.gpt2(), new_modules=())
+    dataset = build.dataset(kind=TaskKind.CAUSAL_LM)
+    (head,) = adapters_of(build, (Method.HEAD,), model=model, dataset=dataset)
+    assert (head.trained_modules, head.unfrozen) == ((), ("lm_head",))
+    (bitfit,) = adapters_of(build, (Method.BITFIT,), model=model, dataset=dataset)
+    assert (bitfit.trained_modules, bitfit.unfrozen) == ((), ("bias",))
 
 
 def test_a_mixer_gets_each_adapter_once(build):

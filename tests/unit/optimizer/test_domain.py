@@ -24,7 +24,7 @@ CANDIDATE = Candidate(
 
 
 def test_candidate_id_is_golden():
-    assert CANDIDATE.id == "99c7a723ac08e35ce6db6e31eeeb792a2fba9ca1e19abe9f994b1389360307c7"
+    assert CANDIDATE.id == "f2748f01f2367632aa66547ed475542b3eaf3c01091f44ca948160708add4691"
 
 
 def test_int_and_float_alpha_are_the_same_candidate():

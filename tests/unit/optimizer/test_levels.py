@@ -179,8 +179,20 @@ def test_micro_batches_descend_within_a_level_and_adapters_are_in_order(build):
         Method.LORA,
         Method.ADALORA,
         Method.IA3,
+        Method.HEAD,
+        Method.LAST_BLOCKS,
+        Method.BITFIT,
         Method.FULL,
     }
+    first = next(number for number, adapter in enumerate(adapters) if adapter.method.unfreezes)
+    assert len({adapter.method for adapter in adapters[:first]}) == 4
+    assert first >= 11, "the best two of each family come first"
+
+
+def test_what_freezes_the_model_is_tried_unasked_only_with_a_new_head(build):
+    facts = build.facts(model=build.gpt2(), dataset=causal(build))
+    candidates = enumerate_candidates(facts, build.request())
+    assert not any(candidate.adapter.method.unfreezes for candidate in candidates)
 
 
 @pytest.mark.parametrize("method", list(Method))
@@ -203,9 +215,12 @@ def test_micro_batches_are_divisors_near_the_halves(effective, expected):
     assert micro_batches(Recipe(max_length=64, effective_batch=effective)) == expected
 
 
-def test_a_model_without_linear_layers_takes_full_fine_tuning_only(build):
-    facts = build.facts(model=build.model([build.module("conv", "other", (8, 8), "conv2d")]))
-    assert {c.adapter.method for c in enumerate_candidates(facts, build.request())} == {Method.FULL}
+def test_a_model_without_linear_layers_takes_no_adapter(build):
+    facts = build.facts(
+        model=build.model([build.module("conv", "other", (8, 8), "conv2d")]), dataset=causal(build)
+    )
+    tried = {c.adapter.method for c in enumerate_candidates(facts, build.request())}
+    assert tried == {Method.BITFIT, Method.FULL}
     with pytest.raises(InputError, match="no linear layer that ia3 or lora could adapt — allow method full"):
         enumerate_candidates(facts, build.request(methods=(Method.LORA, Method.IA3)))
 
@@ -243,7 +258,8 @@ def test_quantization_makes_a_large_model_fit(build):
     hardware = build.hardware(gpus=1, libraries=LIBRARIES)
     facts = build.facts(model=model, hardware=hardware)
     limit = model.parameters
-    candidates = enumerate_candidates(facts, build.request(memory_limit_bytes=limit))
+    asked = build.request(memory_limit_bytes=limit, methods=(Method.LORA, Method.FULL))
+    candidates = enumerate_candidates(facts, asked)
     assert {c.level.quantization for c in candidates} == {Quantization.NF4, Quantization.FP4}
     assert Method.FULL not in {c.adapter.method for c in candidates}
     varied = {c.level.optimizer for c in candidates if c.level.quantization is Quantization.NF4}

@@ -19,6 +19,8 @@ ADALORA = Adapter(method=Method.ADALORA, rank=8, initial_rank=12, alpha=24.0, ta
 IA3 = Adapter(method=Method.IA3, targets=("query",))
 MISS = Adapter(method=Method.MISS, rank=64, targets=("query",))
 FULL = Adapter(method=Method.FULL)
+HEAD = Adapter(method=Method.HEAD, trained_modules=("classifier",))
+BITFIT = Adapter(method=Method.BITFIT, trained_modules=("classifier",), unfrozen=("bias",))
 
 HALF = {"weight_dtype": "bfloat16", "compute_dtype": "bfloat16"}
 NF4 = {"quantization": Quantization.NF4}
@@ -64,6 +66,23 @@ CASES = [
         {"adapter": replace(LORA, init_weights="orthogonal", rank=7)},
         {"adapter": replace(LORA, init_weights="orthogonal", rank=6)},
     ),
+    (
+        "variant-of-lora",
+        {"adapter": replace(ADALORA, rank_pattern=(("query", 4),))},
+        {"adapter": replace(LORA, rank_pattern=(("query", 4),))},
+    ),
+    (
+        "experts-old-names",
+        {"adapter": replace(EXPERTS, targets=("q_proj", "shared.up_proj")), "model": "moe with dense layers"},
+        {"adapter": replace(EXPERTS, targets=("q_proj", "shared.wide")), "model": "moe with dense layers"},
+    ),
+    ("nothing-to-unfreeze", {"adapter": replace(HEAD, trained_modules=())}, {"adapter": HEAD}),
+    (
+        "checkpointing-behind-frozen",
+        {"adapter": HEAD, "level": {"gradient_checkpointing": True}},
+        {"adapter": BITFIT},
+    ),
+    ("bitfit-quantized", {"adapter": BITFIT, "level": NF4}, {"adapter": HEAD}),
     ("miss-rank-above-input", {"adapter": replace(MISS, rank=65)}, {"adapter": MISS}),
     ("full-in-half-precision", {"adapter": FULL, "level": HALF, "native_bf16": True}, {"level": MIXED}),
     ("full-quantized", {"adapter": FULL, "level": NF4}, {"adapter": LORA}),
@@ -168,6 +187,13 @@ def models(build):
         "bert": bert,
         "gpt2": build.gpt2(),
         "moe": build.moe(),
+        "moe with dense layers": build.model(
+            [
+                *build.moe().modules,
+                build.module("model.layers.0.mlp.shared.up_proj", "mlp_in", (64, 64)),
+                build.module("model.layers.0.mlp.shared.wide", "mlp_in", (64, 64)),
+            ]
+        ),
         "experts": build.model([build.module("experts.down_proj", "mlp_out", (64, 64), "experts", 4)]),
         "no checkpointing": replace(bert, supports_gradient_checkpointing=False),
         "flash": replace(bert, attention_kernels=("sdpa", "eager", "flash_attention_2")),

@@ -118,13 +118,25 @@ def test_experts_belong_to_the_full_set_and_routers_to_none(build):
 def test_an_expert_is_told_from_a_layer_of_the_same_name(build):
     model = build.model(
         [
-            build.module("layers.0.mlp.down_proj", "mlp_out", (64, 64)),
-            build.module("layers.1.mlp.experts.down_proj", "mlp_out", (64, 64), "experts", 4),
+            build.module("layers.0.mlp.fc2", "mlp_out", (64, 64)),
+            build.module("layers.1.mlp.experts.fc2", "mlp_out", (64, 64), "experts", 4),
         ]
     )
     full = targets_of(model).find("full", ALL_KINDS)
     adapter = Adapter(method=Method.LORA, rank=8, targets=full.targets)
     assert [module.kind for module in adapted_modules(adapter, model)] == ["linear"]
+
+
+def test_what_peft_would_take_for_experts_is_left_out_beside_them(build):
+    modules = [
+        build.module("layers.0.mlp.down_proj", "mlp_out", (64, 64)),
+        build.module("layers.0.self_attn.q_proj", "query", (64, 64)),
+        build.module("layers.1.mlp.experts.down_proj", "mlp_out", (64, 64), "experts", 4),
+    ]
+    assert targets_of(build.model(modules)).find("full", ALL_KINDS).targets == ("q_proj",)
+    assert targets_of(build.model(modules)).find("full", LINEAR).targets == ("down_proj", "q_proj")
+    without = targets_of(build.model(modules[:2])).find("full", ALL_KINDS)
+    assert without.targets == ("down_proj", "q_proj")
 
 
 def test_heads_and_new_modules_get_no_adapter(build):
