@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_iter
 
 from ..optimizer.estimates.tape import Kind, Phase, Place, Tape, sorted_frees
+from ..probes.profiles import ModelProfile
 from .adalora import allocate_ranks, rank_tensors
 from .build import autocast_name, make_optimizer
 from .cuda_semantics import cuda_semantics
@@ -64,11 +65,16 @@ class Batch:
     """Of rows that are no text."""
 
 
-def images_of(shape: tuple[int, int, int] | None) -> tuple[ArrayOfBatch, ...]:
-    """Images of this shape and their classes, as ``Batch.arrays``; empty where none are read."""
-    if shape is None:
-        return ()
-    return ArrayOfBatch("pixel_values", shape, "float32"), ArrayOfBatch(TARGET, (), "int64")
+def arrays_for(model: ModelProfile) -> tuple[ArrayOfBatch, ...]:
+    """What a model reads that is no text, and what it is to predict, as ``Batch.arrays``; empty for texts."""
+    if model.image_shape is not None:
+        images = ArrayOfBatch("pixel_values", model.image_shape, "float32")
+        return images, ArrayOfBatch(TARGET, (), "int64")
+    if model.window is not None:
+        context, horizon, channels = model.window
+        past = ArrayOfBatch("past_values", (context, channels), "float32")
+        return past, ArrayOfBatch(TARGET, (horizon, channels), "float32")
+    return ()
 
 
 class Step(Protocol):

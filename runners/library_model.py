@@ -20,14 +20,16 @@ from ..optimizer.adapters import AdapterFactory, warnings_for
 from ..optimizer.codec import to_json
 from ..optimizer.domain import Adapter, Candidate, Method, Quantization
 from ..optimizer.exports.peft import adapter_config
+from ..optimizer.rules import preferred_attention
 from ..optimizer.sizes import trainable_parameters
 from ..optimizer.targets import Targets
 from ..optimizer.verdicts import NOT_CALLED, Attempt, Proof, Settled, Variant, Where
 from ..probes.profiles import ModelProfile, ModuleProfile, TaskProfile
 from .build import build_model
-from .dry_run import Batch, images_of, make_inputs
+from .dry_run import Batch, arrays_for, make_inputs
 from .dry_runner import CANNOT_RUN, TOTAL_STEPS
 from .fakes import fake_tensors, known_masks, known_weights, materialise, on_meta
+from .forward import batch_loss, run_model
 from .shallow import cut_configuration, stacks_of
 from .trying import (
     RANK,
@@ -137,7 +139,8 @@ class LibraryModel:
         if self._layers is not None and variant.method is Method.LAST_BLOCKS:
             last = f".{self._layers - 1}"
             adapter = replace(adapter, unfrozen=tuple(_LAST.sub(last, each) for each in adapter.unfrozen))
-        return tried_candidate(adapter, level_of(variant))
+        level = replace(level_of(variant), attention=preferred_attention(self.profile))
+        return tried_candidate(adapter, level)
 
     def adapter(self, variant: Variant, entries: Collection[str]) -> Adapter | None:
         adapter = self._adapter(variant)
@@ -177,13 +180,13 @@ class LibraryModel:
         """
         quantized = candidate.level.quantization is not Quantization.NONE
         batch = Batch(rows=1, length=8, target_length=8 if self.profile.is_encoder_decoder else None)
-        batch = replace(batch, arrays=images_of(self.profile.image_shape))
+        batch = replace(batch, arrays=arrays_for(self.profile))
 
         def step(mode: AbstractContextManager[Any]) -> None:
             with mode, known_masks(padded=False, packed=False), known_weights():
                 inputs = make_inputs(model, batch, has_labels_per_row=self._task.kind.has_new_head)
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=quantized):
-                    loss = model(**inputs).loss
+                    loss = batch_loss(run_model(model, inputs), inputs)
                 loss.backward()
 
         if not quantized:

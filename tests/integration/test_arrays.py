@@ -46,6 +46,7 @@ from rankwise.optimizer.estimates.trials import STEP_PHASES
 from rankwise.optimizer.exports.peft import adapter_config
 from rankwise.optimizer.levels import enumerate_candidates
 from rankwise.probes.arrays import read_series
+from rankwise.probes.model import inspect_model, natural_task
 from rankwise.probes.profiles import TaskKind
 from rankwise.runners.array_files import open_rows
 from rankwise.runners.guard import Limits
@@ -305,6 +306,9 @@ def test_a_configuration_alone_is_measured_on_some_of_the_columns(
     )
     config.architectures = ["PatchTSTForPrediction"]
     config.save_pretrained(tmp_path)
+    task = natural_task(tmp_path)
+    found = inspect_model(tmp_path, source="patchtst", revision=None, task=task)
+    assert (task.kind, found.window) == (TaskKind.FORECASTING, (24, 6, 2))
     asked = {"channels": ("temp_max", "temp_min"), "prediction_length": 6}
     tried = try_first(model=str(tmp_path), dataset=str(weather_csv), **asked)
     check(tried, TaskKind.FORECASTING, "mae")
