@@ -139,10 +139,11 @@ def _facts_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:
     if (lengths := dataset.lengths) is not None:
         how = "estimated" if lengths.estimated else "counted"
         yield "tokens", f"{lengths.p50} median, {lengths.p99} at 99 %, {lengths.max} at most ({how})"
+    truncated = f" ({facts.truncated_rows:,} rows truncated)" if dataset.lengths is not None else ""
     yield (
         "recipe",
         (
-            f"{describe_rows(facts)} ({facts.truncated_rows:,} rows truncated), "
+            f"{describe_rows(facts)}{truncated}, "
             f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out"
         ),
     )
