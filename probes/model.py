@@ -158,6 +158,20 @@ def forward_arguments(module: nn.Module) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind not in catch_all)
 
 
+def random_model(path: Path, task: TaskProfile, *, device: str) -> Any:
+    """The model of a configuration with random weights, or on the meta device with none.
+
+    Raises:
+        ModelError: transformers does not know the model, cannot build it or has no such task for it.
+    """
+    config = _configuration(path, allow_remote_code=False)
+    try:
+        with torch.device(device):
+            return _model_class(config, task)._from_config(config)
+    except CANNOT_BUILD as error:
+        raise _cannot_be_built(str(path), error) from error
+
+
 def is_encoder_decoder(path: Path, *, allow_remote_code: bool = False) -> bool:
     """Whether the model writes one text from another; read from its configuration alone.
 
@@ -179,18 +193,28 @@ def natural_task(path: Path, *, allow_remote_code: bool = False) -> TaskProfile:
     name = next(iter(getattr(config, "architectures", None) or ()), type(config).__name__)
     if name.endswith("ForSequenceClassification"):
         kind, reason = TaskKind.TEXT_CLASSIFICATION, f"{name} with {config.num_labels} labels"
-    elif config.is_encoder_decoder:
+    elif type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         kind, reason = TaskKind.SEQ2SEQ, f"{name} is an encoder-decoder"
     elif _is_decoder(config):
         kind, reason = TaskKind.CAUSAL_LM, f"{name} is a decoder"
-    elif name.endswith("ForPrediction") and _window(config):
-        kind, reason = TaskKind.FORECASTING, f"{name} predicts what follows in a series"
-    elif name.endswith("ForImageClassification") or _reads_images_only(config):
+    elif name.endswith("ForImageClassification") or ("For" not in name and _reads_images_only(config)):
         kind, reason = TaskKind.IMAGE_CLASSIFICATION, f"{name} reads images; {config.num_labels} labels"
-    else:
+    elif type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         kind = TaskKind.TEXT_CLASSIFICATION
         reason = f"{name} reads in both directions; {config.num_labels} labels are assumed"
+    else:
+        kind, reason = _kind_by_name(name), f"{name} reads neither texts nor images; its name says no more"
     return task_without_data(kind, labels=config.num_labels, reason=reason)
+
+
+def _kind_by_name(name: str) -> TaskKind:
+    """What transformers' words for models of arrays mean."""
+    ends = {
+        "ForPrediction": TaskKind.FORECASTING,
+        "Classification": TaskKind.ARRAY_CLASSIFICATION,
+        "ForRegression": TaskKind.ARRAY_REGRESSION,
+    }
+    return next((kind for end, kind in ends.items() if name.endswith(end)), TaskKind.SELF_SUPERVISED)
 
 
 def task_without_data(kind: TaskKind, *, labels: int = 2, reason: str = "as asked for") -> TaskProfile:
@@ -273,19 +297,15 @@ def _reads_images_only(config: Any) -> bool:
     )
 
 
-def _image_shape(config: Any) -> tuple[int, int, int]:
+def _image_shape(config: Any) -> tuple[int, int, int] | None:
     """Channels, height and width, of the configuration or of its part that tells of vision.
 
-    Raises:
-        ModelError: there are no such fields, as networks of convolutions take images of any size.
+    None where there are no such fields, as networks of convolutions take images of any size.
     """
     vision = getattr(config, "vision_config", config)
     size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", None)
     if not size or not channels:
-        raise ModelError(
-            f"config.json of the {config.model_type} model does not say what images it reads",
-            next_step="add image_size (pixels) and num_channels to it",
-        )
+        return None
     height, width = (size, size) if isinstance(size, int) else size
     return channels, height, width
 

@@ -165,6 +165,7 @@ class ModuleProfile:
     kind: str
     """``linear``, ``conv1d`` (GPT-2's transposed linear), ``convolution``, ``attention``
     (``nn.MultiheadAttention``, whose packed ``in_proj_weight`` belongs to no module of its own),
+    ``attention-part`` (its output projection, whose weight it reads without calling it),
     ``embedding``, ``experts`` (a parameter that stacks the matrices of all experts of a layer; ``name`` is
     the parameter's), …"""
     role: str

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..optimizer.codec import from_json, to_json
 from ..optimizer.domain import Candidate, Quantization
 from ..optimizer.estimates.need import largest
@@ -105,10 +105,15 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         allow_remote_code=allowed,
         try_packing=settings.packed,
     )
-    if task.kind.reads_arrays and not arrays_for(model):
+    if task.kind.reads_arrays and not task.kind.reads_images and model.window is None:
         raise InputError(
             f"without data nobody knows the shapes of what a model for the task {task.kind} reads",
             next_step="start a study on the data: its candidates are estimated before they are tried",
+        )
+    if task.kind.reads_images and model.image_shape is None:
+        raise ModelError(
+            f"config.json of the {model.model_type} model does not say what images it reads",
+            next_step="add image_size (pixels) and num_channels to it",
         )
     candidate = candidate_from(settings, model, task.kind)
     batch = Batch(

@@ -48,6 +48,9 @@ TRIED_LAYERS = (2, 4, 8)
 DEEPEST_STEP = 16
 """Where more layers than this are not known to be alike, steps are left out: building tells nearly all."""
 
+ANY_IMAGE = (3, 64, 64)
+"""Networks of convolutions take images of any size, and say none."""
+
 _LAST = re.compile(r"\.\d+$")
 
 NOTHING_QUANTIZED = "transformers replaces none of its layers by quantized ones"
@@ -69,6 +72,7 @@ class LibraryModel:
         self._factory = AdapterFactory(Targets(profile, task.kind), 0.0)
         self._path = Path(profile.path)
         self._can_step = True
+        self.why_no_step = "its layers are many, and not alike"
         stacks = stacks_of(profile)
         depths = [layers for layers in TRIED_LAYERS if layers < min(stacks.values(), default=0)]
         tried = folder / "tried"
@@ -84,6 +88,9 @@ class LibraryModel:
         adapter = self._adapter(variant)
         if adapter is not None:
             yield (*adapter.targets, *adapter.target_parameters)
+
+    def build_only(self, reason: str) -> None:
+        self._can_step, self.why_no_step = False, f"the model itself fails in one ({reason})"
 
     def kind_of(self, entry: str) -> tuple[Any, ...]:
         return (any(f".{module.name}".endswith(f".{entry}") for module in self._experts),)
@@ -139,8 +146,7 @@ class LibraryModel:
         if self._layers is not None and variant.method is Method.LAST_BLOCKS:
             last = f".{self._layers - 1}"
             adapter = replace(adapter, unfrozen=tuple(_LAST.sub(last, each) for each in adapter.unfrozen))
-        level = replace(level_of(variant), attention=preferred_attention(self.profile))
-        return tried_candidate(adapter, level)
+        return tried_candidate(adapter, level_of(variant, attention=preferred_attention(self.profile)))
 
     def adapter(self, variant: Variant, entries: Collection[str]) -> Adapter | None:
         adapter = self._adapter(variant)
@@ -180,7 +186,10 @@ class LibraryModel:
         """
         quantized = candidate.level.quantization is not Quantization.NONE
         batch = Batch(rows=1, length=8, target_length=8 if self.profile.is_encoder_decoder else None)
-        batch = replace(batch, arrays=arrays_for(self.profile))
+        profile = self.profile
+        if self._task.kind.reads_images and profile.image_shape is None:
+            profile = replace(profile, image_shape=ANY_IMAGE)
+        batch = replace(batch, arrays=arrays_for(profile))
 
         def step(mode: AbstractContextManager[Any]) -> None:
             with mode, known_masks(padded=False, packed=False), known_weights():

@@ -1,7 +1,8 @@
 """How a base model comes into memory: its class, the dtype and quantization of its weights, real or random.
 
-Imports nothing of rankwise: it is part of what the exported script is made of. Knows nothing about adapters
-and training. A *level* and a *task* are plain mappings with the fields of ``Level`` and ``TaskProfile``.
+Imports nothing of rankwise but :mod:`.modules`, which is free of it too: it is part of what the exported
+script is made of. Knows nothing about adapters and training. A *level* and a *task* are plain mappings with
+the fields of ``Level`` and ``TaskProfile``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 import transformers
+
+from .modules import avoid_fast_paths, quantize_linears
 
 # On import bitsandbytes says which optional kernels it did not find, and in each int8 product that it takes
 # float16 inputs.
@@ -63,8 +66,10 @@ def load_base(
         factory: name, folder and arguments of what makes the model, in place of transformers.
     """
     if factory is not None:
-        made = make_module(factory)
-        return made.to(device=device, dtype=getattr(torch, level["weight_dtype"]))
+        made = make_module(factory).to(dtype=getattr(torch, level["weight_dtype"]))
+        quantize_linears(made, level, skip=trained_modules)
+        avoid_fast_paths(made)
+        return made.to(device)
     config = transformers.AutoConfig.from_pretrained(
         model_path, trust_remote_code=trust_remote_code, **head_settings(task)
     )
