@@ -94,7 +94,7 @@ def load_base(
             model_path,
             config=config,
             use_safetensors=True,
-            **({} if is_named(task) else {"trust_remote_code": trust_remote_code}),
+            **({} if is_named_by_configuration(task) else {"trust_remote_code": trust_remote_code}),
             **without_nones(arguments),
         )
     if level["quantization"] in FOUR_BIT:
@@ -110,7 +110,7 @@ def model_class(config: Any, task: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: the configuration names none that transformers has.
     """
-    if not is_named(task):
+    if not is_named_by_configuration(task):
         return MODEL_CLASSES[task["kind"]]
     name = next(iter(config.architectures or ()), "")
     found = getattr(transformers, name, None) if name.isidentifier() else None
@@ -119,7 +119,7 @@ def model_class(config: Any, task: Mapping[str, Any]) -> Any:
     return found
 
 
-def is_named(task: Mapping[str, Any]) -> bool:
+def is_named_by_configuration(task: Mapping[str, Any]) -> bool:
     """The configuration names the class of models for this task."""
     return task["kind"] in NAMED_BY_CONFIGURATION
 
