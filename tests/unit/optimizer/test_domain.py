@@ -24,7 +24,7 @@ CANDIDATE = Candidate(
 
 
 def test_candidate_id_is_golden():
-    assert CANDIDATE.id == "dc42ec995d3bc4141e98ecfaf7fbcf772b6ecb437047f57a7901ca43b9f4b2d1"
+    assert CANDIDATE.id == "05966667bf843edf3c7b6e2e5d7ba4c890d746053d948882c78f779c6c2c1eec"
 
 
 def test_int_and_float_alpha_are_the_same_candidate():
