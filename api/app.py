@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 from .. import __version__
-from ..runners.jobs import Estimator
+from ..runners.jobs import Inquiries
 from ..store import Store
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
 from .routes import estimates, host, studies
@@ -59,7 +59,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
             Supervision(settings.home, allow_remote_code=settings.allow_remote_code) if supervise else None
         )
         app.state.store, app.state.supervision = store, supervision
-        app.state.estimator = estimator = Estimator(settings.home)
+        app.state.inquiries = inquiries = Inquiries(settings.home)
         try:
             if supervision:
                 supervision.start()
@@ -67,7 +67,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         finally:
             if supervision:
                 await run_in_threadpool(supervision.stop)
-            await run_in_threadpool(estimator.stop)
+            await run_in_threadpool(inquiries.stop)
             store.close()
 
     app = _Application(

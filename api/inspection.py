@@ -21,6 +21,7 @@ from ..optimizer.sizes import (
     trainable_parameters,
 )
 from ..optimizer.targets import Targets
+from ..optimizer.verdicts import Verdict
 from ..probes.profiles import HardwareProfile, ModelProfile, ModuleProfile
 from ..runners.jobs import Inspection
 
@@ -95,7 +96,7 @@ def what_trains(inspection: Inspection, hardware: HardwareProfile) -> tuple[Trai
 
     rsLoRA is left out: it trains what LoRA trains.
     """
-    model, task = inspection.model, inspection.task.kind
+    model, task = inspection.model, None if inspection.task is None else inspection.task.kind
     factory = AdapterFactory(Targets(model, task), dropout_for(None))
 
     def found(method: Method) -> Iterator[Trainable]:
@@ -133,16 +134,25 @@ def expert_parameters(model: ModelProfile) -> int:
     return sum(module.parameters for module in model.modules if module.kind == "experts")
 
 
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as plain JSON data; its name is the key that it stands under."""
+    form = to_json(verdict)
+    del form["name"]
+    return {"supported": verdict.supported, **form.pop("where"), **form}
+
+
 def inspection_document(inspection: Inspection, hardware: HardwareProfile) -> dict[str, Any]:
     """The inspection as plain JSON data."""
     model = inspection.model
     return {
         "schema_version": SCHEMA_VERSION,
-        "task": to_json(inspection.task),
+        "task": inspection.task and to_json(inspection.task),
         "model": to_json(model),
         "stored_bytes": dict(inspection.stored_bytes),
         "bytes_by_dtype": dict(bytes_by_dtype(model)),
         "expert_parameters": expert_parameters(model),
+        "tried_with": inspection.tried_with,
+        "methods": {verdict.name: verdict_document(verdict) for verdict in inspection.verdicts},
         "groups": [to_json(group) for group in module_groups(model)],
         "trainable": [
             {

@@ -134,8 +134,11 @@ def _flag(value: Any) -> bool:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """A list, or one text with commas."""
-    parts = value.split(",") if isinstance(value, str) else value
+    """A list, or one text with commas; a regular expression is one name."""
+    if isinstance(value, str):
+        parts = [_expression(value)] if value.startswith("re:") else value.split(",")
+    else:
+        parts = value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         raise InputError(f"{value!r} is no list of names", next_step="write it like [q_proj, v_proj]")
     names = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))

@@ -199,6 +199,8 @@ class Adapter:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     """Module-name suffixes, sorted, as PEFT's ``target_modules`` takes them."""
+    target_pattern: str | None = None
+    """In their place, a regular expression that the names of modules match in full."""
     target_parameters: tuple[str, ...] = ()
     """Suffixes of parameters that stack the matrices of experts: PEFT's ``target_parameters``."""
     feedforward: tuple[str, ...] = ()
@@ -269,7 +271,7 @@ class OwnLora:
     """None: twice the rank."""
     dropout: float = 0.1
     targets: tuple[str, ...] = ("balanced",)
-    """Ends of names of modules, or the name of one target set."""
+    """The name of one target set, or modules as :mod:`.selection` takes them."""
     use_rslora: bool = False
     use_dora: bool = False
     first_rank: int | None = None

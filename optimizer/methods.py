@@ -17,6 +17,7 @@ from .domain import Adapter, Method
 LINEAR = frozenset({"linear"})
 TRANSPOSED = frozenset({"conv1d"})
 EXPERTS = frozenset({"experts"})
+ANY_MATRIX = frozenset({"linear", "conv1d", "convolution", "embedding"})
 
 RATE_WIDTH = 2000
 RATE_EXPONENT = 0.781
@@ -41,6 +42,8 @@ class MethodSpec:
     Rule, exponent (Llama's) and the tenfold rate of LoRA over full fine-tuning: "LoRA Without Regret"
     (Schulman et al. 2025).
     """
+    tried_on: frozenset[str] = frozenset()
+    """Kinds that it may take besides, of modules that a factory makes: trying tells."""
     tried_unasked: bool = True
     """Tried in studies that name no methods; one that freezes most weights only where a head is new, or
     where no adapter suits."""
@@ -158,6 +161,7 @@ METHODS: Mapping[Method, MethodSpec] = {
     Method.LORA: MethodSpec(
         peft_type="LORA",
         kinds=LINEAR | TRANSPOSED | EXPERTS,
+        tried_on=ANY_MATRIX | {"attention"},
         config_fields=_lora_fields,
         trainable_on=_lora_trainable,
         rate_at_width=5e-4,
@@ -165,6 +169,7 @@ METHODS: Mapping[Method, MethodSpec] = {
     Method.ADALORA: MethodSpec(
         peft_type="ADALORA",
         kinds=LINEAR | TRANSPOSED,
+        tried_on=ANY_MATRIX,
         config_fields=_adalora_fields,
         trainable_on=_adalora_trainable,
         # LoRA's: at DeBERTa's width, 768, it becomes 1.1e-3; the paper's tuned rates are 5e-4 to 2.2e-3.
@@ -173,6 +178,7 @@ METHODS: Mapping[Method, MethodSpec] = {
     Method.IA3: MethodSpec(
         peft_type="IA3",
         kinds=LINEAR | TRANSPOSED,
+        tried_on=ANY_MATRIX,
         config_fields=lambda adapter, _: {"feedforward_modules": list(adapter.feedforward)},
         trainable_on=_ia3_trainable,
         # The best published one of PEFT's method_comparison: 5e-3 at a width of 3072.
@@ -181,6 +187,7 @@ METHODS: Mapping[Method, MethodSpec] = {
     Method.OFT: MethodSpec(
         peft_type="OFT",
         kinds=LINEAR,
+        tried_on=ANY_MATRIX,
         config_fields=lambda adapter, _: {
             "oft_block_size": adapter.rank,
             "module_dropout": adapter.dropout,
@@ -194,6 +201,7 @@ METHODS: Mapping[Method, MethodSpec] = {
     Method.MISS: MethodSpec(
         peft_type="MISS",
         kinds=LINEAR,
+        tried_on=ANY_MATRIX,
         config_fields=lambda adapter, _: {
             "r": adapter.rank,
             "miss_dropout": adapter.dropout,

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..probes.profiles import ModelProfile, TaskKind
 from .adapters import AdapterFactory
 from .domain import Adapter, Level, OwnLora, Preset, Quantization, StudyFacts, StudyRequest
-from .estimates.settings import with_named_targets
+from .selection import select
 from .targets import TARGET_SETS
 
 DROPOUT = 0.1
@@ -130,7 +130,14 @@ def _own(asked: OwnLora, factory: AdapterFactory, model: ModelProfile) -> Start:
     if made is None:
         raise _nothing_to_adapt("lora", model)
     if not is_set:
-        made = with_named_targets(made, asked.targets, model)
+        chosen = select(",".join(asked.targets), model)
+        made = replace(
+            made,
+            targets=chosen.where.modules,
+            target_pattern=chosen.where.pattern,
+            target_parameters=(),
+            target_set=chosen.written,
+        )
     alpha = 2.0 * asked.rank if asked.alpha is None else asked.alpha
     graded = graded_ranks(model, first=asked.first_rank, last=asked.last_rank)
     adapter = replace(

@@ -33,7 +33,7 @@ class Setting:
     adapter: Adapter
     level: Level
     model: ModelProfile
-    task: TaskKind
+    task: TaskKind | None
     hardware: HardwareProfile
     kinds: frozenset[str]
     """Kinds of the modules that the adapter sits on."""
@@ -291,7 +291,7 @@ LEVEL_RULES = (
         name="loss-of-causal-models",
         reason="Chunked and Liger's losses are those of models that predict the next token.",
         versions=None,
-        forbids=lambda s: s.level.loss != "plain" and not s.task.is_causal,
+        forbids=lambda s: s.level.loss != "plain" and not (s.task and s.task.is_causal),
     ),
     Rule(
         name="liger",
@@ -386,7 +386,7 @@ def first_refusal(setting: Setting, rules: Collection[Rule] = RULES) -> Rule | N
 
 
 def setting_of(
-    adapter: Adapter, level: Level, model: ModelProfile, task: TaskKind, hardware: HardwareProfile
+    adapter: Adapter, level: Level, model: ModelProfile, task: TaskKind | None, hardware: HardwareProfile
 ) -> Setting:
     """The setting, with what the rules ask of the adapted modules."""
     adapted = adapted_modules(adapter, model)

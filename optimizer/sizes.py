@@ -98,8 +98,13 @@ def frozen_bytes(
 
 
 def quantizable_parameters(model: ModelProfile, trained_parts: tuple[str, ...]) -> int:
-    """Weights, without biases, that bitsandbytes quantizes: of linear layers, and not of stacked experts."""
-    return sum(_matrix(module) for module in model.modules if is_adaptable(module, trained_parts))
+    """Weights, without biases, that are quantized: of linear layers, not of stacked experts.
+
+    transformers (5.23) leaves linear layers of a class of the model's own (Falcon's) as they are.
+    """
+    return sum(
+        _matrix(module) for module in model.modules if module.is_plain and is_adaptable(module, trained_parts)
+    )
 
 
 def device_bytes(hardware: HardwareProfile) -> int:

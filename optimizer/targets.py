@@ -5,6 +5,7 @@ Knows nothing of ranks, methods' settings or levels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class TargetSet:
 class Targets:
     """The target sets of one model for one task; each is computed once, whatever the number of adapters."""
 
-    def __init__(self, model: ModelProfile, task: TaskKind) -> None:
+    def __init__(self, model: ModelProfile, task: TaskKind | None) -> None:
         self.model = model
         self.trained_modules = trained_modules(model, task)
         self._modules = [module for module in model.modules if module.kind != "experts"]
@@ -132,8 +133,20 @@ def suffixes_for(wanted: Collection[str], all_names: Iterable[str]) -> tuple[str
     return tuple(sorted({next(end for end in _ends(name) if end not in taken) for name in wanted}))
 
 
+def target_pattern(names: Collection[str]) -> str:
+    """A regular expression for PEFT's ``target_modules`` that these names match in full, and no others."""
+    return "|".join(re.escape(name) for name in names)
+
+
 def adapted_modules(adapter: Adapter, model: ModelProfile) -> tuple[ModuleProfile, ...]:
     """The modules, and stacked parameters of experts, that PEFT puts this adapter on."""
+    if adapter.target_pattern is not None:
+        pattern = re.compile(adapter.target_pattern)
+        return tuple(
+            module
+            for module in model.modules
+            if pattern.fullmatch(module.name) and not is_trained(module.name, adapter.trained_modules)
+        )
     ends = tuple(f".{target}" for target in adapter.targets)
     parameter_ends = tuple(f".{target}" for target in adapter.target_parameters)
     return tuple(
@@ -166,13 +179,13 @@ def is_trained(name: str, trained: Collection[str]) -> bool:
     return any(f"{end}." in f"{name}." for end in trained)
 
 
-def trained_modules(model: ModelProfile, task: TaskKind) -> tuple[str, ...]:
+def trained_modules(model: ModelProfile, task: TaskKind | None) -> tuple[str, ...]:
     """New modules and, for tasks with a head, the heads that PEFT trains whether it is asked to or not.
 
     A new module within such a head is named by the head: PEFT would wrap both, and the inner copy, though
     trainable, would take no part in the forward pass (RoBERTa's ``classifier.dense``).
     """
-    heads = PEFT_HEADS if task.has_new_head else ()
+    heads = PEFT_HEADS if task is not None and task.has_new_head else ()
     trained = set(model.new_modules)
     for name in {*model.new_modules, *(module.name for module in model.modules)}:
         head = next((block for block in _blocks(name) if block.endswith(heads)), None)

@@ -161,6 +161,8 @@ class ModuleProfile:
     """Of convolutions: places of the kernel, each with a matrix of in × out channels …"""
     groups: int = 1
     """… in so many blocks along its diagonal."""
+    is_plain: bool = True
+    """Not of a class of the model's own: transformers then replaces a linear layer by a quantized one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,7 +96,7 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
         if shape is None:
             continue
         if shape.kind in ("embedding", "convolution"):
-            role = "other"
+            role = "head" if not told and places.get(name) == "head" else "other"
         elif module is output or not in_body(model, name):
             role = "head"
         elif is_router:
@@ -116,6 +116,7 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
             layer=layer_of(model, name) if told else _block_of(name, layers),
             taps=shape.taps,
             groups=shape.groups,
+            is_plain=isinstance(module, Conv1D) or type(module).__module__.startswith("torch.nn."),
         )
         counted |= own.keys()
 

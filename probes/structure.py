@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,9 @@ _QKV = tuple(
     for role, letter, word in (("query", "q", "query"), ("key", "k", "key"), ("value", "v", "value"))
 )
 """How names tell the three apart, as ``fc_q``, ``to_k``, ``values`` and ``Wv`` do."""
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,23 +185,46 @@ def _perceptron_roles(linears: Mapping[str, tuple[int, int]]) -> dict[str, str]:
     match list(linears.items()):
         case [(first, (width, inner)), (second, (inner_again, out))] if inner == inner_again and width == out:
             return {first: "mlp_in", second: "mlp_out"}
-        case [(first, one), (second, two), (third, (inner, out))] if one == two and one == (out, inner):
+        case [(first, one), (second, two), (third, (inner, out))] if one == two == (out, inner) and (
+            inner != out or "gate" in f"{first} {second}"
+        ):
             gate, up = (second, first) if "gate" in second else (first, second)
             return {gate: "mlp_gate", up: "mlp_in", third: "mlp_out"}
     return {}
 
 
 def _heads(modules: Mapping[str, nn.Module], calls: Sequence[Call]) -> Iterator[str]:
-    """The matrix that comes last, if it belongs to no stack of blocks: the last that was called, else made.
+    """What comes after the body.
 
-    A network of one matrix is no head on anything.
+    Where blocks are stacked and a run was watched: what is called after the last of them and is no part of
+    what holds them. Else the layer that comes last, if it is in no such block, with others of its shape and
+    name but for a number. A network of one layer is no head on anything.
     """
     stacked = block_numbers(modules[""])
-    matrices = [name for name, module in modules.items() if matrix_of(module)]
-    last = [call.name for call in calls if call.name in set(matrices)][-1:] or matrices[-1:]
-    for name in last if len(matrices) > 1 else ():
-        if not any(name.startswith(f"{block}.") for block in stacked):
-            yield name
+    layers = [
+        name for name, module in modules.items() if matrix_of(module) or isinstance(module, _CONVOLUTIONS)
+    ]
+    called = [call.name for call in calls if call.name in set(layers)]
+    inside = [at for at, name in enumerate(called) if _is_inside(name, stacked)]
+    if inside:
+        body = called[inside[-1]].partition(".")[0]
+        after = [name for name in called[inside[-1] + 1 :] if name.partition(".")[0] != body]
+        yield from dict.fromkeys(after)
+        return
+    for name in (called or layers)[-1:] if len(layers) > 1 else ():
+        if _is_inside(name, stacked):
+            return
+        stem, sizes = name.rstrip("0123456789"), matrix_of(modules[name])
+        yield from (
+            each
+            for each in layers
+            if each == name
+            or (stem != name and each.rstrip("0123456789") == stem and matrix_of(modules[each]) == sizes)
+        )
+
+
+def _is_inside(name: str, blocks: Iterable[str]) -> bool:
+    return any(name.startswith(f"{block}.") for block in blocks)
 
 
 def _words(class_name: str) -> str:

@@ -1,6 +1,6 @@
-"""The ``inspect`` job: a model's structure without any data. Runs in a child of the warm server.
+"""The ``inspect`` job: a model's structure and which methods it takes, without any data.
 
-Knows nothing of adapters.
+Runs in a child of the warm server. Knows nothing of who asks.
 """
 
 from __future__ import annotations
@@ -10,19 +10,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..optimizer.codec import to_json
-from ..probes.model import inspect_model, natural_task, task_without_data
+from ..optimizer.codec import from_json, to_json
+from ..probes.model import inspect_model, inspect_module, natural_task, task_without_data
 from ..probes.model_source import has_weights, weight_headers
-from ..probes.profiles import TaskKind
+from ..probes.profiles import Factory, TaskKind
+from .factories import made_by
+from .library_model import LibraryModel
 from .messages import Report
+from .own_module import OwnModule, observe
+from .verdicts import verdicts_of
 
 
 def run(spec: Mapping[str, Any], report: Report) -> None:
-    """Entry of the job: reports one ``result`` with the task, the model, and stored bytes by dtype.
+    """Entry of the job: reports one ``result`` with the task (of a factory's module, none), the model, stored
+    bytes by dtype, where the inputs that it was tried with are from, and a verdict for each method.
 
     Raises:
         ModelError: the model is refused; the warm server reports it.
     """
+    if spec["factory"] is not None:
+        report("result", **_of_factory(spec))
+    else:
+        report("result", **_of_library(spec))
+
+
+def _of_factory(spec: Mapping[str, Any]) -> dict[str, Any]:
+    factory = from_json(Factory, spec["factory"])
+    module = made_by(factory)
+    inputs, calls = observe(module)
+    model = inspect_module(module, factory, calls)
+    verdicts = verdicts_of(OwnModule(module, model, inputs), libraries=spec["libraries"])
+    return {
+        "task": None,
+        "model": to_json(model),
+        "stored_bytes": {},
+        "tried_with": None if inputs is None else inputs.origin,
+        "verdicts": [to_json(verdict) for verdict in verdicts],
+    }
+
+
+def _of_library(spec: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(spec["model_path"])
     allowed = spec["allow_remote_code"]
     if spec["task"] is None:
@@ -36,4 +63,12 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     if has_weights(path):
         for header in weight_headers(path).values():
             stored[header.dtype] += header.stored_bytes
-    report("result", task=to_json(task), model=to_json(model), stored_bytes=dict(stored))
+    subject = LibraryModel(model, task, Path(spec["folder"]), allow_remote_code=allowed)
+    verdicts = verdicts_of(subject, libraries=spec["libraries"])
+    return {
+        "task": to_json(task),
+        "model": to_json(model),
+        "stored_bytes": dict(stored),
+        "tried_with": "its configuration",
+        "verdicts": [to_json(verdict) for verdict in verdicts],
+    }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,17 @@ from ..optimizer.codec import from_json, to_json
 from ..optimizer.domain import Candidate, StudyFacts, StudyRequest
 from ..optimizer.estimates.prediction import Prediction, Terms, TrialPrediction
 from ..optimizer.estimates.settings import Settings
+from ..optimizer.verdicts import Verdict
 from ..probes.host import read_hardware
-from ..probes.model_source import resolve_model
+from ..probes.model_source import ResolvedModel, resolve_model
 from ..probes.profiles import ModelProfile, TaskKind, TaskProfile
 from .guard import Limits
 from .messages import last_line
 from .warm_client import Job, WarmServer, read_tail
 
 PREPARE_LIMIT_S = 3600.0
-INSPECT_LIMIT_S = 600.0
+INSPECT_LIMITS = Limits(time_s=300.0, host_memory_bytes=8 * 2**30)
+"""A factory may make any module."""
 ESTIMATE_LIMITS = Limits(time_s=120.0, host_memory_bytes=4 * 2**30)
 """Many times what a model of 80 layers takes: beyond it, something is wrong with the model."""
 LONGEST_WAIT_S = 600.0
@@ -45,10 +47,14 @@ _ENDED_BY_GUARD = {
 class Inspection:
     """What there is to say of a model without any data."""
 
-    task: TaskProfile
+    task: TaskProfile | None
+    """None of a module that a factory made: only data tell."""
     model: ModelProfile
     stored_bytes: Mapping[str, int]
     """By dtype, as weight files spell it; empty where there are no weights."""
+    tried_with: str | None
+    """Where the inputs that methods were tried with are from; None where none were found."""
+    verdicts: tuple[Verdict, ...]
 
 
 def start_prepare(
@@ -166,49 +172,6 @@ def prepare_once(home: Home, request: StudyRequest, *, allow_remote_code: bool =
     return read_facts(job)
 
 
-def inspect_once(
-    home: Home, source: str, *, task: TaskKind | None = None, allow_remote_code: bool = False
-) -> Inspection:
-    """A model's structure; of a hub model only the configuration is fetched, never a weight.
-
-    Args:
-        home: where the job's log goes.
-        source: a folder, a ``config.json`` or a hub id.
-        task: None for what the model was made for.
-        allow_remote_code: run the Python code that the model brings, if it brings any.
-
-    Raises:
-        ModelError: the model cannot be had, is unsafe or unsupported, or has no such task.
-        RunnerError: the job could not be run.
-    """
-    found = resolve_model(
-        source, allowed_roots=None, allow_remote_code=allow_remote_code, fetch_weights=False
-    )
-    home.create()
-    spec = {
-        "source": source,
-        "model_path": str(found.path),
-        "revision": found.revision,
-        "task": task,
-        "allow_remote_code": allow_remote_code,
-    }
-    folder = Path(tempfile.mkdtemp(prefix="inspect-", dir=home.tokens.parent))
-    server = WarmServer(home.logs / "warm.log", ["inspect"])
-    try:
-        job = server.start("inspect", spec, folder, Limits(time_s=INSPECT_LIMIT_S))
-        job.wait(INSPECT_LIMIT_S)
-    finally:
-        server.stop()
-    if job.last("result") or job.last("error"):  # if it answered neither, the error names its log
-        shutil.rmtree(folder)
-    result = _answer(job, f"inspecting {source}")
-    return Inspection(
-        task=from_json(TaskProfile, result["task"]),
-        model=from_json(ModelProfile, result["model"]),
-        stored_bytes=result["stored_bytes"],
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimation:
     """What a dry run said of a model's candidate."""
@@ -219,15 +182,20 @@ class Estimation:
     """One for each of the terms, in their order; fewer where enough of them fit."""
 
 
-class Estimator:
-    """Answers estimates from one warm server, which is started when the first is asked for and again when it
-    has died. Any thread may ask."""
+class Inquiries:
+    """Questions about models, answered from one warm server, which is started when the first is asked, and
+    again when it has died. Any thread may ask."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, home: Home, jobs: Sequence[str] = ("estimate", "inspect")) -> None:
+        """Start nothing yet.
+
+        Args:
+            jobs: the kinds of questions that are expected.
+        """
+        self._home, self._jobs = home, jobs
         self._server: WarmServer | None = None
         # The server dies with the thread that started it: it gets one that stays. No other talks to it.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="estimates")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inquiries")
 
     def __enter__(self) -> Self:
         return self
@@ -266,40 +234,87 @@ class Estimator:
             source, allowed_roots=allowed_roots, allow_remote_code=allow_remote_code, fetch_weights=False
         )
         spec = {
-            "source": source,
-            "model_path": str(found.path),
-            "revision": found.revision,
-            "task": task,
-            "allow_remote_code": allow_remote_code,
+            **_spec_of(found, task, allow_remote_code=allow_remote_code),
             "settings": to_json(settings),
             "terms": [to_json(each) for each in terms],
             "enough": enough,
         }
-        self._home.create()
-        folder = Path(tempfile.mkdtemp(prefix="estimate-", dir=self._home.tokens.parent))
-        job = self._thread.submit(self._start, spec, folder).result()
-        job.wait(LONGEST_WAIT_S)
-        if job.last("result") or job.last("error"):  # if it answered neither, the error names its log
-            shutil.rmtree(folder)
-        result = _answer(job, f"estimating {source}")
+        result = self._ask("estimate", spec, ESTIMATE_LIMITS, doing=f"estimating {source}")
         return Estimation(
             task=from_json(TaskProfile, result["task"]),
             model=from_json(ModelProfile, result["model"]),
             predictions=tuple(from_json(Prediction, each) for each in result["predictions"]),
         )
 
+    def inspect(
+        self,
+        source: str,
+        *,
+        task: TaskKind | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        allowed_roots: Sequence[Path] | None = None,
+        allow_remote_code: bool = False,
+        allowed_factories: Collection[str] | None = None,
+    ) -> Inspection:
+        """A model's structure, and which methods it takes; of a hub model only the configuration is fetched.
+
+        Args:
+            source: a folder, a ``config.json``, a hub id or a factory.
+            task: None for what the model was made for; of no account for a factory.
+            arguments: of a factory.
+            allowed_roots: folders that a local model must lie in; None allows every path.
+            allow_remote_code: run the Python code that the model brings, if it brings any.
+            allowed_factories: those whose code may run; None allows all.
+
+        Raises:
+            PathNotAllowed: the path or the factory is not allowed.
+            ModelError: the model cannot be had, is unsafe or unsupported, or has no such task.
+            RunnerError: the job could not be run, or took too long.
+        """
+        found = resolve_model(
+            source,
+            allowed_roots=allowed_roots,
+            allow_remote_code=allow_remote_code,
+            fetch_weights=False,
+            arguments=arguments,
+            allowed_factories=allowed_factories,
+        )
+        spec = {
+            **_spec_of(found, task, allow_remote_code=allow_remote_code),
+            "factory": None if found.factory is None else to_json(found.factory),
+            "libraries": sorted(read_hardware(self._home.create().root).host.libraries),
+        }
+        result = self._ask("inspect", spec, INSPECT_LIMITS, doing=f"inspecting {source}")
+        return Inspection(
+            task=None if result["task"] is None else from_json(TaskProfile, result["task"]),
+            model=from_json(ModelProfile, result["model"]),
+            stored_bytes=result["stored_bytes"],
+            tried_with=result["tried_with"],
+            verdicts=tuple(from_json(Verdict, each) for each in result["verdicts"]),
+        )
+
+    def _ask(self, kind: str, spec: Mapping[str, Any], limits: Limits, *, doing: str) -> dict[str, Any]:
+        """Run a job in a folder of its own, and read its answer."""
+        self._home.create()
+        folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=self._home.tokens.parent))
+        job = self._thread.submit(self._start, kind, {**spec, "folder": str(folder)}, folder, limits).result()
+        job.wait(LONGEST_WAIT_S)
+        if job.last("result") or job.last("error"):  # if it answered neither, the error names its log
+            shutil.rmtree(folder)
+        return _answer(job, doing)
+
     def stop(self) -> None:
         """End the server and whatever it is doing."""
         self._thread.submit(self._end).result()
         self._thread.shutdown()
 
-    def _start(self, spec: Mapping[str, Any], folder: Path) -> Job:
+    def _start(self, kind: str, spec: Mapping[str, Any], folder: Path, limits: Limits) -> Job:
         if self._server is not None and not self._server.is_alive():
             self._end()
         if self._server is None:
-            self._server = WarmServer(self._home.logs / "estimates.log", ["estimate"])
+            self._server = WarmServer(self._home.logs / "inquiries.log", self._jobs)
         try:
-            return self._server.start("estimate", spec, folder, ESTIMATE_LIMITS)
+            return self._server.start(kind, spec, folder, limits)
         except RunnerError:
             self._end()
             raise
@@ -308,6 +323,23 @@ class Estimator:
         if self._server is not None:
             self._server.stop()
             self._server = None
+
+
+def inspect_once(home: Home, source: str, **options: Any) -> Inspection:
+    """As :meth:`Inquiries.inspect`, by a warm server of its own that ends with it."""
+    with Inquiries(home, ["inspect"]) as inquiries:
+        return inquiries.inspect(source, **options)
+
+
+def _spec_of(found: ResolvedModel, task: TaskKind | None, *, allow_remote_code: bool) -> dict[str, Any]:
+    """What every question about a model tells of it."""
+    return {
+        "source": found.source,
+        "model_path": str(found.path),
+        "revision": found.revision,
+        "task": task,
+        "allow_remote_code": allow_remote_code,
+    }
 
 
 def estimate_once(
@@ -320,8 +352,8 @@ def estimate_once(
     enough: int | None = None,
     allow_remote_code: bool = False,
 ) -> Estimation:
-    """As :meth:`Estimator.estimate`, by a warm server of its own that ends with it."""
-    with Estimator(home) as estimator:
-        return estimator.estimate(
+    """As :meth:`Inquiries.estimate`, by a warm server of its own that ends with it."""
+    with Inquiries(home, ["estimate"]) as inquiries:
+        return inquiries.estimate(
             source, settings, terms, task=task, enough=enough, allow_remote_code=allow_remote_code
         )

@@ -34,6 +34,7 @@ SCRIPT_SOURCES = (
     "probes/rows.py",
     "runners/recipe.py",
     "runners/samples.py",
+    "runners/modules.py",
     "runners/weights.py",
     "runners/build.py",
     "runners/adalora.py",

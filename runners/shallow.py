@@ -43,8 +43,10 @@ def stacks_of(model: ModelProfile) -> dict[str, int]:
     }
 
 
-def cut_configuration(path: Path, stacks: Mapping[str, int], folder: Path) -> bool:
-    """Write the model's configuration with :data:`~..optimizer.estimates.tape.TRACED_LAYERS` layers a stack.
+def cut_configuration(
+    path: Path, stacks: Mapping[str, int], folder: Path, *, layers: int = TRACED_LAYERS
+) -> bool:
+    """Write the model's configuration with so many layers a stack.
 
     Only numbers that count layers are changed, and lists of one entry a layer. Code that comes with the
     model is written too.
@@ -55,35 +57,35 @@ def cut_configuration(path: Path, stacks: Mapping[str, int], folder: Path) -> bo
     """
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     depths = set(stacks.values())
-    if not stacks or not _cut(config, depths):
+    if not stacks or not _cut(config, depths, layers):
         return False
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for code in path.glob("*.py"):
         shutil.copy(code, folder)
-    return _reads_alike(path, folder, depths)
+    return _reads_alike(path, folder, depths, layers)
 
 
-def _cut(config: dict[str, Any], depths: set[int]) -> bool:
+def _cut(config: dict[str, Any], depths: set[int], layers: int) -> bool:
     """Change a configuration, and those within it, in place; whether all depths were found."""
     found: set[int] = set()
     for name, value in config.items():
         if isinstance(value, dict):
-            if _cut(value, depths):
+            if _cut(value, depths, layers):
                 return True
-        elif isinstance(value, list) and len(value) in depths and len(value) > TRACED_LAYERS:
-            config[name] = value[:TRACED_LAYERS]
+        elif isinstance(value, list) and len(value) in depths and len(value) > layers:
+            config[name] = value[:layers]
         elif type(value) is int and value in depths and DEPTHS.fullmatch(name):
             found.add(value)
-            config[name] = TRACED_LAYERS
+            config[name] = layers
     return found == depths
 
 
-def _reads_alike(path: Path, folder: Path, depths: set[int]) -> bool:
+def _reads_alike(path: Path, folder: Path, depths: set[int], layers: int) -> bool:
     """Whether, of all that transformers lists layer by layer, the cut configuration has what is repeated.
 
     Where the second and the third layer differ, as by turns, their tapes have to be the same: a third kind
-    of layer would go unseen.
+    of layer would go unseen. Of two layers nothing is repeated, and all kinds have to be among them.
     """
     try:
         whole, cut = (AutoConfig.from_pretrained(each, local_files_only=True) for each in (path, folder))
@@ -93,7 +95,7 @@ def _reads_alike(path: Path, folder: Path, depths: set[int]) -> bool:
     return all(
         name in few
         and few[name][:1] == kinds[:1]
-        and all(kind in few[name][1 : TRACED_LAYERS - 1] for kind in kinds[1:] + few[name][1:])
+        and all(kind in (few[name][1 : layers - 1] or few[name]) for kind in kinds[1:] + few[name][1:])
         for name, kinds in _lists(whole.to_dict())
         if len(kinds) in depths
     )

@@ -319,6 +319,9 @@ def finish(session: Session, heldout: list[Example], folder: Path, tokenizer: An
     if VALUES["adapter_config"] is not None:
         model.create_or_update_model_card = lambda *_: None  # PEFT's is a form with nothing filled in
     model.save_pretrained(folder)
+    if VALUES["adapter_config"] is not None and VALUES["task"]["labels"]:
+        # An adapter's configuration has no place for them; a model's has.
+        (folder / "labels.json").write_text(json.dumps(VALUES["task"]["labels"]), encoding="utf-8")
     tokenizer.save_pretrained(folder)
     for name in ("checkpoint", "checkpoint.previous", "checkpoint.writing"):
         remove_folder(folder / name)

@@ -40,9 +40,12 @@ JOBS = {
 """Job name → module with ``run(spec, report)``."""
 
 PRELOADED = ("torch", "pyarrow", "accelerate", "transformers", "transformers.modeling_utils")
-BUILDERS = ("trial", "estimate", "estimate-trials")
+BUILDERS = ("trial", "estimate", "estimate-trials", "inspect")
 """Jobs that put adapters on models, by peft. That imports bitsandbytes, which asks a CUDA device for its
 capability and so initialises CUDA: where there is one, these are imported in each child."""
+
+WITHOUT_GPU = ("estimate", "inspect")
+"""Jobs that need no device. A server for these alone sees none, and may import everything."""
 
 MAX_REQUEST_BYTES = 65536
 
@@ -85,7 +88,10 @@ def serve(control: socket.socket, jobs: Collection[str]) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a killed guard come here, and are killed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    modules = preload(jobs, cuda_driver=has_cuda_driver())
+    needs_gpu = not set(jobs) <= set(WITHOUT_GPU)
+    if not needs_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    modules = preload(jobs, cuda_driver=needs_gpu and has_cuda_driver())
     gc.collect()
     gc.freeze()  # the collector would otherwise copy every page that the children share
     ready = {"type": "ready", "modules": modules, "preload_s": time.perf_counter() - started_s}

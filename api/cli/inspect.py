@@ -40,8 +40,14 @@ _NUMBER = re.compile(r"\b\d+\.")
 def inspect(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Folder, config.json, or id on the hub."),
+        typer.Argument(
+            metavar="MODEL", help="Folder, config.json, id on the hub, or package.module:factory."
+        ),
     ],
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Argument of the factory; may be repeated."),
+    ] = None,
     task: Annotated[
         TaskKind | None,
         typer.Option(
@@ -58,19 +64,26 @@ def inspect(
         ),
     ] = False,
 ) -> None:
-    """Show what a model is made of, and what each method would train. Measures nothing.
+    """Show what a model is made of, and which methods it takes, found by trying each.
 
-    Reads the configuration and the headers of weight files.
+    Reads the configuration and the headers of weight files; a factory is called. Measures nothing.
     """
     from ...probes.host import read_hardware
     from ...probes.model_source import is_hub_id
     from ...runners.jobs import inspect_once
+    from ..asking import parse_arguments
     from ..inspection import inspection_document
 
     if is_hub_id(model):
         print_note(f"Looking {model} up on the hub; its configuration is fetched, its weights are not.")
     home = Home.from_environment().create()
-    inspection = inspect_once(home, model, task=task, allow_remote_code=allow_remote_code)
+    inspection = inspect_once(
+        home,
+        model,
+        task=task,
+        arguments=parse_arguments(model_arg or ()),
+        allow_remote_code=allow_remote_code,
+    )
     hardware = read_hardware(home.root)
     if as_json:
         print_json(inspection_document(inspection, hardware))
@@ -91,6 +104,15 @@ def _show(inspection: Inspection, hardware: HardwareProfile) -> None:
     results.print()
     results.print(_groups_table(model, module_groups(model)))
     results.print()
+    results.print(_verdicts_table(inspection))
+    if inspection.tried_with is None:
+        results.print(
+            "\nNo input was found that the module runs with: give it an attribute example_inputs "
+            "(argument name → tensor), and steps are tried too."
+        )
+    if model.factory is not None:
+        return
+    results.print()
     rows = what_trains(inspection, hardware)
     results.print(_trainable_table(model, rows))
     if not any(row.adapter.target_set == "minimal" for row in rows):
@@ -104,8 +126,13 @@ def _facts(inspection: Inspection) -> Iterator[tuple[str, str]]:
     model = inspection.model
     yield "model", model.source + (f" at {model.revision[:12]}" if model.revision else "")
     yield "", f"{model.architecture} ({model.model_type})"
-    yield "task", f"{inspection.task.kind}: {inspection.task.reason}"
+    if inspection.task is not None:
+        yield "task", f"{inspection.task.kind}: {inspection.task.reason}"
     yield "parameters", f"{model.parameters:,}"
+    if model.factory is not None:
+        yield "takes", ", ".join(model.forward_arguments)
+        yield "tried with", inspection.tried_with or "no input that it runs with"
+        return
     if model.has_weights:
         kinds = ", ".join(f"{format_bytes(size)} {dtype}" for dtype, size in inspection.stored_bytes.items())
         yield "stored", kinds
@@ -150,6 +177,34 @@ def _groups_table(model: ModelProfile, groups: Iterable[ModuleGroup]) -> Table:
     return table
 
 
+def _verdicts_table(inspection: Inspection) -> Table:
+    """One row for each method that was tried."""
+    table = _table("method", "fits", "trains", "share", "on, or why not")
+    told = None
+    for verdict in inspection.verdicts:
+        count = verdict.trainable_params
+        sits_on = verdict.where
+        names = (*sits_on.modules, *sits_on.parameters, *sits_on.trained)
+        where = sits_on.pattern or ", ".join(_shortened(names))
+        if where and where == told:
+            shown = "as above"
+        else:
+            shown, told = where, where or told
+        table.add_row(
+            verdict.name,
+            verdict.support.value,
+            "—" if count is None else _short(count),
+            "" if count is None else _share(count, inspection.model),
+            ". ".join(filter(None, (shown, verdict.reason))),
+        )
+    return table
+
+
+def _shortened(names: Iterable[str]) -> tuple[str, ...]:
+    """Names with ``*`` for numbers, each form once."""
+    return tuple(dict.fromkeys(_NUMBER.sub("*.", name) for name in names))
+
+
 def _trainable_table(model: ModelProfile, rows: Iterable[Trainable]) -> Table:
     """One row for each method and target set, at the rank nearest to the shown one."""
     nearest: dict[tuple[str, str], Trainable] = {}
@@ -166,7 +221,7 @@ def _trainable_table(model: ModelProfile, rows: Iterable[Trainable]) -> Table:
         if row.parameters is None:
             table.add_row(f"{adapter.method}{size}", "", "—", "", row.refusal)
             continue
-        where = ", ".join(dict.fromkeys(_NUMBER.sub("*.", name) for name in _targets(adapter)))
+        where = ", ".join(_shortened(_targets(adapter)))
         table.add_row(
             f"{adapter.method}{size}",
             adapter.target_set if adapter.method.has_adapter else "parts" if where else "all",
@@ -182,7 +237,7 @@ def _table(*columns: str) -> Table:
     """Text in the first column and the last, which may wrap; the rest as numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns[:-1]:
-        is_text = column in ("role", "method", "targets")
+        is_text = column in ("role", "method", "targets", "fits")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     table.add_column(columns[-1], overflow="fold")
     return table

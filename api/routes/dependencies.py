@@ -1,4 +1,4 @@
-"""What routes are given: store, settings, estimator and supervision. Knows nothing of what bodies mean."""
+"""What routes are given: store, settings, inquiries and supervision. Knows nothing of what bodies mean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
 
-from ...runners.jobs import Estimator
+from ...runners.jobs import Inquiries
 from ...store import Store
 from ..settings import ServerSettings
 from ..supervision import Supervision
@@ -27,9 +27,9 @@ def _supervision(request: Request) -> Supervision | None:
     return supervision
 
 
-def _estimator(request: Request) -> Estimator:
-    estimator: Estimator = request.app.state.estimator
-    return estimator
+def _inquiries(request: Request) -> Inquiries:
+    inquiries: Inquiries = request.app.state.inquiries
+    return inquiries
 
 
 def require_json(request: Request) -> None:
@@ -41,5 +41,5 @@ def require_json(request: Request) -> None:
 
 StoreDep = Annotated[Store, Depends(_store)]
 SettingsDep = Annotated[ServerSettings, Depends(_settings)]
-EstimatorDep = Annotated[Estimator, Depends(_estimator)]
+InquiriesDep = Annotated[Inquiries, Depends(_inquiries)]
 SupervisionDep = Annotated[Supervision | None, Depends(_supervision)]

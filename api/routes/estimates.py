@@ -17,7 +17,7 @@ from ..estimates import answer, read_question
 from ..problems import plain_problem, problem_docs, problem_response
 from ..request_schemas import ESTIMATE_EXAMPLES, EstimateBody
 from ..response_schemas import EstimateDocument
-from .dependencies import EstimatorDep, SettingsDep, StoreDep, require_json
+from .dependencies import InquiriesDep, SettingsDep, StoreDep, require_json
 
 AT_ONCE = 2
 """Estimates that are worked on at a time: each takes a core, and the memory of a job."""
@@ -54,7 +54,7 @@ class Turns:
 def create_estimate(
     request: Request,
     settings: SettingsDep,
-    estimator: EstimatorDep,
+    inquiries: InquiriesDep,
     store: StoreDep,
     body: Annotated[EstimateBody, Body(openapi_examples=ESTIMATE_EXAMPLES)],
 ) -> EstimateDocument | Response:
@@ -73,7 +73,7 @@ def create_estimate(
         question = read_question(roots=roots, allow_remote_code=allowed, **body.options())
         return answer(
             question,
-            lambda terms, enough: estimator.estimate(
+            lambda terms, enough: inquiries.estimate(
                 question.model,
                 question.settings,
                 terms,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -264,7 +264,7 @@ def _adapter(settings: Settings, targets: Targets, model: ModelProfile) -> Adapt
         )
     if is_set:
         return made
-    return with_named_targets(made, settings.targets.split(","), model)
+    return _with_named_targets(made, settings.targets, model)
 
 
 def _without_adapter(method: Method, factory: AdapterFactory, model: ModelProfile) -> Adapter:
@@ -300,13 +300,9 @@ def _of_method(settings: Settings, factory: AdapterFactory, target_set: str) -> 
     return made and replace(made, **changes)
 
 
-def with_named_targets(adapter: Adapter, names: Iterable[str], model: ModelProfile) -> Adapter:
-    """The adapter on modules that are named by their ends, as PEFT's ``target_modules`` does.
-
-    Raises:
-        InputError: the model has no such modules, or none that can be adapted.
-    """
-    wanted = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+def _with_named_targets(adapter: Adapter, names: str, model: ModelProfile) -> Adapter:
+    """The adapter on modules that are named by their ends, as PEFT's ``target_modules`` does."""
+    wanted = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     ends = {module.name.rpartition(".")[2] for module in model.modules if module.kind != "embedding"}
     for name in wanted:
         if not any(f".{module.name}".endswith(f".{name}") for module in model.modules):
@@ -323,5 +319,5 @@ def with_named_targets(adapter: Adapter, names: Iterable[str], model: ModelProfi
         target_set="custom",
     )
     if not adapted_modules(chosen, model):
-        raise InputError(f"nothing of {','.join(wanted)!r} can be adapted", next_step="name linear layers")
+        raise InputError(f"nothing of {names!r} can be adapted", next_step="name linear layers")
     return chosen

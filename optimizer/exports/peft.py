@@ -21,13 +21,14 @@ TASK_TYPES = {
 
 
 def adapter_config(
-    candidate: Candidate, *, task_kind: TaskKind, base_model: str, total_steps: int
+    candidate: Candidate, *, task_kind: TaskKind | None, base_model: str, total_steps: int
 ) -> dict[str, Any] | None:
     """Plain JSON data that ``peft.PeftConfig.from_pretrained`` loads; None for full fine-tuning.
 
     Trials and the exported script build their adapter from these very fields.
 
     Args:
+        task_kind: None where nothing is known of it: PEFT then adds nothing for a task.
         total_steps: optimizer steps of the training, over which AdaLoRA spreads its pruning of ranks.
     """
     adapter = candidate.adapter
@@ -36,10 +37,10 @@ def adapter_config(
         return None
     return {
         "peft_type": spec.peft_type,
-        "task_type": TASK_TYPES[task_kind],
+        "task_type": task_kind and TASK_TYPES[task_kind],
         "base_model_name_or_path": base_model,
         "inference_mode": False,
-        "target_modules": list(adapter.targets),
+        "target_modules": adapter.target_pattern or list(adapter.targets),
         "modules_to_save": list(adapter.trained_modules) or None,
         **spec.config_fields(adapter, total_steps),
     }

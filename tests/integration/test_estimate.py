@@ -22,7 +22,7 @@ from rankwise.home import Home
 from rankwise.optimizer.estimates.prediction import Terms
 from rankwise.optimizer.estimates.settings import Settings
 from rankwise.probes.profiles import TaskKind
-from rankwise.runners.jobs import Estimator
+from rankwise.runners.jobs import Inquiries
 
 LLAMA = {
     "model_type": "llama",
@@ -105,11 +105,11 @@ def test_images_have_no_length(tmp_path: Path, home: Home) -> None:
 
 def test_a_server_that_died_is_started_again(config: str, home: Home) -> None:
     Path(config).write_text(json.dumps({**LLAMA, "hidden_size": "big"}))
-    with Estimator(home) as estimator:
+    with Inquiries(home) as inquiries:
         for attempt in range(2):
             with pytest.raises(ModelError, match="expected int, got str"):
-                estimator.estimate(config, Settings(), [Terms()])
-            server = estimator._server
+                inquiries.estimate(config, Settings(), [Terms()])
+            server = inquiries._server
             assert server is not None
             if attempt == 0:
                 os.kill(server.pid, signal.SIGKILL)
@@ -117,11 +117,11 @@ def test_a_server_that_died_is_started_again(config: str, home: Home) -> None:
                     time.sleep(0.01)
         started_s = time.monotonic()
         with pytest.raises(ModelError, match="expected int, got str"):
-            estimator.estimate(config, Settings(), [Terms()])
+            inquiries.estimate(config, Settings(), [Terms()])
         assert time.monotonic() - started_s < 5
         Path(config).write_text(json.dumps(LLAMA))
         with pytest.raises(InputError, match="batch size 0"):
-            estimator.estimate(config, Settings(micro_batch=0), [Terms()])
+            inquiries.estimate(config, Settings(micro_batch=0), [Terms()])
     assert not server.is_alive()
 
 
@@ -132,19 +132,19 @@ def test_what_no_model_has_is_refused_before_a_server_starts(
     config: str, home: Home, wrong: dict[str, Any]
 ) -> None:
     Path(config).write_text(json.dumps({**LLAMA, **wrong}))
-    with Estimator(home) as estimator:
+    with Inquiries(home) as inquiries:
         with pytest.raises(ModelError):
-            estimator.estimate(config, Settings(), [Terms()])
-        assert estimator._server is None
+            inquiries.estimate(config, Settings(), [Terms()])
+        assert inquiries._server is None
 
 
 def test_many_limits_are_answered_by_one_job(config: str, home: Home) -> None:
     limits = [2**20, 64 * 2**20, 2**30, 2**31, 2**32]
     terms = [Terms(limit_bytes=limit) for limit in limits]
-    with Estimator(home) as estimator:
+    with Inquiries(home) as inquiries:
         settings = Settings(micro_batch=2, length=128, rank=8)
-        some = estimator.estimate(config, settings, terms, enough=2).predictions
-        every = estimator.estimate(config, settings, terms).predictions
+        some = inquiries.estimate(config, settings, terms, enough=2).predictions
+        every = inquiries.estimate(config, settings, terms).predictions
     fitting = [limit for limit in limits if every[0].need.reserved_bytes <= limit]
     assert len(every) == len(limits)
     assert len(some) == limits.index(fitting[1]) + 1, "it ends once two fit"

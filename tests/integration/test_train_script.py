@@ -29,6 +29,7 @@ from rankwise.optimizer.keys import derive_seed
 from rankwise.probes.profiles import TaskKind, TaskProfile
 from rankwise.probes.rows import read_rows
 from rankwise.runners.build import load_tokenizer, trainable_sha256
+from rankwise.runners.merging import merge_adapter
 from rankwise.runners.ready_files import compose_script
 from rankwise.runners.recipe import pack_training_rows, step_rows
 from rankwise.runners.samples import encode_rows
@@ -100,6 +101,7 @@ def make_values(
         "order_seed": derive_seed(0, "order"),
         "split": SPLIT,
         "trust_remote_code": False,
+        "factory": None,
         "on_cpu": True,
         "checkpoint_every": 1000,
     }
@@ -392,3 +394,9 @@ def test_resumes_to_the_same_losses_after_sigterm(tmp_path: Path, values: dict[s
         name: value.shape for name, value in second.items()
     }
     assert all(value.allclose(second[name], atol=1e-6) for name, value in first.items())
+
+    merged = merge_adapter(tmp_path / "whole", tmp_path / "merged")
+    assert merged.difference is not None
+    assert merged.difference < merged.tolerance
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["id2label"] == {"0": "negative", "1": "positive"}

@@ -250,7 +250,7 @@ class ScriptedDryRun:
     sources: list[str] = field(default_factory=list)
 
     def __call__(self, terms: Sequence[Terms], enough: int | None) -> Estimation:
-        """As :meth:`rankwise.runners.jobs.Estimator.estimate` of the source."""
+        """As :meth:`rankwise.runners.jobs.Inquiries.estimate` of the source."""
         self.terms += terms
         predictions: list[Prediction] = []
         for each in terms:

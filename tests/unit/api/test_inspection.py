@@ -9,6 +9,7 @@ import pytest
 
 from rankwise.api.inspection import bytes_by_dtype, inspection_document, module_groups, what_trains
 from rankwise.optimizer.domain import Method
+from rankwise.optimizer.verdicts import Support, Verdict
 from rankwise.probes.host import read_hardware
 from rankwise.probes.profiles import HardwareProfile, ModelProfile, ModuleProfile, TaskKind, TaskProfile
 from rankwise.runners.jobs import Inspection
@@ -56,7 +57,14 @@ def mixture() -> Inspection:
         modules.append(matrix(f"{at}.mlp.experts.up_proj", "mlp_in", (8, 16), **stacked))
     modules.append(matrix("lm_head", "head", (8, 100), parameters=0))
     task = TaskProfile(kind=TaskKind.CAUSAL_LM, text_column="")
-    return Inspection(task=task, model=model(modules), stored_bytes={"F32": 1})
+    verdict = Verdict(name="lora", support=Support.NO, reason="It does not fit.")
+    return Inspection(
+        task=task,
+        model=model(modules),
+        stored_bytes={"F32": 1},
+        tried_with="its configuration",
+        verdicts=(verdict,),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +144,8 @@ def test_the_document_is_stable_json(mixture: Inspection, hardware: HardwareProf
         "stored_bytes",
         "bytes_by_dtype",
         "expert_parameters",
+        "tried_with",
+        "methods",
         "groups",
         "trainable",
     ]

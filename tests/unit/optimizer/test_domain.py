@@ -24,7 +24,7 @@ CANDIDATE = Candidate(
 
 
 def test_candidate_id_is_golden():
-    assert CANDIDATE.id == "05966667bf843edf3c7b6e2e5d7ba4c890d746053d948882c78f779c6c2c1eec"
+    assert CANDIDATE.id == "34c151b1528722266366ba5cfa94e4d1223850d6dc22ea0247b712d2472b5bcc"
 
 
 def test_int_and_float_alpha_are_the_same_candidate():

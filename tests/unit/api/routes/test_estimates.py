@@ -21,8 +21,8 @@ def model(body: dict[str, Any]) -> str:
 
 @pytest.fixture
 def job(app: FastAPI, client: TestClient, dry_run) -> Any:
-    """The scripted dry run, in place of the estimator that the application started with."""
-    app.state.estimator = dry_run
+    """The scripted dry run, in place of the inquiries that the application started with."""
+    app.state.inquiries = dry_run
     return dry_run
 
 
