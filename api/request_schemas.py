@@ -322,6 +322,16 @@ STUDY_EXAMPLES: dict[str, Any] = {
             "methods": ["lora", "ia3"],
         },
     },
+    "presets": {
+        "summary": "Two presets and a LoRA of one's own, and nothing after them",
+        "value": {
+            "model": "models/bert-mini",
+            "dataset": "data/reviews.csv",
+            "presets": ["auto", "qlora_memory"],
+            "lora": {"rank": 8, "targets": ["query", "value"], "last_rank": 16},
+            "only_presets": True,
+        },
+    },
     "chat": {
         "summary": "A decoder learns the assistant's part of conversations, its frozen weights in 4 bits",
         "value": {
