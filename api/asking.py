@@ -51,6 +51,10 @@ class StudyOptions(TypedDict, total=False):
     context_column: str | None
     target_column: str | None
     label_column: str | None
+    time_column: str | None
+    channels: str | Collection[str]
+    context_length: int | None
+    prediction_length: int | None
     max_length: int | None
     effective_batch: int
     epochs: float
@@ -151,6 +155,10 @@ def _choices(kind: type[Choice], values: str | Collection[str]) -> tuple[Choice,
     return tuple(dict.fromkeys(choice(kind, name) for name in names))
 
 
+def _names(value: str | Collection[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
 def _weights(value: Weights | str | Mapping[str, float]) -> Weights:
     if isinstance(value, Mapping):
         return parse_weights(",".join(f"{part}={number}" for part, number in value.items()))
@@ -184,6 +192,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "memory_limit": parse_bytes,
     "budget": parse_seconds,
     "task": partial(choice, TaskKind),
+    "channels": _names,
     "loss_mask": partial(choice, LossMask),
     "chat_template": fspath,
     "methods": partial(_choices, Method),

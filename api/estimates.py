@@ -284,10 +284,10 @@ class _Judged:
 
     @property
     def speed(self) -> Between | None:
-        if self.image_shape is not None or self.question.settings.offload != "none":
+        recipe = self.candidate.recipe
+        if recipe.max_length is None or self.question.settings.offload != "none":
             return None
-        candidate = self.candidate
-        tokens = candidate.recipe.effective_batch * candidate.recipe.max_length
+        tokens = recipe.effective_batch * recipe.max_length
         speed = speed_of(self.prediction.work, tokens, self.target)
         if speed is None:
             return None

@@ -102,7 +102,8 @@ def recommend(
 
     Args:
         model: folder with a model, a bare ``config.json``, or an id on the hub.
-        dataset: file or folder of files (CSV, TSV, JSON Lines, Parquet, text), or an id on the hub.
+        dataset: file or folder of files (CSV, TSV, JSON Lines, Parquet, text, ``.npz``), folder of images in
+            a folder per class, or an id on the hub.
         allow_remote_code: run code that comes with the model; trust its author.
         home: where studies are kept; ``$RANKWISE_HOME`` if None.
         out: folder to write the ready files to.
@@ -126,9 +127,12 @@ def recommend(
             - max_trials: most trials to run; 16.
             - seed: equal seeds make equal choices; 0.
             - task: ``text-classification``, ``regression``, ``causal-lm``, ``prompt-completion``, ``chat``
-              or ``seq2seq``; told from the columns if left out, like the columns themselves:
+              or ``seq2seq``, ``image-classification``, ``forecasting``, ``array-classification``,
+              ``array-regression`` or ``self-supervised``; told from the data if left out, like the columns:
             - text_column, context_column, target_column, label_column: the text or prompt, a second part of
-              it, the text to be written, the label.
+              it, the text to be written, the label (of an ``.npz`` the array to be predicted).
+            - time_column, channels, context_length, prediction_length: of a series what orders its rows, the
+              columns of its values, rows that the model sees, and rows that it predicts from them.
             - max_length: tokens per row; from the data if left out.
             - effective_batch: rows per optimizer step; 16.
             - epochs: passes over the data that the final training will make; 3.

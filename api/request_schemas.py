@@ -156,7 +156,8 @@ class StudyBody(_Body):
     model_arguments: dict[str, Any] = Field(default={}, max_length=100)
     """Keyword arguments of the factory."""
     dataset: Source
-    """File or folder of files (CSV, TSV, JSON Lines, Parquet, text), or a hub id."""
+    """File or folder of files (CSV, TSV, JSON Lines, Parquet, text, ``.npz``), folder of images in a folder
+    per class, or a hub id."""
     objective: Objective = Objective.BALANCED
     weights: WeightsBody | None = None
     """Overrides the objective's weights."""
@@ -173,7 +174,15 @@ class StudyBody(_Body):
     target_column: Column | None = None
     """The text to be written: a completion, a translation, …"""
     label_column: Column | None = None
-    """The class, or the number of a regression."""
+    """The class, or the number of a regression; of an ``.npz`` the array of either."""
+    time_column: Column | None = None
+    """Of a series: what orders its rows."""
+    channels: tuple[Column, ...] = ()
+    """Of a series: the columns that are its values; empty means all that hold numbers."""
+    context_length: Annotated[Count, _within("context_length")] | None = None
+    """Of a series: rows that the model sees; null for what the model was made for."""
+    prediction_length: Annotated[Count, _within("prediction_length")] | None = None
+    """Of a series: rows that it is to predict from them."""
     effective_batch: Annotated[Count, _within("effective_batch")] = 16
     epochs: Annotated[Number, _within("epochs")] = 3.0
     packing: Switch | None = None

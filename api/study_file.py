@@ -24,6 +24,7 @@ ALIASES = {
     "model_name": "model",
     "data": "dataset",
     "method": "methods",
+    "channel": "channels",
     "preset": "presets",
     "tiers": "use_tiers",
     "model_args": "model_arguments",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ..optimizer.domain import LossMask, Method, Objective, Preset, Quantization, Scoring
-from ..probes.profiles import TEXT_TASKS
+from ..probes.profiles import TaskKind
 
 _TEMPLATE = """\
 # A study of rankwise: which fine-tuning configuration to run for this model, data and hardware.
@@ -22,6 +22,10 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 # context_column: context       # a second part of the input
 # target_column: answer         # the text to be written
 # label_column: label
+# time_column: date             # orders the rows of a series
+# channels: [load]              # columns with its values
+# context_length: 96            # rows of a series that the model sees; by the model if left out
+# prediction_length: 24         # rows that it predicts from them
 # max_length: 512               # tokens per row; from the data if left out
 # effective_batch: 16           # rows per optimizer step
 # epochs: 3                     # passes over the data in the final run
@@ -78,7 +82,7 @@ def study_template(model: str, data: str) -> str:
     return _TEMPLATE.format(
         model=json.dumps(model, ensure_ascii=False),
         data=json.dumps(data, ensure_ascii=False),
-        tasks=", ".join(TEXT_TASKS),
+        tasks=", ".join(TaskKind),
         masks=", ".join(LossMask),
         objectives=", ".join(Objective),
         scorings=", ".join(Scoring),

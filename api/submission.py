@@ -21,7 +21,7 @@ from ..probes.factory import is_factory
 from ..probes.model_source import is_hub_id, resolve_model
 from ..probes.paths import nearest_names, resolve_path
 from ..probes.profiles import TaskKind
-from ..probes.tasks import Asked, check_asked
+from ..probes.tasks import check_asked
 from .own_lora import problems_of
 from .units import MAX_BYTES, MAX_SECONDS, format_bytes, format_seconds
 
@@ -42,6 +42,8 @@ BOUNDS = {
     "seed": Bounds(0, 2**63 - 1, "0 to 2**63 - 1"),
     "max_length": Bounds(8, 2**20, "8 to 1048576 tokens"),
     "effective_batch": Bounds(1, 65_536, "1 to 65536 rows"),
+    "context_length": Bounds(1, 2**20, "1 to 1048576 rows"),
+    "prediction_length": Bounds(1, 2**20, "1 to 1048576 rows"),
     "epochs": Bounds(0.001, 10_000, "0.001 to 10000"),
 }
 """What the numbers of a request may be; the HTTP schema states the same ranges."""
@@ -131,18 +133,11 @@ def examine_request(
         return source if found.factory else str(found.path)
 
     def dataset(source: str) -> str:
-        asked = Asked(
-            task=request.task,
-            text_column=request.text_column,
-            context_column=request.context_column,
-            target_column=request.target_column,
-            label_column=request.label_column,
-        )
-        check_asked(asked)
+        check_asked(request.asked)
         if is_hub_dataset(source):
             return source
         path = resolve_dataset(source, allowed_roots=roots)
-        check_dataset(path, **dataclasses.asdict(asked))
+        check_dataset(path, request.asked)
         return str(path)
 
     checked = dataclasses.replace(
@@ -221,6 +216,8 @@ def _combination_problems(request: StudyRequest) -> Iterator[RequestProblem]:
         return
     if request.packing and not kind.is_causal:
         yield problem("packing", f"samples of the task {kind} cannot be packed", "leave packing out")
+    if kind.reads_arrays and request.max_length is not None:
+        yield problem("max_length", f"rows of the task {kind} have no tokens", "leave max_length out")
     masks = LOSS_MASKS.get(kind, (LossMask.ALL,))
     if request.loss_mask is not None and request.loss_mask not in masks:
         yield problem(

@@ -166,7 +166,8 @@ class AdapterFactory:
         use_dora: bool = False,
     ) -> Adapter | None:
         find = self.targets.find_ia3 if method is Method.IA3 else self.targets.find
-        where = find(target_set, METHODS[method].kinds)
+        # PEFT (0.21) has no DoRA for nn.MultiheadAttention.
+        where = find(target_set, METHODS[method].kinds - ({"attention"} if use_dora else set()))
         if where is None:
             return None
         return Adapter(

@@ -83,12 +83,12 @@ def memory_column(measurements: Sequence[Measurement]) -> str | None:
 def comparable_parts(measurements: Sequence[Measurement]) -> list[dict[str, float]]:
     """Each measurement against the best of them, between 0 and 1, by the figures that all have.
 
-    ``speed`` is the share of the highest tokens/s; ``memory`` the smallest peak as a share of the own;
-    ``quality`` exp(lowest held-out loss - own): the ratio of perplexities, i.e. of the geometric-mean
-    likelihoods of a held-out item.
+    ``speed`` is the share of the highest tokens/s (of arrays samples/s); ``memory`` the smallest peak as a
+    share of the own; ``quality`` exp(lowest held-out loss - own): the ratio of perplexities, i.e. of the
+    geometric-mean likelihoods of a held-out item.
     """
     parts: list[dict[str, float]] = [{} for _ in measurements]
-    speeds = [m.tokens_per_s for m in measurements if m.tokens_per_s]
+    speeds = [m.speed for m in measurements if m.speed]
     if len(speeds) == len(measurements):
         for part, speed in zip(parts, speeds, strict=True):
             part["speed"] = speed / max(speeds)

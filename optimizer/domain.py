@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from ..probes.asked import Asked
 from ..probes.profiles import DatasetProfile, HardwareProfile, ModelProfile
 from .codec import digest, identity
 from .estimates.intervals import Fits
@@ -351,7 +352,8 @@ class Level:
 class Recipe:
     """How rows become batches, and how long and on what schedule they are learnt."""
 
-    max_length: int
+    max_length: int | None
+    """Tokens; None where rows are no text."""
     effective_batch: int = 16
     epochs: float = 3.0
     schedule: str = "linear"
@@ -420,9 +422,9 @@ class Measurement:
     """
 
     tokens_per_s: float | None = None
-    """Tokens that carry content (padding not counted) per second of optimizer steps."""
+    """Tokens that carry content (padding not counted) per second of optimizer steps; None of arrays."""
     tokens_per_s_rel_halfwidth: float | None = None
-    """Half the 95 % interval of ``tokens_per_s``, as a share of it."""
+    """Half the 95 % interval of :attr:`speed`, as a share of it."""
     samples_per_s: float | None = None
     steps_per_s: float | None = None
     step_s_mean: float | None = None
@@ -449,6 +451,16 @@ class Measurement:
     """Training loss of each optimizer step, None where it was NaN or infinite. Never scores."""
     disturbances: tuple[str, ...] = ()
     """What spoilt speed and memory every time that the trial was tried, in sentences."""
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second, of rows that are no text samples a second."""
+        return self.samples_per_s if self.tokens_per_s is None else self.tokens_per_s
+
+    @property
+    def speed_unit(self) -> str:
+        """What :attr:`speed` counts."""
+        return "tokens/s" if self.tokens_per_s is not None or self.samples_per_s is None else "samples/s"
 
     @property
     def memory_bytes(self) -> int | None:
@@ -482,6 +494,7 @@ class Estimate:
     """Least that it takes of what the memory limit is held against."""
     high_bytes: int | None = None
     tokens_per_s: float | None = None
+    """Where rows are no text, samples: see ``unit``."""
     tokens_per_s_low: float | None = None
     tokens_per_s_high: float | None = None
     flops: Mapping[str, int] = field(default_factory=dict)
@@ -490,6 +503,8 @@ class Estimate:
     kernels: int = 0
     step_tokens: float = 0.0
     """Tokens with content that the work of such a step does, at the padding that these data have."""
+    unit: str = "tokens"
+    """What the three speeds and ``step_tokens`` count: ``tokens`` or ``samples``."""
     seconds: float = 0.0
     """That it took to tell."""
 
@@ -536,10 +551,31 @@ class StudyRequest:
     """None: what suits the task."""
     chat_template: str | None = None
     """Path of a Jinja template to use in place of the tokenizer's."""
+    time_column: str | None = None
+    """Of a series: what orders its rows."""
+    channels: tuple[str, ...] = ()
+    """Of a series: the columns that are its values; empty means all that hold numbers."""
+    context_length: int | None = None
+    """Of a series: rows that the model sees; None for what the model was made for."""
+    prediction_length: int | None = None
+    """Of a series: rows that it is to predict from them."""
     model_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of a model that is made by a factory: what it is called with."""
     model_folder: str | None = field(default=None, metadata={"asked": False})
     """Where the factory's package is looked for first; nobody asks for it, it is where they asked."""
+
+    @property
+    def asked(self) -> Asked:
+        """What the user named of the task and its columns."""
+        return Asked(
+            task=self.task,
+            text_column=self.text_column,
+            context_column=self.context_column,
+            target_column=self.target_column,
+            label_column=self.label_column,
+            time_column=self.time_column,
+            channels=self.channels,
+        )
 
     @property
     def effective_weights(self) -> Weights:
@@ -563,7 +599,8 @@ class StudyFacts:
     pad_id: int
     """Token id that fills short rows up."""
     heldout_share: float
-    """Share of rows held out, decided per row by a hash of its text and the study's seed."""
+    """Share of rows held out, decided per row by a hash of its content and the study's seed; of a series, its
+    last part."""
     train_rows: int
     heldout_rows: int
     truncated_rows: int

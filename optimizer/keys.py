@@ -64,7 +64,7 @@ def measurement_key(
         memory_limit_bytes: the study's. On a GPU it is the allocator's, which is slower close to it and
             reserves less; on a CPU it ends a trial but changes none.
     """
-    lengths = facts.dataset.lengths
+    lengths, arrays = facts.dataset.lengths, facts.dataset.task.arrays
     adalora = candidate.adapter.method is Method.ADALORA
     return digest(
         {
@@ -73,6 +73,7 @@ def measurement_key(
             "random_weights": not facts.model.has_weights,
             "task": facts.dataset.task.kind,
             "lengths": to_json(lengths) if lengths else facts.dataset.sha256,
+            **({} if arrays is None else {"arrays": to_json(arrays)}),
             "rows": [facts.train_rows, facts.tokens_estimated, seed],
             "shape": candidate.shape_key,
             # AdaLoRA masks ranks at steps that it counts from the training's length.

@@ -17,7 +17,9 @@ from .domain import Adapter, Method
 LINEAR = frozenset({"linear"})
 TRANSPOSED = frozenset({"conv1d"})
 EXPERTS = frozenset({"experts"})
-ANY_MATRIX = frozenset({"linear", "conv1d", "convolution", "embedding"})
+ANY_MATRIX = frozenset({"linear", "conv1d", "convolution", "embedding", "attention-part"})
+ATTENTION = frozenset({"attention"})
+CONVOLUTION = frozenset({"convolution"})
 
 RATE_WIDTH = 2000
 RATE_EXPONENT = 0.781
@@ -116,7 +118,10 @@ def _lora_trainable(adapter: Adapter, module: ModuleProfile) -> int:
         # These cut A and B out of a decomposition of the weight, which has no more columns than this.
         rank = min(rank, module.in_features, module.out_features)
     magnitudes = module.out_features if adapter.use_dora else 0
-    return module.matrices * rank * (module.in_features + module.out_features) + magnitudes
+    sides = module.in_features * module.taps + module.out_features // module.groups
+    if module.kind == "attention":  # its output projection too
+        sides += 2 * module.in_features
+    return module.matrices * rank * sides + magnitudes
 
 
 def _adalora_fields(adapter: Adapter, total_steps: int) -> dict[str, Any]:
@@ -160,8 +165,8 @@ def _without_adapter(*, rate_at_width: float, tried_unasked: bool = True) -> Met
 METHODS: Mapping[Method, MethodSpec] = {
     Method.LORA: MethodSpec(
         peft_type="LORA",
-        kinds=LINEAR | TRANSPOSED | EXPERTS,
-        tried_on=ANY_MATRIX | {"attention"},
+        kinds=LINEAR | TRANSPOSED | EXPERTS | ATTENTION | CONVOLUTION,
+        tried_on=ANY_MATRIX | ATTENTION,
         config_fields=_lora_fields,
         trainable_on=_lora_trainable,
         rate_at_width=5e-4,

@@ -160,10 +160,11 @@ def _shares(weights: Weights, scored: ScoredTrial) -> str:
 def _figures(best: Compared, column: str | None) -> str:
     measurement = best.measurement
     parts = []
-    if measurement.tokens_per_s is not None:
+    if measurement.speed is not None:
         width = measurement.tokens_per_s_rel_halfwidth
         parts.append(
-            f"{measurement.tokens_per_s:,.0f} tokens/s" + (f" ± {width:.1%}" if width is not None else "")
+            f"{measurement.speed:,.0f} {measurement.speed_unit}"
+            + (f" ± {width:.1%}" if width is not None else "")
         )
     if column:
         parts.append(f"a peak of {_gib(getattr(measurement, column))} {MEMORY_NAMES[column]}")
@@ -185,7 +186,7 @@ def _as_told(best: Compared) -> Iterator[str]:
         if (estimated := getattr(told, name)) and (found := getattr(measured, name))
     ]
     if told.tokens_per_s and told.tokens_per_s_low and told.tokens_per_s_high:
-        parts.append(f"{told.tokens_per_s_low:,.0f} to {told.tokens_per_s_high:,.0f} tokens/s")
+        parts.append(f"{told.tokens_per_s_low:,.0f} to {told.tokens_per_s_high:,.0f} {told.unit}/s")
     if parts:
         yield f"A dry run had told, before anything was run: {'; '.join(parts)}."
 
@@ -214,8 +215,8 @@ def _loss(measurement: Measurement) -> str:
 def _against(best: Measurement, runner_up: Compared, column: str | None) -> str:
     other = runner_up.measurement
     parts = []
-    if best.tokens_per_s and other.tokens_per_s:
-        ratio = best.tokens_per_s / other.tokens_per_s - 1
+    if best.speed and other.speed:
+        ratio = best.speed / other.speed - 1
         noise = math.hypot(best.tokens_per_s_rel_halfwidth or 0.0, other.tokens_per_s_rel_halfwidth or 0.0)
         parts.append(
             f"no difference in speed beyond the measurement's ± {noise:.1%}"

@@ -34,6 +34,8 @@ def choose_recipe(
 ) -> Recipe:
     """The user's recipe; where they named none, a ``max_length`` that leaves 99 % of the rows whole.
 
+    Rows that are no text have no length, and are not packed.
+
     Causal tasks are packed where the model can and rows are short (:data:`PACKING_SHARE`).
     ``effective_batch`` then counts rows that are full of samples, so many that an optimizer step learns about
     as many tokens as the requested number of samples has: the power of two that comes nearest.
@@ -42,9 +44,12 @@ def choose_recipe(
         InputError: the user's ``max_length`` exceeds what the model can read, no length is known, or packing
             or a loss mask was asked for that model or task do not allow.
     """
-    max_length = _max_length(dataset, model, request.max_length)
     loss_mask = _loss_mask(dataset.task.kind, request.loss_mask)
     rows, batch = dataset.usable_rows, request.effective_batch
+    if dataset.task.kind.reads_arrays:
+        _refuse_text_settings(dataset.task.kind, request)
+        return Recipe(max_length=None, effective_batch=_effective_batch(rows, batch), epochs=request.epochs)
+    max_length = _max_length(dataset, model, request.max_length)
     packing = _packing(dataset, model, request.packing, max_length)
     if packing:
         samples_per_row = max_length / _mean_length(dataset, max_length)
@@ -86,6 +91,12 @@ def _max_length(dataset: DatasetProfile, model: ModelProfile, requested: int | N
         )
     rounded = math.ceil(dataset.lengths.p99 / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return rounded if limit is None else min(rounded, limit)
+
+
+def _refuse_text_settings(kind: TaskKind, request: StudyRequest) -> None:
+    for name in ("max_length", "packing"):
+        if getattr(request, name):
+            raise InputError(f"{name} is about texts, and the task is {kind}", next_step=f"leave {name} out")
 
 
 def _loss_mask(kind: TaskKind, requested: LossMask | None) -> LossMask:

@@ -23,7 +23,7 @@ from ..probes.profiles import ModelProfile, ModuleProfile
 from .targets import suffixes_for, target_pattern
 from .verdicts import Where, listed
 
-ADAPTABLE = ("linear", "conv1d", "convolution", "embedding", "attention")
+ADAPTABLE = ("linear", "conv1d", "convolution", "embedding", "attention", "attention-part")
 """Kinds of modules that some method takes."""
 
 QKV = frozenset({"query", "key", "value", "qkv"})
@@ -85,10 +85,7 @@ def _with_whole_attention(
     found: Sequence[ModuleProfile], model: ModelProfile, warnings: list[str]
 ) -> list[ModuleProfile]:
     """nn.MultiheadAttention in place of its output projection, whose weight it reads without calling it."""
-    attentions = {module.name for module in model.modules if module.kind == "attention"}
-    inner = [
-        m.name for m in found if m.name.endswith(".out_proj") and m.name.rpartition(".")[0] in attentions
-    ]
+    inner = [module.name for module in found if module.kind == "attention-part"]
     owners = {name.rpartition(".")[0] for name in inner}
     if missing := owners - {module.name for module in found}:
         warnings.append(

@@ -103,7 +103,9 @@ def quantizable_parameters(model: ModelProfile, trained_parts: tuple[str, ...]) 
     transformers (5.23) leaves linear layers of a class of the model's own (Falcon's) as they are.
     """
     return sum(
-        _matrix(module) for module in model.modules if module.is_plain and is_adaptable(module, trained_parts)
+        _matrix(module)
+        for module in model.modules
+        if module.is_plain and module.kind != "attention" and is_adaptable(module, trained_parts)
     )
 
 

@@ -30,6 +30,8 @@ EXPERT_NAMES_OF_OLD = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2"
 """How experts and routers were called before transformers 5 stacked them. LoRA configurations of mixtures are
 converted by PEFT (0.21), which takes any target that ends so for these."""
 
+ADAPTED_KINDS = ("linear", "conv1d", "attention")
+
 PEFT_HEADS = ("classifier", "score")
 """How the modules end that PEFT adds to ``modules_to_save`` of every sequence classifier."""
 
@@ -54,8 +56,18 @@ class Targets:
         self._experts = [module for module in model.modules if module.kind == "experts"]
         self._blocks = {block for module in self._modules for block in _blocks(module.name)}
         self._blocks |= {block for module in self._experts for block in _blocks(_parent(module.name))}
-        self._adaptable = [module for module in self._modules if is_adaptable(module, self.trained_modules)]
+        self._adaptable = self._find_adaptable()
         self._known: dict[frozenset[str], tuple[str, ...]] = {}
+
+    def _find_adaptable(self) -> list[ModuleProfile]:
+        """Linear layers and attentions. Of a module that a factory made heads as well, since none is new, and
+        convolutions where there is nothing else."""
+        trained = self.trained_modules
+        if self.model.factory is None:
+            return [module for module in self._modules if is_adaptable(module, trained)]
+        own = [module for module in self._modules if not is_trained(module.name, trained)]
+        matrices = [module for module in own if module.kind in ADAPTED_KINDS]
+        return matrices or [m for m in own if m.kind == "convolution" and m.groups == 1]
 
     def find(self, name: str, kinds: Collection[str]) -> TargetSet | None:
         """The set of this name among modules of these kinds; all linear layers where its roles are missing.
@@ -165,7 +177,7 @@ def has_experts(model: ModelProfile) -> bool:
 def is_adaptable(module: ModuleProfile, trained: Collection[str]) -> bool:
     """A linear layer of the body that is not trained in full anyway: what is adapted, and quantized."""
     return (
-        module.kind in ("linear", "conv1d")
+        module.kind in ADAPTED_KINDS
         and module.role not in UNTOUCHED_ROLES
         and not is_trained(module.name, trained)
     )

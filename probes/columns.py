@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import DatasetError
+from .array_sources import is_moment
 from .rows import cell, conversation, row_label, row_number
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "prompt")
@@ -31,6 +32,8 @@ MAX_GUESSED_LABELS = 50
 MIN_ROWS_PER_GUESSED_LABEL = 5
 """… and at least this many rows for each of them on average."""
 
+MAX_MOMENT_CHARACTERS = 40
+
 MAX_LISTED = 30
 """Columns that a message lists."""
 
@@ -42,6 +45,8 @@ class TextTally:
     texts: int = 0
     characters: int = 0
     numbers: int = 0
+    moments: int = 0
+    """Dates and times."""
     conversations: int = 0
     nested: bool = False
     pairs: Counter[tuple[str, ...]] = field(default_factory=Counter)
@@ -56,6 +61,7 @@ class TextTally:
             self.texts += 1
             self.characters += len(value)
             self.numbers += row_number(row, column) is not None
+            self.moments += len(value) <= MAX_MOMENT_CHARACTERS and is_moment(value)
         if isinstance(value, (list, str)):
             self.conversations += conversation(row, column) is not None
         elif (

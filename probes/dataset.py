@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from .array_sources import array_files
+from .asked import Asked
 from .columns import LabelTally, TextTally
 from .dataset_source import check_files, content_sha256, errors_about, hub_commit, resolve_dataset
 from .profiles import DatasetProfile, LengthProfile, TaskKind, TaskProfile
 from .rows import BLOCK_BYTES, MAX_COLUMNS, cell, conversation, data_files, read_rows, row_text
-from .tasks import Asked, check_asked, choose_task, outline_task
+from .tasks import check_asked, choose_task, outline_task
 
 __all__ = ["LengthSample", "check_dataset", "length_profile", "profile_dataset", "resolve_dataset"]
 
@@ -45,42 +47,25 @@ SAMPLED_CHARACTERS = 100_000_000
 """Of long rows fewer are sampled, and fewer of the longest are kept: so many characters of each."""
 
 
-def check_dataset(
-    path: Path,
-    *,
-    text_column: str | None = None,
-    context_column: str | None = None,
-    target_column: str | None = None,
-    label_column: str | None = None,
-    task: str | None = None,
-) -> str:
+def check_dataset(path: Path, asked: Asked | None = None) -> str:
     """Check what the first rows can tell, in milliseconds, and return the name of the text column.
 
-    Takes and raises what :func:`profile_dataset` does, which may find more in the rows that follow.
+    It is "" where rows are no text. Raises what :func:`profile_dataset` does, which may find more in the
+    rows that follow.
     """
-    asked = Asked(
-        task=task,
-        text_column=text_column,
-        context_column=context_column,
-        target_column=target_column,
-        label_column=label_column,
-    )
+    asked = asked or Asked()
     check_asked(asked)
     check_files(path)
     with errors_about(path):
-        return _outline(path, asked).text_column
+        arrays = array_files(path)
+        if arrays is None:
+            return _outline(path, asked).text_column
+        from .array_dataset import outline_arrays  # imports numpy, which most data do not need here
+
+        return outline_arrays(arrays[0], path, asked).text_column
 
 
-def profile_dataset(
-    path: Path,
-    *,
-    source: str,
-    text_column: str | None = None,
-    context_column: str | None = None,
-    target_column: str | None = None,
-    label_column: str | None = None,
-    task: str | None = None,
-) -> DatasetProfile:
+def profile_dataset(path: Path, asked: Asked | None = None, *, source: str) -> DatasetProfile:
     """Read all rows, or every nth of large data, and return the facts about them; ``lengths`` stays None.
 
     A row is usable if all that the task needs is there: text, target or class are more than white space, a
@@ -91,27 +76,23 @@ def profile_dataset(
 
     Args:
         path: a file or folder, as :func:`resolve_dataset` returns it.
-        source: what the user wrote for it.
-        text_column, context_column, target_column, label_column: the columns to use, ``a.b`` for ``b`` in the
-            objects of ``a``; where None, names and values decide.
-        task: a :class:`TaskKind`; where None, the columns decide.
+        asked: the task and the columns that the user named, ``a.b`` for ``b`` in the objects of ``a``; where
+            None, names and values decide.
+        source: what the user wrote for the data.
 
     Raises:
         InputError: there is no such task, or it has no use for a column that was named.
         DatasetError: a row cannot be read, a column that was asked for is missing, or nothing can be learnt
             from the columns.
     """
-    asked = Asked(
-        task=task,
-        text_column=text_column,
-        context_column=context_column,
-        target_column=target_column,
-        label_column=label_column,
-    )
+    asked = asked or Asked()
     check_asked(asked)
     files = check_files(path)
     with errors_about(path):
-        outline = _outline(path, asked)
+        arrays = array_files(path)
+        outline = _outline(path, asked) if arrays is None else None
+        if outline is None or outline.kind is TaskKind.FORECASTING:
+            return _profile_arrays(path, asked, outline, files, source=source)
         kind = data_files(path)[0]
         every = _every_nth(kind, files)
         # Hashing and counting take about as long, and the hash needs no interpreter.
@@ -218,6 +199,33 @@ def length_profile(lengths: Sequence[int], *, estimated: bool, longest: Sequence
         mean=sum(ranked) / len(ranked),
         rows_measured=len(ranked),
         estimated=estimated,
+    )
+
+
+def _profile_arrays(
+    path: Path, asked: Asked, series: TaskProfile | None, files: Sequence[Path], *, source: str
+) -> DatasetProfile:
+    """Of rows that are no text: of a series with this outline, else of images or an ``.npz``."""
+    from .array_dataset import count_arrays, count_series  # see check_dataset
+
+    kind = (array_files(path) or data_files(path))[0]
+    if series is None:
+        counts = count_arrays(kind, path, asked)
+    else:
+        counts = count_series(path, series, tuple(next(read_rows(path))))
+    return DatasetProfile(
+        source=source,
+        path=str(path),
+        sha256=content_sha256(path, files),
+        format=kind,
+        size_bytes=sum(file.stat().st_size for file in files),
+        rows=counts.rows,
+        usable_rows=counts.usable_rows,
+        revision=hub_commit(path),
+        columns=counts.columns,
+        task=counts.task,
+        label_counts=counts.label_counts,
+        notes=counts.notes,
     )
 
 

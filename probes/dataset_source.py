@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DatasetError
+from .array_sources import array_files
 from .file_kinds import file_kind, is_pointer
 from .model_source import is_hub_id
 from .paths import nearest_names, require_inside, resolve_path
@@ -48,7 +49,7 @@ def resolve_dataset(source: str, *, allowed_roots: Sequence[Path] | None) -> Pat
 def is_hub_dataset(source: str) -> bool:
     """``source`` is ``org/name`` or ``org/name@revision``, and neither a path here nor a file's name."""
     name = source.partition("@")[0]
-    is_file_name = Path(name).suffix.lower() in (*FORMATS, *PACKED_SUFFIXES)
+    is_file_name = Path(name).suffix.lower() in (*FORMATS, ".npz", *PACKED_SUFFIXES)
     return is_hub_id(name) and not is_file_name
 
 
@@ -70,7 +71,7 @@ def check_files(path: Path) -> list[Path]:
             raise DatasetError("it does not exist", next_step=nearest_names(path) or "check the path")
         if not path.is_dir() and not path.is_file():
             raise DatasetError("it is not a regular file", next_step="copy its rows into a file")
-        files = data_files(path)[1]
+        files = (array_files(path) or data_files(path))[1]
         for file in files:
             if file.stat().st_size > 0 and is_pointer(file):
                 raise RowError(file, None, "it has no rows")
@@ -115,7 +116,7 @@ def _explained(error: RowError) -> DatasetError:
     elif error.line is not None:
         next_step = f"correct or remove that {error.unit}"
     else:
-        next_step = f"bring the rows as {', '.join(FORMATS)}"
+        next_step = f"bring the rows as {', '.join(FORMATS)}, .npz or images in folders"
     return DatasetError(f"dataset {place}: {error.cause}", next_step=next_step)
 
 

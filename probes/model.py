@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -30,7 +31,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from ..errors import ModelError
 from .attention import CANNOT_BUILD, attention_kernels, supports_packing
 from .model_source import TensorHeader, has_weights, weight_headers
-from .profiles import Factory, ModelProfile, TaskKind, TaskProfile
+from .profiles import ARRAY_TASKS, Factory, ModelProfile, TaskKind, TaskProfile
 from .roles import in_body, is_of_transformers, layer_of, module_profiles
 from .structure import Call, block_numbers
 from .tensors import tensor_profiles
@@ -48,6 +49,7 @@ _CLASSES: Mapping[TaskKind, tuple[str, Any]] = {
         "AutoModelForImageClassification",
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     ),
+    **dict.fromkeys((kind for kind in ARRAY_TASKS if not kind.reads_images), ("AutoModel", {})),
 }
 """Task → (name under which ``auto_map`` lists a class of the model's own code, transformers' own classes)."""
 
@@ -155,6 +157,20 @@ def forward_arguments(module: nn.Module) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind not in catch_all)
 
 
+def random_model(path: Path, task: TaskProfile, *, device: str) -> Any:
+    """The model of a configuration with random weights, or on the meta device with none.
+
+    Raises:
+        ModelError: transformers does not know the model, cannot build it or has no such task for it.
+    """
+    config = _configuration(path, allow_remote_code=False)
+    try:
+        with torch.device(device):
+            return _model_class(config, task)._from_config(config)
+    except CANNOT_BUILD as error:
+        raise _cannot_be_built(str(path), error) from error
+
+
 def is_encoder_decoder(path: Path, *, allow_remote_code: bool = False) -> bool:
     """Whether the model writes one text from another; read from its configuration alone.
 
@@ -176,16 +192,28 @@ def natural_task(path: Path, *, allow_remote_code: bool = False) -> TaskProfile:
     name = next(iter(getattr(config, "architectures", None) or ()), type(config).__name__)
     if name.endswith("ForSequenceClassification"):
         kind, reason = TaskKind.TEXT_CLASSIFICATION, f"{name} with {config.num_labels} labels"
-    elif config.is_encoder_decoder:
+    elif type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         kind, reason = TaskKind.SEQ2SEQ, f"{name} is an encoder-decoder"
     elif _is_decoder(config):
         kind, reason = TaskKind.CAUSAL_LM, f"{name} is a decoder"
-    elif name.endswith("ForImageClassification") or _reads_images_only(config):
+    elif name.endswith("ForImageClassification") or ("For" not in name and _reads_images_only(config)):
         kind, reason = TaskKind.IMAGE_CLASSIFICATION, f"{name} reads images; {config.num_labels} labels"
-    else:
+    elif type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         kind = TaskKind.TEXT_CLASSIFICATION
         reason = f"{name} reads in both directions; {config.num_labels} labels are assumed"
+    else:
+        kind, reason = _kind_by_name(name), f"{name} reads neither texts nor images; its name says no more"
     return task_without_data(kind, labels=config.num_labels, reason=reason)
+
+
+def _kind_by_name(name: str) -> TaskKind:
+    """What transformers' words for models of arrays mean."""
+    ends = {
+        "ForPrediction": TaskKind.FORECASTING,
+        "Classification": TaskKind.ARRAY_CLASSIFICATION,
+        "ForRegression": TaskKind.ARRAY_REGRESSION,
+    }
+    return next((kind for end, kind in ends.items() if name.endswith(end)), TaskKind.SELF_SUPERVISED)
 
 
 def task_without_data(kind: TaskKind, *, labels: int = 2, reason: str = "as asked for") -> TaskProfile:
@@ -218,7 +246,9 @@ def _remote_class(config: Any, task: TaskProfile, path: Path) -> Any:
 
 
 def _model_class(config: Any, task: TaskProfile) -> Any:
-    """The class that transformers has for this configuration and task."""
+    """The class that transformers has for this configuration and task, or the one that it names."""
+    if task.kind.reads_arrays and not task.kind.reads_images:
+        return _named_class(config, task)
     if task.kind.is_causal and (_reads_both_ways(config) or config.is_encoder_decoder):
         raise ModelError(
             f"a {config.model_type} model reads texts in both directions: it cannot continue them",
@@ -240,6 +270,18 @@ def _model_class(config: Any, task: TaskProfile) -> Any:
     return mapping[type(config)]
 
 
+def _named_class(config: Any, task: TaskProfile) -> Any:
+    name = next(iter(getattr(config, "architectures", None) or ()), "")
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ModelError(
+            f"config.json of the {config.model_type} model names no class of transformers for the task "
+            f"{task.kind} (architectures: {name!r})",
+            next_step='add for example "architectures": ["PatchTSTForPrediction"] to it',
+        )
+    return found
+
+
 def _is_decoder(config: Any) -> bool:
     return "AutoModelForCausalLM" in getattr(config, "auto_map", {}) or (
         type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not _reads_both_ways(config)
@@ -254,19 +296,15 @@ def _reads_images_only(config: Any) -> bool:
     )
 
 
-def _image_shape(config: Any) -> tuple[int, int, int]:
+def _image_shape(config: Any) -> tuple[int, int, int] | None:
     """Channels, height and width, of the configuration or of its part that tells of vision.
 
-    Raises:
-        ModelError: there are no such fields, as networks of convolutions take images of any size.
+    None where there are no such fields, as networks of convolutions take images of any size.
     """
     vision = getattr(config, "vision_config", config)
     size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", None)
     if not size or not channels:
-        raise ModelError(
-            f"config.json of the {config.model_type} model does not say what images it reads",
-            next_step="add image_size (pixels) and num_channels to it",
-        )
+        return None
     height, width = (size, size) if isinstance(size, int) else size
     return channels, height, width
 

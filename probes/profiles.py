@@ -27,12 +27,31 @@ class TaskKind(StrEnum):
     SEQ2SEQ = "seq2seq"
     """An encoder-decoder writes one text from another."""
     IMAGE_CLASSIFICATION = "image-classification"
-    """Of models only: datasets of images are not read."""
+    """A class from an image."""
+    FORECASTING = "forecasting"
+    """The next values of a series from those before them."""
+    ARRAY_CLASSIFICATION = "array-classification"
+    """A class from arrays of any shape."""
+    ARRAY_REGRESSION = "array-regression"
+    """Numbers from arrays: one, several, or a map of them."""
+    SELF_SUPERVISED = "self-supervised"
+    """Arrays without a target: the module returns a loss of its own."""
 
     @property
     def reads_images(self) -> bool:
-        """From pixels; all else is from text."""
+        """From pixels of image files."""
         return self is TaskKind.IMAGE_CLASSIFICATION
+
+    @property
+    def reads_arrays(self) -> bool:
+        """From numbers, images among them; all else is from text."""
+        return self in (
+            TaskKind.IMAGE_CLASSIFICATION,
+            TaskKind.FORECASTING,
+            TaskKind.ARRAY_CLASSIFICATION,
+            TaskKind.ARRAY_REGRESSION,
+            TaskKind.SELF_SUPERVISED,
+        )
 
     @property
     def is_causal(self) -> bool:
@@ -45,8 +64,8 @@ class TaskKind(StrEnum):
         return self in (TaskKind.TEXT_CLASSIFICATION, TaskKind.REGRESSION, TaskKind.IMAGE_CLASSIFICATION)
 
 
-TEXT_TASKS = tuple(kind for kind in TaskKind if not kind.reads_images)
-"""What a study can be of."""
+TEXT_TASKS = tuple(kind for kind in TaskKind if not kind.reads_arrays)
+ARRAY_TASKS = tuple(kind for kind in TaskKind if kind.reads_arrays)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +165,7 @@ class ModuleProfile:
     kind: str
     """``linear``, ``conv1d`` (GPT-2's transposed linear), ``convolution``, ``attention``
     (``nn.MultiheadAttention``, whose packed ``in_proj_weight`` belongs to no module of its own),
+    ``attention-part`` (its output projection, whose weight it reads without calling it),
     ``embedding``, ``experts`` (a parameter that stacks the matrices of all experts of a layer; ``name`` is
     the parameter's), …"""
     role: str
@@ -226,22 +246,54 @@ class ModelProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayShape:
+    """One array of a row."""
+
+    name: str
+    """Under which a model's forward pass takes it."""
+    shape: tuple[int, ...]
+    """Without the axis of the rows; () is one number a row."""
+    dtype: str = "float32"
+    """``float32``, ``int64`` or ``bool``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayForm:
+    """What a row is that is no text: its arrays, and how they are made of the data."""
+
+    inputs: tuple[ArrayShape, ...]
+    """Images: channels, height, width. Windows of a series: rows before, channels."""
+    target: ArrayShape | None = None
+    """Numbers to be predicted; None where these are a class, or the module needs none."""
+    time_column: str | None = None
+    """A series: the column that orders the rows; None takes them as they stand."""
+    channels: tuple[str, ...] = ()
+    """A series: the columns that are its values, in the model's order."""
+    mean: tuple[float, ...] = ()
+    """Of each channel: what is subtracted …"""
+    std: tuple[float, ...] = ()
+    """… and what is divided by, before the model sees it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskProfile:
     """What the columns of a dataset say is to be learnt."""
 
     kind: TaskKind
     text_column: str
-    """The column of the text, the prompt, the source text, or the conversation's messages."""
+    """The column of the text, the prompt, the source text, or the conversation's messages; "" of arrays."""
     context_column: str | None = None
     """A second column of the input, appended to the first: Alpaca's ``input``, a pair's second sentence."""
     target_column: str | None = None
     """Prompt-completion and seq2seq: the text to be written."""
     label_column: str | None = None
-    """Classification: the class; regression: the number."""
+    """Classification: the class; regression: the number; the array of either in an ``.npz``."""
     labels: tuple[str, ...] = ()
     """Distinct labels in sorted order; a label's position is its class index."""
     reason: str = ""
     """Why this task was chosen, in a sentence."""
+    arrays: ArrayForm | None = None
+    """None where rows are text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,11 +319,13 @@ class DatasetProfile:
     """A file, or a folder of files."""
     sha256: str
     format: str
-    """``csv``, ``jsonl``, ``parquet``, ``text`` or ``arrow`` (a folder that ``datasets`` saved)."""
+    """``csv``, ``jsonl``, ``parquet``, ``text``, ``arrow`` (a folder that ``datasets`` saved), ``images`` or
+    ``npz``."""
     size_bytes: int
     rows: int
     usable_rows: int
-    """Rows left after empty texts and missing labels were set aside; an estimate where rows were skipped."""
+    """Rows left after empty texts and missing labels were set aside, of a series its windows; an estimate
+    where rows were skipped."""
     every_nth_row: int = 1
     """Above 1 the data are so large that only every nth row was looked at; trials take the same rows."""
     revision: str | None = None

@@ -86,6 +86,11 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
     places = structural_roles(model, calls)
     layers = {} if told else block_numbers(model)
     counted: set[int] = set()
+    parts = {
+        f"{name}.out_proj"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
     for name, module in model.named_modules():
         if told:
             yield from _experts(model, name, module)
@@ -108,7 +113,7 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
         own = {id(parameter): parameter.numel() for parameter in module.parameters(recurse=False)}
         yield ModuleProfile(
             name=name,
-            kind=shape.kind,
+            kind="attention-part" if name in parts else shape.kind,
             role=role,
             in_features=shape.in_features,
             out_features=shape.out_features,

@@ -8,9 +8,11 @@ always wins. Reads no file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..errors import DatasetError, InputError
+from .array_tasks import is_series, outline_series
+from .asked import Asked
 from .columns import (
     SCORE_NAMES,
     LabelTally,
@@ -56,53 +58,13 @@ SENTENCE_PAIRS = (
 TRUTHS = frozenset(("true", "false", "True", "False"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What the user named; None leaves the choice to the data."""
-
-    task: str | None = None
-    text_column: str | None = None
-    context_column: str | None = None
-    target_column: str | None = None
-    label_column: str | None = None
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Option → column, for those that were named."""
-        named = {
-            "--text-column": self.text_column,
-            "--context-column": self.context_column,
-            "--target-column": self.target_column,
-            "--label-column": self.label_column,
-        }
-        return {option: column for option, column in named.items() if column is not None}
-
-    @property
-    def wants_pair(self) -> bool:
-        """A text is to be written from another."""
-        return self.target_column is not None or self.task in (TaskKind.PROMPT_COMPLETION, TaskKind.SEQ2SEQ)
-
-    @property
-    def wants_label(self) -> bool:
-        """A class or a number is to be predicted."""
-        return self.label_column is not None or self.task in (
-            TaskKind.TEXT_CLASSIFICATION,
-            TaskKind.REGRESSION,
-        )
-
-
 def check_asked(asked: Asked) -> None:
     """Check that task and columns can be asked for together.
 
     Raises:
         InputError: there is no such task, or it has no use for a column that was named.
     """
-    kinds = [kind.value for kind in TEXT_TASKS]
-    if asked.task == TaskKind.IMAGE_CLASSIFICATION:
-        raise InputError(
-            f"the task {asked.task} has no studies: datasets of images are not read",
-            next_step="use rankwise estimate or rankwise inspect, which need none",
-        )
+    kinds = [kind.value for kind in TaskKind]
     if asked.task is not None and asked.task not in kinds:
         raise InputError(
             f"there is no task {asked.task!r}", next_step=f"pass --task with one of {', '.join(kinds)}"
@@ -113,14 +75,22 @@ def check_asked(asked: Asked) -> None:
             next_step="name a class or a number with the first, or a text to be written with the second",
         )
     uses = {
-        "--label-column": (TaskKind.TEXT_CLASSIFICATION, TaskKind.REGRESSION),
+        "--label-column": (
+            TaskKind.TEXT_CLASSIFICATION,
+            TaskKind.REGRESSION,
+            TaskKind.ARRAY_CLASSIFICATION,
+            TaskKind.ARRAY_REGRESSION,
+        ),
         "--target-column": (TaskKind.PROMPT_COMPLETION, TaskKind.SEQ2SEQ),
         "--context-column": tuple({*TEXT_TASKS} - {TaskKind.CAUSAL_LM, TaskKind.CHAT}),
+        "--text-column": TEXT_TASKS,
+        "--time-column": (TaskKind.FORECASTING,),
+        "--channel": (TaskKind.FORECASTING,),
     }
     for option, users in uses.items():
         if asked.task is not None and option in asked.columns and asked.task not in users:
             raise InputError(
-                f"the task {asked.task} learns no {_use(option)}, "
+                f"the task {asked.task} has no use for a {_use(option)}, "
                 f"but {option} {asked.columns[option]} was given",
                 next_step="leave one of the two out",
             )
@@ -150,6 +120,13 @@ def outline_task(
     """
     for option, column in asked.columns.items():
         require_column(column, tallies, option=option)
+    if is_series(asked, tallies, labels):
+        return outline_series(asked, tallies, labels)
+    if asked.task is not None and TaskKind(asked.task).reads_arrays:
+        raise DatasetError(
+            f"it holds columns, of which the task {asked.task} learns nothing",
+            next_step="leave --task out, or bring images in folders of classes or arrays in an .npz",
+        )
     names = {name.lower(): name for name in reversed([*tallies])}
     if not asked.columns and asked.task is None:
         _refuse_unsupported(names, tallies, labels)

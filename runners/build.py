@@ -81,6 +81,9 @@ def build_model(
         ):  # of composite models the latter is read
             config.pad_token_id = pad_id
             config.use_cache = False
+        if model.config.is_encoder_decoder and getattr(model.config, "decoder_start_token_id", None) is None:
+            # A bare T5Config (5.23) has none; T5 starts with padding.
+            model.config.decoder_start_token_id = pad_id
     model.train()
     if level["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -20,10 +20,12 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_iter
 
 from ..optimizer.estimates.tape import Kind, Phase, Place, Tape, sorted_frees
+from ..probes.profiles import ModelProfile
 from .adalora import allocate_ranks, rank_tensors
 from .build import autocast_name, make_optimizer
 from .cuda_semantics import cuda_semantics
 from .fakes import known_masks, known_weights
+from .forward import TARGET, batch_loss, predictions, run_model
 from .recorder import Recorder
 from .tensor_memory import attached_tensors
 
@@ -35,12 +37,22 @@ PAGED_NUMBERS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
+class ArrayOfBatch:
+    """An array of rows that are no text, or what is to be predicted of them."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of a row."""
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """The shape of one micro-batch."""
 
     rows: int
     length: int
-    """Tokens a row, padding included; of no account where images are read."""
+    """Tokens a row, padding included; of no account where rows are no text."""
     target_length: int | None = None
     """Tokens that an encoder-decoder writes."""
     padded: bool = False
@@ -49,8 +61,16 @@ class Batch:
     """Several samples share a row, so that attention needs positions."""
     has_types: bool = False
     """Two texts share a row, and the tokenizer tells which one a token belongs to."""
-    image: tuple[int, int, int] | None = None
-    """Channels, height and width, of rows that are images and no text."""
+    arrays: tuple[ArrayOfBatch, ...] = ()
+    """Of rows that are no text."""
+
+
+def images_of(model: ModelProfile) -> tuple[ArrayOfBatch, ...]:
+    """A batch of the images that the model reads, with their classes; empty where it reads none."""
+    if model.image_shape is None:
+        return ()
+    images = ArrayOfBatch("pixel_values", model.image_shape, "float32")
+    return images, ArrayOfBatch(TARGET, (), "int64")
 
 
 class Step(Protocol):
@@ -113,7 +133,7 @@ def record(
         forward=autocast_forward(model, level["compute_dtype"]) if uses_autocast else model,
         # accelerate scales losses only there, and where it casts to float16 (Accelerator.__init__ of 1.15).
         scales_loss=on_cuda and uses_autocast and level["compute_dtype"] == "float16",
-        writes=batch.target_length is not None,
+        takes_target=batch.target_length is not None or bool(batch.arrays),
     )
     with known_masks(padded=batch.padded, packed=batch.packed), known_weights():
         return record_step(model, step, recorder, on_cuda=on_cuda, passes=passes, places=places_of(model))
@@ -183,10 +203,11 @@ class TrialStep:
         make: Callable[[], dict[str, torch.Tensor]],
         forward: Any,
         scales_loss: bool,
-        writes: bool,
+        takes_target: bool,
     ) -> None:
         self.inputs = make
-        self._model, self._optimizer, self._forward, self._writes = model, optimizer, forward, writes
+        self._model, self._optimizer, self._forward = model, optimizer, forward
+        self._takes_target = takes_target
         self._scaler = LossScaler("cpu", enabled=scales_loss)
         self._max_grad_norm = candidate["recipe"]["max_grad_norm"]
         base: Any = getattr(model, "base_model", None)
@@ -199,7 +220,7 @@ class TrialStep:
         self._losses["sum"] = torch.zeros(())
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> None:
-        self._losses["last"] = self._forward(**inputs).loss
+        self._losses["last"] = batch_loss(run_model(self._model, inputs, call=self._forward), inputs)
         self._losses["weighted"] = self._losses["last"] * 1.0
 
     def backward(self) -> None:
@@ -224,7 +245,7 @@ class TrialStep:
         self._losses.clear()
 
     def evaluate(self, inputs: dict[str, torch.Tensor]) -> None:
-        evaluate_once(self._model, self._forward, inputs, writes=self._writes)
+        evaluate_once(self._model, self._forward, inputs, takes_target=self._takes_target)
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
@@ -371,9 +392,11 @@ def autocast_forward(model: torch.nn.Module, dtype: str) -> Any:
 
 def make_inputs(model: torch.nn.Module, batch: Batch, *, has_labels_per_row: bool) -> dict[str, torch.Tensor]:
     """One micro-batch of the heaviest shape, as the recipe's ``collate`` makes it."""
-    if batch.image is not None:
-        labels = torch.zeros(batch.rows, dtype=torch.long)
-        return {"pixel_values": torch.zeros((batch.rows, *batch.image)), "labels": labels}
+    if batch.arrays:
+        return {
+            each.name: torch.zeros((batch.rows, *each.shape), dtype=getattr(torch, each.dtype))
+            for each in batch.arrays
+        }
     shape = (batch.rows, batch.length)
     inputs = {"input_ids": torch.zeros(shape, dtype=torch.long)}
     if batch.packed:
@@ -394,22 +417,23 @@ def make_inputs(model: torch.nn.Module, batch: Batch, *, has_labels_per_row: boo
 
 @torch.no_grad()
 def evaluate_once(
-    model: torch.nn.Module, forward: Any, inputs: dict[str, torch.Tensor], *, writes: bool
+    model: torch.nn.Module, forward: Any, inputs: dict[str, torch.Tensor], *, takes_target: bool
 ) -> None:
     """One micro-batch of an evaluation, as a trial's ``score_rows`` has it, with the loss of one row.
 
     Rows come one after another, and each allocates and frees the same.
 
     Args:
-        writes: the model is an encoder-decoder, which makes the decoder's input from the labels.
+        takes_target: the model gets what is to be predicted too, as an encoder-decoder does, which makes the
+            decoder's input from it, and as rows that are no text have it.
     """
-    labels = inputs["labels"]
-    if not writes:
-        del inputs["labels"]
+    labels = inputs.get(TARGET)
+    if not takes_target:
+        del inputs[TARGET]
     model.eval()
-    logits = forward(**inputs).logits
-    if labels.dim() == 2:
-        if not writes:
+    logits = predictions(run_model(model, inputs, call=forward))
+    if logits is not None and labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+        if not takes_target:
             logits, labels = logits[:, :-1], labels[:, 1:]
         torch.nn.functional.cross_entropy(logits[0].float(), labels[0], reduction="sum")
     model.train()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..optimizer.codec import from_json, to_json
 from ..optimizer.domain import Candidate, Quantization
 from ..optimizer.estimates.need import largest
@@ -24,7 +24,7 @@ from ..optimizer.estimates.tape import Tape
 from ..optimizer.sizes import BYTES_PER_ELEMENT
 from ..probes.model import inspect_model, natural_task, task_without_data
 from ..probes.profiles import TaskKind
-from .dry_run import Batch
+from .dry_run import Batch, images_of
 from .dry_runner import LENGTH_STEP, DryRunner, Sizes
 from .messages import Report
 
@@ -105,14 +105,24 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         allow_remote_code=allowed,
         try_packing=settings.packed,
     )
+    if task.kind.reads_arrays and not task.kind.reads_images:
+        raise InputError(
+            f"without data nobody knows the shapes of what a model for the task {task.kind} reads",
+            next_step="start a study on the data: its candidates are estimated before they are tried",
+        )
+    if task.kind.reads_images and model.image_shape is None:
+        raise ModelError(
+            f"config.json of the {model.model_type} model does not say what images it reads",
+            next_step="add image_size (pixels) and num_channels to it",
+        )
     candidate = candidate_from(settings, model, task.kind)
     batch = Batch(
         rows=candidate.micro_batch,
-        length=candidate.recipe.max_length,
+        length=candidate.recipe.max_length or 0,
         target_length=candidate.recipe.max_length if task.kind is TaskKind.SEQ2SEQ else None,
         padded=settings.padded,
         packed=settings.packed,
-        image=model.image_shape,
+        arrays=images_of(model),
     )
     plan, enough = plan_of(settings, candidate), spec["enough"]
     predictions: list[Prediction] = []
@@ -132,7 +142,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
                     own,
                     terms.limit_bytes,
                     most_positions=model.max_positions,
-                    with_length=enough is None and batch.image is None,
+                    with_length=enough is None and not batch.arrays,
                     only_if_it_fits=enough is not None,
                 )
             )

@@ -17,11 +17,13 @@ from ..optimizer.codec import from_json, to_json
 from ..optimizer.domain import Candidate
 from ..optimizer.estimates.prediction import Terms, TrialPrediction
 from ..probes.profiles import ModelProfile, TaskProfile
-from .dry_run import Batch
+from .array_files import open_rows
+from .dry_run import ArrayOfBatch, Batch
 from .dry_runner import DryRunner, Sizes
+from .forward import TARGET
 from .messages import Report
 from .recipe import Example, count_tokens, step_rows
-from .tokens import TokenFile
+from .tokens import RowFile
 
 STEPS_LOOKED_AT = 8
 """To see how much of a batch is padding."""
@@ -36,7 +38,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         InputError: a candidate cannot be built or run; the warm server reports it.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    rows = TokenFile(Path(spec["tokens_path"]) / "train.arrow")
+    rows = open_rows(Path(spec["tokens_path"]) / "train.arrow")
     predictions: list[TrialPrediction] = []
     with tempfile.TemporaryDirectory() as folder:
         runner = DryRunner(
@@ -62,14 +64,14 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
 
 
 def predict(
-    runner: DryRunner, candidate: Candidate, terms: Terms, rows: TokenFile, *, order_seed: int
+    runner: DryRunner, candidate: Candidate, terms: Terms, rows: RowFile, *, order_seed: int
 ) -> TrialPrediction:
     """Run dry the step in which a trial measures memory."""
     started_s = time.perf_counter()
     batch = batch_of(rows.heaviest(candidate.micro_batch, micro_batch=candidate.micro_batch))
     sizes = Sizes(runner, candidate, batch, terms)
     need, work = sizes.asked_about()
-    row_tokens = batch.length + (batch.target_length or 0)
+    row_tokens = 1 if batch.arrays else batch.length + (batch.target_length or 0)
     step_tokens = candidate.micro_batch * candidate.accumulation * row_tokens
     return TrialPrediction(
         need=need,
@@ -81,6 +83,8 @@ def predict(
 
 def batch_of(examples: Sequence[Example]) -> Batch:
     """The shape of the micro-batch that these rows make."""
+    if examples[0].arrays is not None:
+        return Batch(rows=len(examples), length=0, arrays=arrays_of(examples[0]))
     lengths = {len(example.input_ids) for example in examples}
     targets = [len(example.target_ids) for example in examples if example.target_ids is not None]
     return Batch(
@@ -93,8 +97,20 @@ def batch_of(examples: Sequence[Example]) -> Batch:
     )
 
 
-def content_share(rows: TokenFile, candidate: Candidate, *, order_seed: int) -> float:
-    """Part of the tokens in a trial's first batches that is no padding."""
+def arrays_of(example: Example) -> tuple[ArrayOfBatch, ...]:
+    """What ``collate`` makes of rows like this one."""
+    arrays = {name: (array.shape, str(array.dtype)) for name, array in (example.arrays or {}).items()}
+    if example.label is not None:
+        arrays[TARGET] = (), "int64"
+    elif example.numbers is not None:
+        arrays[TARGET] = example.numbers.shape, str(example.numbers.dtype)
+    return tuple(ArrayOfBatch(name, shape, dtype) for name, (shape, dtype) in arrays.items())
+
+
+def content_share(rows: RowFile, candidate: Candidate, *, order_seed: int) -> float:
+    """Part of the tokens in a trial's first batches that is no padding; rows that are no text have none."""
+    if rows[0].arrays is not None:
+        return 1.0
     size, content, total = candidate.micro_batch, 0, 0
     orders = step_rows(len(rows), effective_batch=candidate.recipe.effective_batch, seed=order_seed)
     for order in islice(orders, STEPS_LOOKED_AT):

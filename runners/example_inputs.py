@@ -9,7 +9,7 @@ import inspect
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,14 +39,14 @@ class Inputs:
     origin: str = ""
     """Where they are from, for people."""
 
-    def on_meta(self) -> Inputs:
-        """The same without numbers."""
-        place, name = tree_map(_emptied, (self.by_place, dict(self.by_name or {})))
-        return replace(self, by_place=place, by_name=name)
-
     def call(self, module: nn.Module) -> Any:
-        """Run the module."""
-        return module(*self.by_place, **(self.by_name or {}))
+        """Run the module, with the inputs where its parameters are: without numbers if these have none."""
+        device = next((each.device for each in module.parameters()), torch.device("cpu"))
+        places, names = tree_map(
+            lambda value: value.to(device) if isinstance(value, torch.Tensor) else value,
+            (self.by_place, dict(self.by_name or {})),
+        )
+        return module(*places, **names)
 
 
 def find_inputs(module: nn.Module) -> Inputs | None:
@@ -116,6 +116,14 @@ def _by_configuration(module: nn.Module) -> Iterator[Inputs]:
         yield Inputs(
             by_name={"pixel_values": torch.randn(ROWS, depth, height, width)}, origin="its configuration"
         )
+    if "input_values" in names:
+        yield Inputs(by_name={"input_values": torch.randn(ROWS, 8000)}, origin="its arguments")
+    if "input_features" in names and (bins := getattr(config, "num_mel_bins", None)):
+        frames = 2 * getattr(config, "max_source_positions", 1500)
+        inputs = {"input_features": torch.randn(ROWS, bins, frames)}
+        if "decoder_input_ids" in names:
+            inputs["decoder_input_ids"] = torch.ones((ROWS, 8), dtype=torch.long)
+        yield Inputs(by_name=inputs, origin="its configuration")
     if "input_ids" in names:
         ids = torch.ones((ROWS, 8), dtype=torch.long)
         yield Inputs(by_name={"input_ids": ids}, origin="its arguments")
@@ -201,10 +209,6 @@ def _wide(layer: nn.Module, widths: Sequence[int]) -> Iterator[tuple[int, ...]]:
             yield ROWS, layer.in_channels, size, layer.kernel_size[1]
             yield ROWS, layer.in_channels, 22, size
             yield ROWS, 22, size
-
-
-def _emptied(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -11,14 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from ..optimizer.codec import from_json, to_json
-from ..probes.model import inspect_model, inspect_module, natural_task, task_without_data
+from ..probes.model import inspect_model, inspect_module, natural_task, random_model, task_without_data
 from ..probes.model_source import has_weights, weight_headers
-from ..probes.profiles import Factory, TaskKind
+from ..probes.profiles import Factory, ModelProfile, TaskKind, TaskProfile
+from .example_inputs import Inputs
 from .factories import made_by
 from .library_model import LibraryModel
 from .messages import Report
-from .own_module import OwnModule, observe
-from .verdicts import verdicts_of
+from .own_module import MOST_NUMBERS, OwnModule, observe
+from .verdicts import Subject, verdicts_of
+
+NAMED = (
+    TaskKind.FORECASTING,
+    TaskKind.ARRAY_CLASSIFICATION,
+    TaskKind.ARRAY_REGRESSION,
+    TaskKind.SELF_SUPERVISED,
+)
+"""Tasks of models whose class the configuration names: what these take, trying tells."""
+
+OF_LIBRARY = Inputs(origin="its configuration")
 
 
 def run(spec: Mapping[str, Any], report: Report) -> None:
@@ -39,14 +50,7 @@ def _of_factory(spec: Mapping[str, Any]) -> dict[str, Any]:
     module = made_by(factory)
     inputs, calls = observe(module)
     model = inspect_module(module, factory, calls)
-    verdicts = verdicts_of(OwnModule(module, model, inputs), libraries=spec["libraries"])
-    return {
-        "task": None,
-        "model": to_json(model),
-        "stored_bytes": {},
-        "tried_with": None if inputs is None else inputs.origin,
-        "verdicts": [to_json(verdict) for verdict in verdicts],
-    }
+    return _answer(None, model, {}, OwnModule(module, model, inputs), spec, tried_with=inputs)
 
 
 def _of_library(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,12 +67,28 @@ def _of_library(spec: Mapping[str, Any]) -> dict[str, Any]:
     if has_weights(path):
         for header in weight_headers(path).values():
             stored[header.dtype] += header.stored_bytes
+    if task.kind in NAMED:
+        module = random_model(path, task, device="meta" if model.parameters > MOST_NUMBERS else "cpu")
+        inputs, _ = observe(module)
+        return _answer(task, model, stored, OwnModule(module, model, inputs), spec, tried_with=inputs)
     subject = LibraryModel(model, task, Path(spec["folder"]), allow_remote_code=allowed)
+    return _answer(task, model, stored, subject, spec, tried_with=OF_LIBRARY)
+
+
+def _answer(
+    task: TaskProfile | None,
+    model: ModelProfile,
+    stored: Mapping[str, int],
+    subject: Subject,
+    spec: Mapping[str, Any],
+    *,
+    tried_with: Inputs | None,
+) -> dict[str, Any]:
     verdicts = verdicts_of(subject, libraries=spec["libraries"])
     return {
-        "task": to_json(task),
+        "task": task and to_json(task),
         "model": to_json(model),
         "stored_bytes": dict(stored),
-        "tried_with": "its configuration",
+        "tried_with": tried_with and tried_with.origin,
         "verdicts": [to_json(verdict) for verdict in verdicts],
     }

@@ -20,12 +20,13 @@ from ..optimizer.adapters import AdapterFactory, warnings_for
 from ..optimizer.codec import to_json
 from ..optimizer.domain import Adapter, Candidate, Method, Quantization
 from ..optimizer.exports.peft import adapter_config
+from ..optimizer.rules import preferred_attention
 from ..optimizer.sizes import trainable_parameters
 from ..optimizer.targets import Targets
 from ..optimizer.verdicts import NOT_CALLED, Attempt, Proof, Settled, Variant, Where
 from ..probes.profiles import ModelProfile, ModuleProfile, TaskProfile
 from .build import build_model
-from .dry_run import Batch, make_inputs
+from .dry_run import Batch, images_of, make_inputs
 from .dry_runner import CANNOT_RUN, TOTAL_STEPS
 from .fakes import fake_tensors, known_masks, known_weights, materialise, on_meta
 from .shallow import cut_configuration, stacks_of
@@ -45,6 +46,9 @@ TRIED_LAYERS = (2, 4, 8)
 
 DEEPEST_STEP = 16
 """Where more layers than this are not known to be alike, steps are left out: building tells nearly all."""
+
+ANY_IMAGE = (3, 64, 64)
+"""Networks of convolutions take images of any size, and say none."""
 
 _LAST = re.compile(r"\.\d+$")
 
@@ -67,6 +71,7 @@ class LibraryModel:
         self._factory = AdapterFactory(Targets(profile, task.kind), 0.0)
         self._path = Path(profile.path)
         self._can_step = True
+        self.why_no_step = "its layers are many, and not alike"
         stacks = stacks_of(profile)
         depths = [layers for layers in TRIED_LAYERS if layers < min(stacks.values(), default=0)]
         tried = folder / "tried"
@@ -82,6 +87,9 @@ class LibraryModel:
         adapter = self._adapter(variant)
         if adapter is not None:
             yield (*adapter.targets, *adapter.target_parameters)
+
+    def build_only(self, reason: str) -> None:
+        self._can_step, self.why_no_step = False, f"the model itself fails in one ({reason})"
 
     def kind_of(self, entry: str) -> tuple[Any, ...]:
         return (any(f".{module.name}".endswith(f".{entry}") for module in self._experts),)
@@ -137,7 +145,7 @@ class LibraryModel:
         if self._layers is not None and variant.method is Method.LAST_BLOCKS:
             last = f".{self._layers - 1}"
             adapter = replace(adapter, unfrozen=tuple(_LAST.sub(last, each) for each in adapter.unfrozen))
-        return tried_candidate(adapter, level_of(variant))
+        return tried_candidate(adapter, level_of(variant, attention=preferred_attention(self.profile)))
 
     def adapter(self, variant: Variant, entries: Collection[str]) -> Adapter | None:
         adapter = self._adapter(variant)
@@ -177,7 +185,8 @@ class LibraryModel:
         """
         quantized = candidate.level.quantization is not Quantization.NONE
         batch = Batch(rows=1, length=8, target_length=8 if self.profile.is_encoder_decoder else None)
-        batch = replace(batch, image=self.profile.image_shape)
+        images = replace(self.profile, image_shape=self.profile.image_shape or ANY_IMAGE)
+        batch = replace(batch, arrays=images_of(images) if self._task.kind.reads_images else ())
 
         def step(mode: AbstractContextManager[Any]) -> None:
             with mode, known_masks(padded=False, packed=False), known_weights():

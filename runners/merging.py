@@ -22,6 +22,7 @@ from ..errors import InputError, ModelError
 from ..optimizer.codec import to_json
 from ..probes.model_source import SINGLE_FILE, ResolvedModel, has_weights, resolve_model
 from .adapter_folder import AdapterFolder, read_adapter
+from .example_inputs import Inputs
 from .modules import avoid_fast_paths
 from .random_inputs import outputs_of, random_inputs
 from .weights import make_module, without_nones
@@ -232,7 +233,7 @@ def _model_class(adapter: AdapterFolder, config: Any) -> Any:
 
 
 def _merge(
-    loaded: Any, adapter: AdapterFolder, inputs: Mapping[str, torch.Tensor] | None
+    loaded: Any, adapter: AdapterFolder, inputs: Inputs | None
 ) -> tuple[Any, int, list[torch.Tensor] | None]:
     """The merged model, how many modules carried the adapter, and what both together answered."""
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict  # imports bitsandbytes
@@ -307,7 +308,7 @@ def _require_equal(adapter: AdapterFolder, difference: float, tolerance: float) 
         raise InputError(
             f"merged, {adapter.method} answers differently: by {difference:.1e} of the largest output, where "
             f"{tolerance:.0e} is rounding; nothing was written",
-            next_step="go on using it through PEFT",
+            next_step="go on using it through PEFT; docs/adapters.md says where merging differs",
         )
 
 

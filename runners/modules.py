@@ -56,7 +56,7 @@ def quantize_linears(
 
     Args:
         level: of which ``quantization``, ``double_quantization`` and ``compute_dtype`` are read.
-        skip: names of modules that keep their weights.
+        skip: names of modules that keep their weights; those of parameters are taken, too.
         only: names of the modules to quantize; all if empty.
         adapter_config: PEFT's configuration, as plain data, of the adapter that is to be put on it.
 
@@ -144,9 +144,10 @@ def check_names(
     only: Collection[str],
 ) -> None:
     names = [name for name, _ in module.named_modules() if name]
+    parameters = [name for name, _ in module.named_parameters()]  # such as all that are called bias
     for given, what in ((skip, "to skip"), (only, "to quantize")):
         for each in given:
-            if not any(is_named(name, (each,)) for name in names):
+            if not any(is_named(name, (each,)) for name in (*names, *parameters)):
                 raise InvalidQuantization(
                     f"no module is called {each!r}, which is {what}: {nearest_modules(each, names)}"
                 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..probes.structure import Call, watched
 from .build import add_adapter, freeze_rest
 from .dry_runner import TOTAL_STEPS
 from .example_inputs import Inputs, find_inputs, scalar_of
+from .fakes import fake_tensors, known_weights, materialise
 from .modules import quantize_linears
 from .plain_module import emptied, tensors_of
 from .trying import (
@@ -43,7 +45,7 @@ MOST_NUMBERS = 50_000_000
 """Modules of more parameters are tried without their numbers."""
 
 EVERYWHERE = (
-    frozenset({"linear", "conv1d", "attention"}),
+    frozenset({"linear", "conv1d", "attention", "attention-part"}),
     frozenset({"convolution"}),
     frozenset({"embedding"}),
 )
@@ -62,22 +64,20 @@ class OwnModule:
         self.profile = profile
         self._module, self._inputs = module, inputs
         self._factory = AdapterFactory(Targets(profile, None), 0.0)
+        self.why_no_step = "the model's inputs are not known"
         self._is_large = profile.parameters > MOST_NUMBERS
         self._modules = {each.name: each for each in profile.modules}
         self._names = [name for name, _ in module.named_modules()]
 
     def tiers(self, variant: Variant) -> Iterator[Sequence[str]]:
-        inside = {f"{name}.out_proj" for name, each in self._modules.items() if each.kind == "attention"}
-        takes_attention = "attention" in METHODS[variant.method].tried_on and not variant.use_dora
+        takes = METHODS[variant.method].tried_on - ({"attention"} if variant.use_dora else set())
+        if "attention" in takes:  # its parts are adapted with it
+            takes -= {"attention-part"}
         for kinds in EVERYWHERE:
-            wanted = kinds & METHODS[variant.method].tried_on
-            yield [
-                name
-                for name, each in self._modules.items()
-                if each.kind in wanted
-                and not (takes_attention and name in inside)
-                and not (each.kind == "attention" and not takes_attention)
-            ]
+            yield [name for name, each in self._modules.items() if each.kind in kinds & takes]
+
+    def build_only(self, reason: str) -> None:
+        self._inputs, self.why_no_step = None, f"the module itself fails in one ({reason})"
 
     def kind_of(self, entry: str) -> tuple[Any, ...]:
         kind = type(self._module.get_submodule(entry))
@@ -173,14 +173,15 @@ class OwnModule:
         """What got no gradient; None where no step can be taken."""
         if self._inputs is None:
             return None
-        inputs = self._inputs.on_meta() if self._is_large else self._inputs
-        with torch.autocast(
-            "cpu", dtype=torch.bfloat16, enabled=variant.quantization is not Quantization.NONE
-        ):
-            loss = scalar_of(inputs.call(model))
-        if loss is None:
-            raise RuntimeError("no output depends on what is trained")
-        loss.backward()
+        is_quantized = variant.quantization is not Quantization.NONE
+        with fake_tensors() if self._is_large and is_quantized else nullcontext():
+            if self._is_large and is_quantized:
+                materialise(model)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_quantized), known_weights():
+                loss = scalar_of(self._inputs.call(model))
+            if loss is None:
+                raise RuntimeError("no output depends on what is trained")
+            loss.backward()
         return without_gradient(model)
 
 

@@ -12,7 +12,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,15 @@ from ..probes.tasks import as_seq2seq
 from .build import load_tokenizer
 from .factories import made_by
 from .messages import Report
+from .prepare_arrays import array_facts
 from .random_tokens import RandomTokens
 from .recipe import Example, count_tokens, heldout_share, pack_training_rows
 from .samples import Sample, SampleError, encode, encode_rows, read_samples
+from .splits import EXACT_SPLIT_ROWS, exact_share
 from .tokens import COUNTS_NAME, TokenFile, write_token_files
 
 LEAST_VOCABULARY_SHARE = 10
 """A tokenizer has at least the model's vocabulary divided by this: embeddings are padded, not tenfold."""
-
-EXACT_SPLIT_ROWS = 1000
-"""Up to so many rows, how many are held out is not left to chance."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 
@@ -51,15 +49,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     request = from_json(StudyRequest, spec["request"])
     hardware = from_json(HardwareProfile, spec["hardware"])
     report("progress", phase="read data")
-    dataset = profile_dataset(
-        Path(spec["dataset_path"]),
-        source=request.dataset,
-        text_column=request.text_column,
-        context_column=request.context_column,
-        target_column=request.target_column,
-        label_column=request.label_column,
-        task=request.task,
-    )
+    dataset = profile_dataset(Path(spec["dataset_path"]), request.asked, source=request.dataset)
     report("progress", phase="inspect model")
     model_path = Path(spec["model_path"])
     if spec["factory"] is not None:
@@ -74,6 +64,27 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
             allow_remote_code=spec["allow_remote_code"],
         )
     report("progress", phase="tokenise")
+    root = Path(spec["tokens_root"])
+    if dataset.task.kind.reads_arrays:
+        facts = array_facts(dataset, model, request, hardware, root=root)
+    else:
+        facts = text_facts(dataset, model, request, hardware, root=root)
+    report("result", facts=to_json(facts))
+
+
+def text_facts(
+    dataset: DatasetProfile,
+    model: ModelProfile,
+    request: StudyRequest,
+    hardware: HardwareProfile,
+    *,
+    root: Path,
+) -> StudyFacts:
+    """The facts of a study on texts; their tokens are written below ``root``.
+
+    Raises:
+        InputError: data and model do not go together, or nothing can be learnt.
+    """
     tokenizer = tokenizer_for(model, seed=request.seed)
     template = given_template(request, dataset)
     template_sha256 = None
@@ -82,12 +93,12 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     try:
         dataset = with_lengths(dataset, tokenizer, seed=request.seed)
         recipe = choose_recipe(dataset, model, request, chat_template_sha256=template_sha256)
-        folder = Path(spec["tokens_root"]) / tokens_key(dataset, tokenizer, recipe, request.seed)
+        folder = root / tokens_key(dataset, tokenizer, recipe, request.seed)
         truncated = write_tokens(folder, dataset, tokenizer, recipe, seed=request.seed)
         dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *notes_on_losses(folder, recipe)))
     except SampleError as error:
         raise DatasetError(f"{dataset.source}, {error}", next_step=error.next_step) from error
-    facts = StudyFacts(
+    return StudyFacts(
         hardware=hardware,
         model=model,
         dataset=dataset,
@@ -103,7 +114,6 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         chat_template=template,
         tokens_estimated=isinstance(tokenizer, RandomTokens),
     )
-    report("result", facts=to_json(facts))
 
 
 def inspect_made(factory: Factory, *, seed: int) -> ModelProfile:
@@ -208,9 +218,7 @@ def set_chat_template(tokenizer: Any, template: str | None, *, source: str) -> s
 def share_of(dataset: DatasetProfile, *, seed: int) -> float:
     """Share of rows to hold out, so that trials have enough of those that they meet.
 
-    Rows are chosen by a hash, and of few rows such a choice takes any number: the share of those lies between
-    two hashes, so that just as many rows are held out as should be, or fewer where rows with the same input
-    stay together.
+    Rows are chosen by a hash, and of few rows such a choice takes any number: see :mod:`.splits`.
 
     Raises:
         DatasetError: most rows have the same input, and would all be held out.
@@ -220,21 +228,8 @@ def share_of(dataset: DatasetProfile, *, seed: int) -> float:
     if rows > EXACT_SPLIT_ROWS:
         return share
     samples = read_samples(Path(dataset.path), every=dataset.every_nth_row, task=to_json(dataset.task))
-    groups = sorted(Counter(split_hash(sample.split_key, seed=seed) for sample in samples).items())
-    found = sum(count for _, count in groups)
-    heldout, best = 0, 0.0
-    for (at, count), (following, _) in pairwise(groups):
-        heldout += count
-        if best and heldout > share * found:
-            break
-        best = (at + following) / 2
-        if 2 * heldout > found + 1:
-            raise DatasetError(
-                f"{dataset.source} would hold out {heldout} of {found} rows: so many have the same input, "
-                "and such rows stay together",
-                next_step="remove duplicates, or pass another --seed",
-            )
-    return best or share
+    keys = Counter(sample.split_key for sample in samples)
+    return exact_share(keys, share, seed=seed, source=dataset.source)
 
 
 def with_lengths(dataset: DatasetProfile, tokenizer: Any, *, seed: int) -> DatasetProfile:
@@ -262,12 +257,14 @@ def with_lengths(dataset: DatasetProfile, tokenizer: Any, *, seed: int) -> Datas
 
 def tokens_key(dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, seed: int) -> str:
     """Equal for equal token files: data, tokenizer, task, split and what of the recipe shapes a row."""
+    task = to_json(dataset.task) | {"reason": ""}
+    del task["arrays"]  # there are none, and older keys knew of none
     return digest(
         {
             "v": 3,
             "data": dataset.sha256,
             "every_nth_row": dataset.every_nth_row,
-            "task": to_json(dataset.task) | {"reason": ""},
+            "task": task,
             "tokenizer": tokenizer_sha256(tokenizer),
             "special": [tokenizer.eos_token_id, tokenizer.pad_token_id],
             "max_length": recipe.max_length,
@@ -302,7 +299,7 @@ def write_tokens(
     if not folder.is_dir():
         reading = {"truncated_rows": 0, "kept": 0, "cut": 0, "lost_rows": 0}
         examples = counted_examples(dataset, tokenizer, recipe, seed, reading)
-        if recipe.packing:
+        if recipe.packing and recipe.max_length is not None:
             examples = pack_training_rows(examples, max_length=recipe.max_length, seed=seed)
         write_token_files(folder, examples, reading)
     counts = json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8"))
@@ -324,12 +321,6 @@ def notes_on_losses(folder: Path, recipe: Recipe) -> tuple[str, ...]:
     lost = json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8"))["lost_rows"]
     note = f"{lost:,} rows are set aside: nothing is left to learn within {recipe.max_length} tokens"
     return (note,) if lost else ()
-
-
-def split_hash(text: str, *, seed: int) -> float:
-    """Where a row stands between 0 and 1: :func:`.recipe.is_heldout` holds it out below the share."""
-    value = hashlib.sha256(f"{seed}\0{text}".encode(errors="surrogatepass")).digest()
-    return int.from_bytes(value[:8], "big") / 2**64
 
 
 def counted_examples(

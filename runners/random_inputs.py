@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
-ROWS, TOKENS = 2, 12
+from .example_inputs import ROWS, Inputs, find_inputs
+
+TOKENS = 12
 
 
-def random_inputs(model: Any) -> dict[str, torch.Tensor] | None:
-    """Two rows by the names of ``forward``'s arguments; equal each time. None: nobody knows what it takes.
+def random_inputs(model: Any) -> Inputs | None:
+    """Two rows that are equal each time; None: nobody knows what the model is called with.
 
-    A module may tell by its attribute ``example_inputs``; of transformers' models the configuration does.
+    Of tokens each is another one, where :func:`.find_inputs` has the same throughout.
     """
-    told = getattr(model, "example_inputs", None)
-    if isinstance(told, Mapping):
-        return dict(told)
-    config, arguments = getattr(model, "config", None), inspect.signature(model.forward).parameters
-    if config is None:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    if "input_ids" in arguments and hasattr(config.get_text_config(), "vocab_size"):
-        size = config.get_text_config().vocab_size
-        ids = torch.randint(0, size, (ROWS, TOKENS), generator=generator)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return inputs | ({"decoder_input_ids": ids.flip(1)} if "decoder_input_ids" in arguments else {})
-    shape = _shape(config, arguments)
-    if shape is None:
-        return None
-    name, sizes = shape
-    return {name: torch.randn(ROWS, *sizes, generator=generator)}
+    config: Any = getattr(model, "config", None)
+    arguments = inspect.signature(model.forward).parameters
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        if "input_ids" not in arguments or not hasattr(config, "get_text_config"):
+            return find_inputs(copy.deepcopy(model))  # which changes what batch norms remember
+        ids = torch.randint(0, config.get_text_config().vocab_size, (ROWS, TOKENS))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "decoder_input_ids" in arguments:
+        inputs["decoder_input_ids"] = ids.flip(1)
+    return Inputs(by_name=inputs, origin="its vocabulary")
 
 
-def _shape(config: Any, arguments: Mapping[str, Any]) -> tuple[str, tuple[int, ...]] | None:
-    if "pixel_values" in arguments and hasattr(config, "image_size"):
-        side = config.image_size
-        height, width = side if isinstance(side, list | tuple) else (side, side)
-        return "pixel_values", (getattr(config, "num_channels", 3), height, width)
-    if "past_values" in arguments and hasattr(config, "context_length"):
-        return "past_values", (config.context_length, getattr(config, "num_input_channels", 1))
-    return None
-
-
-def outputs_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def outputs_of(model: Any, inputs: Inputs) -> list[torch.Tensor]:
     """Numbers of the answer in evaluation, as float32."""
     floating = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    given = {
-        name: tensor.to(floating) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
-    }
+
+    def fitted(value: Any) -> Any:
+        is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(floating) if is_number else value
+
+    place, name = tree_map(fitted, (inputs.by_place, dict(inputs.by_name or {})))
     with torch.no_grad():
-        return [tensor.float() for tensor in _tensors(model(**given)) if tensor.is_floating_point()]
+        answer = replace(inputs, by_place=place, by_name=name).call(model.eval())
+    return [tensor.float() for tensor in _tensors(answer) if tensor.is_floating_point()]
 
 
 def _tensors(answer: Any) -> Iterator[torch.Tensor]:

@@ -32,13 +32,17 @@ from ..store import Store
 
 SCRIPT_SOURCES = (
     "probes/rows.py",
+    "probes/array_sources.py",
+    "probes/arrays.py",
     "runners/recipe.py",
     "runners/samples.py",
+    "runners/array_samples.py",
     "runners/modules.py",
     "runners/weights.py",
     "runners/build.py",
     "runners/adalora.py",
     "runners/losses.py",
+    "runners/forward.py",
     "runners/trial/loop.py",
     "runners/trial/evaluation.py",
     "runners/train_script.py",
@@ -197,7 +201,7 @@ def split_source(source: str, imports: dict[str, set[str]]) -> tuple[str, str]:
     for node in tree.body:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                imports.setdefault(alias.name, set())
+                imports.setdefault(f"{alias.name} as {alias.asname}" if alias.asname else alias.name, set())
         elif isinstance(node, ast.ImportFrom):
             if not is_ours(node):
                 imports.setdefault(node.module or "", set()).update(alias.name for alias in node.names)

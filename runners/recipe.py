@@ -14,7 +14,9 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 
 IGNORED_LABEL = -100
@@ -28,7 +30,7 @@ PACKED_AT_ONCE = 4096
 class Example:
     """One row as the model sees it; only what the task needs is set."""
 
-    input_ids: Sequence[int]
+    input_ids: Sequence[int] = ()
     label: int | None = None
     """Classification: the class."""
     value: float | None = None
@@ -41,10 +43,16 @@ class Example:
     """Which of two sentences each token belongs to, where the tokenizer tells."""
     starts: Sequence[int] | None = None
     """Where the samples begin that share this row; None for a row of one sample that is not packed."""
+    arrays: Mapping[str, np.ndarray[Any, Any]] | None = None
+    """A row that is no text: what a model takes, by name. It has no tokens."""
+    numbers: np.ndarray[Any, Any] | None = None
+    """Of such a row: the numbers to be predicted."""
 
 
 def count_tokens(example: Example) -> int:
-    """Tokens that the model reads and writes, without padding."""
+    """Tokens that the model reads and writes, without padding; a row that is no text counts as one."""
+    if example.arrays is not None:
+        return 1
     return len(example.input_ids) + (0 if example.target_ids is None else len(example.target_ids))
 
 
@@ -142,7 +150,11 @@ def collate(examples: Sequence[Example], *, pad_id: int) -> dict[str, torch.Tens
     ``position_ids`` instead, which begin anew with each sample: given these and no mask, transformers lets
     each token see only its own sample (masking_utils.find_packed_sequence_indices), as long as there is no
     cache. ``token_type_ids`` where sentences come in pairs. ``labels``: see :func:`make_labels`.
+
+    Of rows that are no text, their arrays under their own names; without ``labels`` where there is no target.
     """
+    if examples[0].arrays is not None:
+        return stacked(examples)
     batch = {"input_ids": padded([example.input_ids for example in examples], pad_id)}
     if examples[0].starts is not None:
         # A padding token at position 0 is a sample of its own: it sees itself, and nobody sees it.
@@ -159,18 +171,30 @@ def collate(examples: Sequence[Example], *, pad_id: int) -> dict[str, torch.Tens
     return batch
 
 
+def stacked(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Rows of arrays as a batch."""
+    rows = [example.arrays for example in examples if example.arrays is not None]
+    batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    if examples[0].label is not None or examples[0].numbers is not None:
+        batch["labels"] = make_labels(examples)
+    return batch
+
+
 def make_labels(examples: Sequence[Example]) -> torch.Tensor:
     """What is to be predicted, :data:`IGNORED_LABEL` where nothing is.
 
-    Classification: classes, (rows,). Regression: float32 numbers, (rows,). Sequence-to-sequence: tokens of
-    the targets, (rows, longest target). Language modelling: tokens of the rows, (rows, longest); padding,
-    masked tokens and the first of each sample, which nothing precedes, are ignored.
+    Classification: classes, (rows,). Regression: float32 numbers, (rows,), from arrays (rows, …) in any
+    shape. Sequence-to-sequence: tokens of the targets, (rows, longest target). Language modelling: tokens of
+    the rows, (rows, longest); padding, masked tokens and the first of each sample, which nothing precedes,
+    are ignored.
     """
     first = examples[0]
     if first.label is not None:
         return torch.tensor([example.label for example in examples], dtype=torch.long)
     if first.value is not None:
         return torch.tensor([example.value for example in examples], dtype=torch.float32)
+    if first.numbers is not None:
+        return torch.from_numpy(np.stack([row.numbers for row in examples if row.numbers is not None]))
     if first.target_ids is not None:
         targets = [example.target_ids for example in examples if example.target_ids is not None]
         return padded(targets, IGNORED_LABEL)
@@ -200,5 +224,7 @@ def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
 
 def count_scored(batch: Mapping[str, torch.Tensor]) -> int:
     """How many items the loss is a mean over: rows, or predicted tokens."""
-    labels = batch["labels"]
-    return len(labels) if labels.dim() == 1 else int((labels != IGNORED_LABEL).sum())
+    labels = batch.get("labels")
+    if labels is None or labels.dim() == 1 or labels.is_floating_point():
+        return len(next(iter(batch.values())))
+    return int((labels != IGNORED_LABEL).sum())

@@ -236,7 +236,7 @@ class StudyRun:
         """What the trial measures; None where no other study can use it.
 
         A training is run for what it learns, a replicate to be compared with the first. What code from a
-        model's folder does, no key can tell.
+        model's folder, or a factory, does no key can tell.
         """
         if trial.plan.rung is not Rung.PROBE or trial.plan.replicate or facts.model.runs_own_code:
             return None

@@ -1,6 +1,7 @@
 """Token files: the rows of a dataset as a model sees them, written once and mapped by every trial.
 
-One folder per (data, tokenizer, recipe, task, split) hash holds ``train.arrow`` and ``heldout.arrow``.
+One folder per (data, tokenizer, recipe, task, split) hash holds ``train.arrow`` and ``heldout.arrow``. Rows
+that are no text have files of another layout (:mod:`.array_files`), which this module writes too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -37,15 +39,12 @@ SCHEMA = pa.schema(
 """The fields of :class:`~.recipe.Example`, null where a task does not have them."""
 
 
-class TokenFile(Sequence[Example]):
-    """A mapped token file as a sequence of examples; nothing is read until a row is asked for."""
+class RowFile(Sequence[Example]):
+    """A mapped file as a sequence of examples; nothing is read until a row is asked for."""
 
-    def __init__(self, path: Path) -> None:
-        with pa.memory_map(str(path)) as source:
-            self._table = pa.ipc.open_file(source).read_all()
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
+    def heaviest(self, rows: int, *, micro_batch: int) -> list[Example]:
+        """The heaviest rows that a step can meet."""
+        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -56,6 +55,28 @@ class TokenFile(Sequence[Example]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
+        return self.row(index)
+
+    def row(self, index: int) -> Example:
+        """The row of a number that exists."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[number] for number in range(len(self)))
+
+
+class TokenFile(RowFile):
+    """The rows of a text task, as tokens."""
+
+    def __init__(self, path: Path) -> None:
+        with pa.memory_map(str(path)) as source:
+            self._table = pa.ipc.open_file(source).read_all()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def row(self, index: int) -> Example:
+        """See the base."""
         cells = (self._table.column(name)[index] for name in SCHEMA.names)
         return Example(
             *(
@@ -93,9 +114,6 @@ class TokenFile(Sequence[Example]):
     def _row_of_most(self, column: str) -> int:
         return int(np.argmax(pc.list_value_length(self._table.column(column)).to_numpy()))
 
-    def __iter__(self) -> Iterator[Example]:
-        return (self[number] for number in range(len(self)))
-
 
 def shortened(example: Example) -> Example:
     """Without its last input token."""
@@ -107,8 +125,22 @@ def shortened(example: Example) -> Example:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How examples lie in a file."""
+
+    schema: Any
+    to_batch: Callable[[Sequence[Example]], Any]
+    """An Arrow record batch of examples."""
+    size: Callable[[Example], int]
+    """Numbers in an example: a batch of :data:`BATCH_TOKENS` is full."""
+
+
 def write_token_files(
-    folder: Path, rows: Iterable[tuple[Example, bool]], counts_of_reading: Mapping[str, int] | None = None
+    folder: Path,
+    rows: Iterable[tuple[Example, bool]],
+    counts_of_reading: Mapping[str, int] | None = None,
+    layout: Layout | None = None,
 ) -> tuple[int, int]:
     """Write (example, held out) pairs into a new folder, which appears only when it is complete.
 
@@ -116,10 +148,12 @@ def write_token_files(
         folder: appears with everything in it; if somebody else makes it first, theirs stays.
         rows: the pairs, read once.
         counts_of_reading: written beside them, as they are once the rows have been read.
+        layout: of the files; None for tokens.
 
     Returns:
         Number of training rows and of held-out rows.
     """
+    layout = layout or Layout(SCHEMA, to_batch, count_tokens)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
     counts = [0, 0]
@@ -127,8 +161,8 @@ def write_token_files(
         with (
             pa.OSFile(str(staging / "train.arrow"), "wb") as train,
             pa.OSFile(str(staging / "heldout.arrow"), "wb") as heldout,
-            pa.ipc.new_file(train, SCHEMA) as train_writer,
-            pa.ipc.new_file(heldout, SCHEMA) as heldout_writer,
+            pa.ipc.new_file(train, layout.schema) as train_writer,
+            pa.ipc.new_file(heldout, layout.schema) as heldout_writer,
         ):
             writers = (train_writer, heldout_writer)
             pending: tuple[list[Example], list[Example]] = ([], [])
@@ -137,14 +171,14 @@ def write_token_files(
                 side = int(is_heldout)
                 counts[side] += 1
                 pending[side].append(example)
-                tokens[side] += count_tokens(example)
+                tokens[side] += layout.size(example)
                 if len(pending[side]) >= BATCH_ROWS or tokens[side] >= BATCH_TOKENS:
-                    writers[side].write_batch(to_batch(pending[side]))
+                    writers[side].write_batch(layout.to_batch(pending[side]))
                     pending[side].clear()
                     tokens[side] = 0
             for writer, examples in zip(writers, pending, strict=True):
                 if examples:
-                    writer.write_batch(to_batch(examples))
+                    writer.write_batch(layout.to_batch(examples))
         (staging / COUNTS_NAME).write_text(json.dumps(dict(counts_of_reading or {})), encoding="utf-8")
         try:
             staging.replace(folder)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
 from ..probes.rows import RowError
 from .adalora import rank_state, restore_ranks
+from .array_samples import array_examples
 from .build import InvalidTrial, load_tokenizer, trainable_sha256
 from .recipe import Example, pack_training_rows, step_rows, training_steps
 from .samples import SampleError, encode_rows
@@ -69,8 +70,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_tokenizer(model: str) -> Any:
-    """The model's tokenizer, with the chat template that the samples were measured with."""
+def open_tokenizer(model: str) -> Any | None:
+    """The model's tokenizer, with the chat template that the samples were measured with; None where rows are
+    no text."""
+    if VALUES["task"]["arrays"] is not None:
+        return None
     tokenizer = load_tokenizer(model, trust_remote_code=VALUES["trust_remote_code"])
     if VALUES["chat_template"] is not None:
         tokenizer.chat_template = VALUES["chat_template"]
@@ -82,7 +86,9 @@ def open_tokenizer(model: str) -> Any:
     return tokenizer
 
 
-def read_examples(path: str, tokenizer: Any, *, as_in_trial: bool) -> tuple[list[Example], list[Example]]:
+def read_examples(
+    path: str, tokenizer: Any | None, *, as_in_trial: bool
+) -> tuple[list[Example], list[Example]]:
     """Rows to train on, packed if the recipe says so, and held-out ones, split as the trial split them.
 
     Args:
@@ -91,6 +97,9 @@ def read_examples(path: str, tokenizer: Any, *, as_in_trial: bool) -> tuple[list
     every, recipe = VALUES["every_nth_row"], VALUES["candidate"]["recipe"]
 
     def rows(step: int) -> Iterator[tuple[Example, bool]]:
+        if tokenizer is None:
+            yield from array_examples(Path(path), every=step, task=VALUES["task"], split=VALUES["split"])
+            return
         shared = {"tokenizer": tokenizer, "task": VALUES["task"], "recipe": recipe, "split": VALUES["split"]}
         for encoded, heldout in encode_rows(Path(path), every=step, **shared):
             if encoded.example is not None:
@@ -241,7 +250,7 @@ def main() -> int:
             task=VALUES["task"],
             candidate=candidate,
             adapter_config=fitted_schedule(config, total_steps),
-            pad_id=tokenizer.pad_token_id,
+            pad_id=0 if tokenizer is None else tokenizer.pad_token_id,
             seed=VALUES["seed"],
             total_steps=total_steps,
             on_cpu=arguments.cpu,
@@ -281,6 +290,8 @@ def first_line(error: BaseException) -> str:
 def what_is_needed() -> str:
     """The columns of a usable row, in words."""
     task = VALUES["task"]
+    if task["arrays"] is not None:
+        return f"what the task {task['kind']} is learnt from"
     names = ("text_column", "context_column", "target_column", "label_column")
     columns = ", ".join(repr(task[name]) for name in names if task[name])
     labels = f" with one of the labels {', '.join(task['labels'])}" if task["labels"] else ""
@@ -294,9 +305,10 @@ def train(
     stop = Stop()
     arguments.out.mkdir(parents=True, exist_ok=True)
     log = arguments.log.open("a", encoding="utf-8") if arguments.log else None
+    unit = "tokens" if VALUES["task"]["arrays"] is None else "samples"
     for step in steps:
         done = step.number + 1
-        say(f"step {done}/{last}  loss {step.loss:.6f}  {step.tokens / step.seconds:.0f} tokens/s")
+        say(f"step {done}/{last}  loss {step.loss:.6f}  {step.tokens / step.seconds:.0f} {unit}/s")
         if log:
             log.write(
                 json.dumps({"step": done, "loss": step.loss, "learning_rate": step.learning_rate}) + "\n"
@@ -310,7 +322,7 @@ def train(
     return True
 
 
-def finish(session: Session, heldout: list[Example], folder: Path, tokenizer: Any) -> None:
+def finish(session: Session, heldout: list[Example], folder: Path, tokenizer: Any | None) -> None:
     """Evaluate, save the result, and remove the checkpoint, which nobody needs any more."""
     result = evaluate(session, heldout)
     metric = "" if result.metric_value is None else f", {result.metric_name} {result.metric_value:.4f}"
@@ -318,11 +330,16 @@ def finish(session: Session, heldout: list[Example], folder: Path, tokenizer: An
     model: Any = session.accelerator.unwrap_model(session.model)
     if VALUES["adapter_config"] is not None:
         model.create_or_update_model_card = lambda *_: None  # PEFT's is a form with nothing filled in
-    model.save_pretrained(folder)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(folder / "model.safetensors"))
     if VALUES["adapter_config"] is not None and VALUES["task"]["labels"]:
         # An adapter's configuration has no place for them; a model's has.
         (folder / "labels.json").write_text(json.dumps(VALUES["task"]["labels"]), encoding="utf-8")
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     for name in ("checkpoint", "checkpoint.previous", "checkpoint.writing"):
         remove_folder(folder / name)
     say(f"saved to {folder}")

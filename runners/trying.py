@@ -5,12 +5,14 @@ Knows nothing of how models are built.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from ..optimizer.domain import Adapter, Candidate, Level, Quantization, Recipe
 from ..optimizer.verdicts import Variant
@@ -25,13 +27,18 @@ def tried_candidate(adapter: Adapter, level: Level) -> Candidate:
     )
 
 
-def level_of(variant: Variant) -> Level:
+def level_of(variant: Variant, *, attention: str = "sdpa") -> Level:
     """As studies have it: 4-bit weights compute in bfloat16."""
     if variant.quantization is Quantization.NONE:
-        return Level()
+        return Level(attention=attention)
     if variant.quantization.is_4bit:
-        return Level(quantization=variant.quantization, weight_dtype="bfloat16", compute_dtype="bfloat16")
-    return Level(quantization=variant.quantization, compute_dtype="bfloat16")
+        return Level(
+            quantization=variant.quantization,
+            weight_dtype="bfloat16",
+            compute_dtype="bfloat16",
+            attention=attention,
+        )
+    return Level(quantization=variant.quantization, compute_dtype="bfloat16", attention=attention)
 
 
 def adapted_by(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -86,7 +93,16 @@ def first_words(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that tries give: they are of tries."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without what libraries print and warn of: it is about tries."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level, shows_progress = logger.level, transformers_logging.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        if shows_progress:
+            transformers_logging.enable_progress_bar()

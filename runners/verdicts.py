@@ -33,7 +33,7 @@ LEFT_ALONE_SHARE = 0.5
 
 
 NOTHING_TO_TRAIN = {
-    Method.HEAD: "No head is told from the body.",
+    Method.HEAD: "No head is told from the body, or it is tied to the embedding.",
     Method.LAST_BLOCKS: "No blocks are stacked, or there is only one.",
     Method.BITFIT: "The model has no biases.",
     Method.NORMS: "The model has no norms with a weight.",
@@ -44,6 +44,8 @@ class Subject(Protocol):
     """A model that methods are tried on."""
 
     profile: ModelProfile
+    why_no_step: str
+    """Where none can be taken, why."""
 
     def tiers(self, variant: Variant) -> Iterator[Sequence[str]]:
         """What the method could be put on; a later tier only where nothing of an earlier one works."""
@@ -53,6 +55,9 @@ class Subject(Protocol):
 
     def attempt(self, variant: Variant, entries: Sequence[str]) -> Attempt:
         """Put the method on these targets, and take a step."""
+
+    def build_only(self, reason: str, /) -> None:
+        """Take no steps from now on: the model itself cannot."""
 
     def kind_of(self, entry: str) -> tuple[Any, ...]:
         """Entries of one kind mostly work or fail alike."""
@@ -75,6 +80,9 @@ def verdicts_of(subject: Subject, *, libraries: Collection[str]) -> tuple[Verdic
         libraries: packages that are installed; without bitsandbytes nothing is quantized.
     """
     with quiet():
+        without_method = subject.attempt(VARIANTS[-1], ())
+        if without_method.error is not None:
+            subject.build_only(without_method.error)
         return tuple(_verdict(subject, variant, libraries) for variant in VARIANTS)
 
 
@@ -112,7 +120,7 @@ def _positive(
     if not is_first and not left_out:
         reasons.append("There is no linear layer: it sits on other modules.")
     if settled.attempt.proof is Proof.BUILD:
-        reasons.append("Built, but no step was taken: the model's inputs are not known.")
+        reasons.append(f"Built, but no step was taken: {subject.why_no_step}.")
     return Verdict(
         name=variant.name,
         support=Support.PARTLY if left_out or warnings or not is_first else Support.YES,

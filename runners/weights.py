@@ -1,7 +1,8 @@
 """How a base model comes into memory: its class, the dtype and quantization of its weights, real or random.
 
-Imports nothing of rankwise: it is part of what the exported script is made of. Knows nothing about adapters
-and training. A *level* and a *task* are plain mappings with the fields of ``Level`` and ``TaskProfile``.
+Imports nothing of rankwise but :mod:`.modules`, which is free of it too: it is part of what the exported
+script is made of. Knows nothing about adapters and training. A *level* and a *task* are plain mappings with
+the fields of ``Level`` and ``TaskProfile``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 import transformers
+
+from .modules import avoid_fast_paths, quantize_linears
 
 # On import bitsandbytes says which optional kernels it did not find, and in each int8 product that it takes
 # float16 inputs.
@@ -34,6 +37,10 @@ FOUR_BIT = ("nf4", "fp4")
 
 DEFAULT_INITIALIZER_RANGE = 0.02
 """Standard deviation of random weights where a configuration names none (BERT's, and most models')."""
+
+
+NAMED_BY_CONFIGURATION = ("forecasting", "array-classification", "array-regression", "self-supervised")
+"""Tasks for which transformers has no Auto class: the configuration names the model's class."""
 
 
 def load_base(
@@ -61,12 +68,14 @@ def load_base(
         factory: name, folder and arguments of what makes the model, in place of transformers.
     """
     if factory is not None:
-        made = make_module(factory)
-        return made.to(device=device, dtype=getattr(torch, level["weight_dtype"]))
+        made = make_module(factory).to(dtype=getattr(torch, level["weight_dtype"]))
+        quantize_linears(made, level, skip=trained_modules)
+        avoid_fast_paths(made)
+        return made.to(device)
     config = transformers.AutoConfig.from_pretrained(
         model_path, trust_remote_code=trust_remote_code, **head_settings(task)
     )
-    auto_class = MODEL_CLASSES[task["kind"]]
+    auto_class = model_class(config, task)
     arguments = {
         "dtype": getattr(torch, level["weight_dtype"]),
         "attn_implementation": level["attention"],
@@ -75,7 +84,7 @@ def load_base(
     }
     if not has_weights:
         with torch.device("meta"):
-            skeleton = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+            skeleton = make_skeleton(auto_class, config, trust_remote_code=trust_remote_code)
         tensors = random_tensors(skeleton, dtype=arguments["dtype"], device=device, seed=seed)
         model = type(skeleton).from_pretrained(
             None, config=skeleton.config, state_dict=tensors, **without_nones(arguments)
@@ -85,7 +94,7 @@ def load_base(
             model_path,
             config=config,
             use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+            **({} if is_named(task) else {"trust_remote_code": trust_remote_code}),
             **without_nones(arguments),
         )
     if level["quantization"] in FOUR_BIT:
@@ -93,6 +102,33 @@ def load_base(
     if device.type == "cpu":
         widen_norms(model)
     return model
+
+
+def model_class(config: Any, task: Mapping[str, Any]) -> Any:
+    """transformers' class for the task, automatic or the one that the configuration names.
+
+    Raises:
+        ValueError: the configuration names none that transformers has.
+    """
+    if not is_named(task):
+        return MODEL_CLASSES[task["kind"]]
+    name = next(iter(config.architectures or ()), "")
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(f"the configuration's architectures name no class of transformers ({name!r})")
+    return found
+
+
+def is_named(task: Mapping[str, Any]) -> bool:
+    """The configuration names the class of models for this task."""
+    return task["kind"] in NAMED_BY_CONFIGURATION
+
+
+def make_skeleton(kind: Any, config: Any, *, trust_remote_code: bool) -> Any:
+    """A model of this class, automatic or not, from its configuration."""
+    if hasattr(kind, "_model_mapping"):
+        return kind.from_config(config, trust_remote_code=trust_remote_code)
+    return kind._from_config(config)
 
 
 def make_module(factory: Mapping[str, Any]) -> torch.nn.Module:

@@ -124,6 +124,7 @@ def trial_finished(trial: Trial) -> Payload:
         "reason": trial.reason,
         "wall_s": trial.wall_s,
         "tokens_per_s": measured.tokens_per_s if measured else None,
+        "samples_per_s": measured.samples_per_s if measured else None,
         "memory_bytes": measured.memory_bytes if measured else None,
         "heldout_loss": measured.heldout_loss if measured else None,
         "disturbances": list(measured.disturbances) if measured else [],

@@ -230,7 +230,8 @@ def _facts(document: EstimateDocument) -> Iterator[tuple[str, str]]:
     )
     if document.capacity_bytes is not None:
         batch, longest = document.max_micro_batch, document.max_seq_len
-        each = "" if document.task.reads_images else f" at {candidate.recipe.max_length:,} tokens"
+        length = candidate.recipe.max_length
+        each = "" if length is None else f" at {length:,} tokens"
         yield "largest batch", f"{batch:,}{each}" if batch else f"not even 1 is sure to fit{each}"
         if longest:
             yield "longest row", f"{longest:,} tokens at batch {candidate.micro_batch:,}"

@@ -82,6 +82,8 @@ def in_words(done: Merge) -> str:
     size = f"{done.parameters:,} parameters, {done.dtype}."
     if done.difference is None:
         return f"{size} Not compared: nobody knows what the module is called with; example_inputs would tell."
+    if done.moved is not None and done.moved <= done.tolerance:
+        return f"{size} The adapter does not change the answer to random inputs: comparing them says nothing."
     return (
         f"{size} On random inputs the adapter moves the base's answer by {done.moved:.2g} of its largest "
         f"number; the merged model is {done.difference:.1e} from both together, where {done.tolerance:.0e} "

@@ -15,6 +15,7 @@ from ...optimizer.domain import StudyFacts, StudyRequest
 from ..units import format_bytes
 from .console import print_json, results
 from .options import AsJson
+from .progress import describe_rows
 
 if TYPE_CHECKING:
     from ...probes.profiles import GpuProcess, GpuProfile, HardwareProfile
@@ -121,7 +122,7 @@ def _process(process: GpuProcess) -> str:
 
 
 def _facts_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:
-    model, dataset, recipe = facts.model, facts.dataset, facts.recipe
+    model, dataset = facts.model, facts.dataset
     yield "", ""
     yield "model", model.source
     size = f"{model.parameters:,} parameters, {format_bytes(model.weight_bytes)} of weights"
@@ -141,7 +142,7 @@ def _facts_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:
     yield (
         "recipe",
         (
-            f"at most {recipe.max_length} tokens a row ({facts.truncated_rows:,} rows truncated), "
+            f"{describe_rows(facts)} ({facts.truncated_rows:,} rows truncated), "
             f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out"
         ),
     )

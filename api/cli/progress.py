@@ -193,8 +193,18 @@ def describe_facts(facts: StudyFacts) -> str:
     return (
         f"{model.architecture} with {model.parameters / 1e6:,.1f} M parameters{of_weights}; "
         f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out{every}, "
-        f"at most {recipe.max_length} tokens each{estimated}{packed}{truncated}{set_aside}"
+        f"{describe_rows(facts)}{estimated}{packed}{truncated}{set_aside}"
     )
+
+
+def describe_rows(facts: StudyFacts) -> str:
+    """What a row is, in words."""
+    form = facts.dataset.task.arrays
+    if form is None:
+        return f"at most {facts.recipe.max_length} tokens each"
+    arrays = (*form.inputs, *((form.target,) if form.target else ()))
+    shapes = ", ".join(f"{each.name} {'×'.join(map(str, each.shape)) or 'one number'}" for each in arrays)
+    return f"each {shapes}"
 
 
 def describe_outcome(trial: Trial, find_trial: Callable[[str], Trial]) -> str:

@@ -26,7 +26,7 @@ from ...optimizer.domain import (
     Scoring,
     StudyRequest,
 )
-from ...probes.profiles import TEXT_TASKS, TaskKind
+from ...probes.profiles import TaskKind
 from .console import EXIT_INTERRUPTED, EXIT_TERMINATED, print_json, print_note
 from .plan import show_plan
 from .progress import show_progress
@@ -56,6 +56,7 @@ rankwise recommend --resume 01K5ZJ9V0M3Q8R7T6Y2X4W1N0B
 _PARAMETERS = {
     "dataset": "data",
     "model_arguments": "model_arg",
+    "channels": "channel",
     "methods": "method",
     "quantizations": "quantization",
     "presets": "preset",
@@ -94,13 +95,14 @@ def recommend(
     data: Annotated[
         str | None,
         _task_option(
-            metavar="D", help="CSV, TSV, JSONL, Parquet or text; a folder of these; or an id on the hub."
+            metavar="D",
+            help="CSV, TSV, JSONL, Parquet, text or npz; a folder of these or of images; a hub id.",
         ),
     ] = None,
     task: Annotated[
         TaskKind | None,
         _task_option(
-            metavar="TASK", case_sensitive=False, help=f"Told from the columns, or {', '.join(TEXT_TASKS)}."
+            metavar="TASK", case_sensitive=False, help=f"Told from the data, or {', '.join(TaskKind)}."
         ),
     ] = None,
     text_column: Annotated[
@@ -113,7 +115,20 @@ def recommend(
         str | None, _task_option(metavar="NAME", help="Column with the text to be written.")
     ] = None,
     label_column: Annotated[
-        str | None, _task_option(metavar="NAME", help="Column with the labels or numbers.")
+        str | None, _task_option(metavar="NAME", help="Column, or array, with the labels or numbers.")
+    ] = None,
+    time_column: Annotated[
+        str | None, _task_option(metavar="NAME", help="Column that orders the rows of a series.")
+    ] = None,
+    channel: Annotated[
+        list[str] | None,
+        _task_option(metavar="NAME", help="Column with values of a series; may be repeated."),
+    ] = None,
+    context_length: Annotated[
+        int | None, _task_option(metavar="N", help="Rows of a series that the model sees; by the model.")
+    ] = None,
+    prediction_length: Annotated[
+        int | None, _task_option(metavar="N", help="Rows that it predicts from them; by the model.")
     ] = None,
     chat_template: Annotated[
         Path | None, _task_option(metavar="FILE", help="Jinja template in place of the tokenizer's.")
@@ -215,6 +230,10 @@ def recommend(
         "context_column": context_column,
         "target_column": target_column,
         "label_column": label_column,
+        "time_column": time_column,
+        "channels": channel or (),
+        "context_length": context_length,
+        "prediction_length": prediction_length,
         "chat_template": chat_template,
         "loss_mask": loss_mask,
         "max_length": max_length,

@@ -41,7 +41,7 @@ UNKNOWN = "–"
 
 REUSED = "reused"
 DISTURBED = "disturbed"
-FIGURES = ("tokens/s", "memory", "estimate", "loss", "score")
+FIGURES = ("speed", "memory", "estimate", "loss", "score")
 
 GAP = 2
 """Spaces between columns."""
@@ -115,8 +115,8 @@ class Report:
 def describe_evidence(measurement: Measurement) -> str:
     """One line of what was measured: ``1,234 tokens/s ± 3 %, 410 MiB, held-out loss 0.412 ± 0.011``."""
     parts = []
-    if measurement.tokens_per_s is not None:
-        speed = f"{measurement.tokens_per_s:,.0f} tokens/s"
+    if measurement.speed is not None:
+        speed = f"{measurement.speed:,.0f} {measurement.speed_unit}"
         if measurement.tokens_per_s_rel_halfwidth is not None:
             speed += f" ± {measurement.tokens_per_s_rel_halfwidth:.0%}"
         parts.append(speed)
@@ -204,7 +204,11 @@ class _Row:
 
 def _print_trials(trials: Sequence[Trial], request: StudyRequest, best: Recommendation | None) -> None:
     """One table for all trials. Lines are laid out here because cells of rich's tables span no columns."""
-    head = _Row("#", "configuration", FIGURES, Text("outcome"), "", "bold")
+    units = {
+        trial.measurement.speed_unit for trial in trials if trial.measurement and trial.measurement.speed
+    }
+    titles = (next(iter(units), "tokens/s"), *FIGURES[1:])
+    head = _Row("#", "configuration", titles, Text("outcome"), "", "bold")
     rows = [head, *_rows(trials, request, best)]
     number_width = max(len(row.number) for row in rows)
     widths = [max(len(row.figures[column]) for row in rows) for column in range(len(FIGURES))]
@@ -236,7 +240,7 @@ def _rows(trials: Sequence[Trial], request: StudyRequest, best: Recommendation |
             number=f"→ {trial.number}" if is_best else str(trial.number),
             adapter=trial.candidate.adapter.describe(),
             figures=(
-                _shown(measured.tokens_per_s, "{:,.0f}".format),
+                _shown(measured.speed, "{:,.0f}".format),
                 _shown(measured.memory_bytes, format_bytes),
                 _told(trial.estimate),
                 _shown(measured.heldout_loss, "{:.3f}".format),

@@ -89,7 +89,7 @@ def candidate_from(settings: Settings, model: ModelProfile, task: TaskKind) -> C
         adapter=adapter,
         level=_level(settings, model),
         recipe=Recipe(
-            max_length=length,
+            max_length=None if task.reads_arrays else length,
             effective_batch=settings.micro_batch * settings.accumulation,
             packing=settings.packed,
         ),

@@ -61,9 +61,9 @@ def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
     allocated = [(e.peak_allocated_bytes, m.peak_allocated_bytes) for e, m in pairs]
     reserved = [(e.peak_reserved_bytes, m.peak_reserved_bytes) for e, m in pairs]
     steps = [
-        (_step_work(estimate), estimate.step_tokens / measured.tokens_per_s)
+        (_step_work(estimate), estimate.step_tokens / measured.speed)
         for estimate, measured in pairs
-        if estimate.tokens_per_s and measured.tokens_per_s
+        if estimate.tokens_per_s and measured.speed
     ]
     return Learnt(
         allocated=_adjusted(ALLOCATED, allocated),
@@ -146,6 +146,7 @@ class Judge:
             moved_bytes=work.moved_bytes,
             kernels=work.kernels,
             step_tokens=prediction.step_tokens,
+            unit="samples" if self.facts.dataset.task.kind.reads_arrays else "tokens",
             seconds=prediction.seconds,
         )
         if self.target is None:

@@ -15,9 +15,8 @@ TASK_TYPES = {
     TaskKind.PROMPT_COMPLETION: "CAUSAL_LM",
     TaskKind.CHAT: "CAUSAL_LM",
     TaskKind.SEQ2SEQ: "SEQ_2_SEQ_LM",
-    TaskKind.IMAGE_CLASSIFICATION: None,
 }
-"""PEFT's (0.21) word for a task; for images it has none, and needs none."""
+"""PEFT's (0.21) word for a task; where rows are no text it has none, and needs none."""
 
 
 def adapter_config(
@@ -37,7 +36,7 @@ def adapter_config(
         return None
     return {
         "peft_type": spec.peft_type,
-        "task_type": task_kind and TASK_TYPES[task_kind],
+        "task_type": task_kind and TASK_TYPES.get(task_kind),
         "base_model_name_or_path": base_model,
         "inference_mode": False,
         "target_modules": adapter.target_pattern or list(adapter.targets),

@@ -7,13 +7,20 @@ made of these sources. Knows nothing about trials.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ..build import InvalidTrial
+from ..forward import TARGET, class_scores, fitted, has_logits, is_fitting, own_loss, predictions, run_model
 from ..recipe import IGNORED_LABEL, Example, collate, count_tokens
 from .loop import Session
+
+SAME_LOSS = 0.01
+"""Losses that differ by less, relatively, are one: 16-bit arithmetic rounds by about so much."""
 
 LARGEST_EXPONENT = 50.0
 """The perplexity of a higher loss is not given: it means no more than the loss does."""
@@ -26,8 +33,10 @@ class Evaluation:
     loss: float
     loss_se: float | None
     rows: int
-    metric_name: str
-    """``accuracy``, ``mae`` (mean absolute error, in the labels' unit) or ``perplexity`` per token."""
+    metric_name: str | None
+    """``accuracy``, ``mae`` (mean absolute error, in the labels' unit) or ``perplexity`` per token.
+
+    None where all that is known is a module's own loss."""
     metric_value: float | None
 
 
@@ -40,7 +49,8 @@ class RowScore:
     items: int
     """What is scored of it: itself, or the tokens to be predicted."""
     metric: float
-    """1 for the right class, else 0; for a number, how far off it is. Tokens have none: NaN."""
+    """1 for the right class, else 0; for a number, how far off it is. Tokens, and a module's own loss, have
+    none: NaN."""
 
 
 @torch.no_grad()
@@ -52,18 +62,21 @@ def evaluate(session: Session, rows: Sequence[Example]) -> Evaluation:
     of scored items).
     """
     session.model.eval()
-    micro_batch = session.candidate["micro_batch"]
+    size = evaluated_at_once(session, rows)
     shortest_first = sorted(rows, key=count_tokens)  # little padding
     scores: list[RowScore] = []
-    for start in range(0, len(shortest_first), micro_batch):
-        scores += score_rows(session, shortest_first[start : start + micro_batch])
+    with same_chance(session):
+        for start in range(0, len(shortest_first), size):
+            scores += score_rows(session, shortest_first[start : start + size])
     session.model.train()
     loss, standard_error = ratio_with_error([row.loss for row in scores], [row.items for row in scores])
-    mean_metric = sum(row.metric for row in scores) / len(scores)
-    if rows[0].label is not None:
+    mean_metric = sum(row.metric * row.items for row in scores) / sum(row.items for row in scores)
+    if rows[0].label is not None and not math.isnan(mean_metric):
         return Evaluation(loss, standard_error, len(rows), "accuracy", mean_metric)
-    if rows[0].value is not None:
+    if rows[0].value is not None or (rows[0].numbers is not None and not math.isnan(mean_metric)):
         return Evaluation(loss, standard_error, len(rows), "mae", mean_metric)
+    if rows[0].arrays is not None:
+        return Evaluation(loss, standard_error, len(rows), None, None)
     perplexity = math.exp(loss) if loss < LARGEST_EXPONENT else None
     return Evaluation(loss, standard_error, len(rows), "perplexity", perplexity)
 
@@ -72,19 +85,22 @@ def score_rows(session: Session, examples: Sequence[Example]) -> list[RowScore]:
     """One micro-batch through the model. Logits become float32 a row at a time: a copy of all is large."""
     device = session.accelerator.device
     batch = {name: value.to(device) for name, value in collate(examples, pad_id=session.pad_id).items()}
+    if examples[0].arrays is not None:
+        with session.accelerator.autocast():
+            return score_arrays(run_model(session.model, batch), batch)
     labels = batch["labels"]
     writes = examples[0].target_ids is not None
     if not writes:  # an encoder-decoder makes the decoder's input from them
         del batch["labels"]
     with session.accelerator.autocast():
-        logits = session.model(**batch).logits
+        logits = predictions(run_model(session.model, batch))
+    if logits is None:
+        raise InvalidTrial("the module returned no scores in evaluation")
     if examples[0].value is not None:
         errors = (logits.float().reshape(-1) - labels).tolist()
         return [RowScore(error**2, 1, abs(error)) for error in errors]
     if examples[0].label is not None:
-        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none").tolist()
-        right = (logits.argmax(-1) == labels).tolist()
-        return [RowScore(loss, 1, float(hit)) for loss, hit in zip(losses, right, strict=True)]
+        return score_classes(logits, labels)
     if not writes:
         logits, labels = logits[:, :-1], labels[:, 1:]
     return [
@@ -95,6 +111,70 @@ def score_rows(session: Session, examples: Sequence[Example]) -> list[RowScore]:
         )
         for row_logits, row_labels in zip(logits, labels, strict=True)
     ]
+
+
+def evaluated_at_once(session: Session, rows: Sequence[Example]) -> int:
+    """Rows of a batch: a micro-batch of them.
+
+    Without a target, the module's own loss may compare the rows of a batch with each other: all candidates
+    then get batches of one size, the effective batch.
+    """
+    row = rows[0]
+    if row.arrays is not None and row.label is None and row.numbers is None:
+        size: int = session.candidate["recipe"]["effective_batch"]
+    else:
+        size = session.candidate["micro_batch"]
+    return size
+
+
+@contextmanager
+def same_chance(session: Session) -> Iterator[None]:
+    """Let whatever a module draws in evaluation (masks, crops) be the same for all, and disturb nothing."""
+    device = session.accelerator.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+def score_arrays(output: Any, batch: Mapping[str, torch.Tensor]) -> list[RowScore]:
+    """Rows that are no text: each by its prediction, or all of them by a loss that only the module knows.
+
+    A class has its cross entropy, numbers the mean of their squared errors. Where the module's own loss is
+    another one, that is what counts: numbers that it calls logits are then on a scale of their own.
+
+    Raises:
+        InvalidTrial: there is neither, or the prediction is not shaped like the target.
+    """
+    target, predicted, own = batch.get(TARGET), predictions(output), own_loss(output)
+    if own is None and (target is None or predicted is None):
+        raise InvalidTrial("the module returned neither a loss nor predictions in evaluation")
+    scores: list[RowScore] = []
+    if target is not None and predicted is not None and (own is None or is_fitting(predicted, target)):
+        scores = score_predictions(predicted.float(), target)
+    if own is None:
+        return scores
+    rows, loss = len(next(iter(batch.values()))), float(own)
+    if scores and math.isclose(loss, sum(score.loss for score in scores) / rows, rel_tol=SAME_LOSS):
+        return scores
+    means_little = target is None or (target.is_floating_point() and has_logits(output))
+    metric = math.nan if means_little or not scores else sum(score.metric for score in scores) / rows
+    return [RowScore(loss * rows, rows, metric)]
+
+
+def score_predictions(predicted: torch.Tensor, target: torch.Tensor) -> list[RowScore]:
+    """Rows with a class, or with numbers to predict, one or many each."""
+    if not target.is_floating_point():
+        return score_classes(class_scores(predicted, target), target)
+    errors = (fitted(predicted, target) - target).reshape(len(target), -1)
+    squares, sizes = errors.square().mean(1).tolist(), errors.abs().mean(1).tolist()
+    return [RowScore(square, 1, size) for square, size in zip(squares, sizes, strict=True)]
+
+
+def score_classes(logits: torch.Tensor, labels: torch.Tensor) -> list[RowScore]:
+    """Rows with a class each."""
+    losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none").tolist()
+    right = (logits.argmax(-1) == labels).tolist()
+    return [RowScore(loss, 1, float(hit)) for loss, hit in zip(losses, right, strict=True)]
 
 
 def ratio_with_error(totals: Sequence[float], counts: Sequence[float]) -> tuple[float, float | None]:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from ..adalora import pruned_away
+from ..array_files import open_rows
 from ..build import InvalidTrial, trainable_sha256, trained_parts
 from ..messages import Report, TrialSpec
 from ..recipe import step_rows
-from ..tokens import TokenFile
+from ..tokens import RowFile
 from .checks import (
     STEPS_BEFORE_CHECK,
     Diverged,
@@ -26,7 +27,7 @@ from .checks import (
     require_finite,
     require_separate_samples,
 )
-from .evaluation import evaluate
+from .evaluation import evaluate, evaluated_at_once
 from .loop import Session, Step, open_session, run_step, run_steps
 from .measure import (
     ProcessMemory,
@@ -103,8 +104,8 @@ def memory_outcome(error: MemoryError | RuntimeError) -> str | None:
 def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
     """Build, check, train and measure; returns the fields of a ``Measurement``."""
     memory = ProcessMemory()
-    rows = TokenFile(Path(trial.tokens_path) / "train.arrow")
-    heldout = TokenFile(Path(trial.tokens_path) / "heldout.arrow")
+    rows = open_rows(Path(trial.tokens_path) / "train.arrow")
+    heldout = open_rows(Path(trial.tokens_path) / "heldout.arrow")
     probing = trial.rung == "probe"
     candidate = constant_rate(trial.candidate) if probing else trial.candidate
     report("progress", phase="build")
@@ -174,7 +175,7 @@ def checked(session: Session, steps: Iterator[Step], least: int, most: int | Non
         )
 
 
-def check_packing(session: Session, rows: TokenFile) -> None:
+def check_packing(session: Session, rows: RowFile) -> None:
     """Try whether samples see each other, in the first row that several share."""
     for row in rows:
         if row.starts is not None and len(row.starts) > 1:
@@ -182,7 +183,7 @@ def check_packing(session: Session, rows: TokenFile) -> None:
             return
 
 
-def probe(session: Session, rows: TokenFile, steps: Iterator[Step]) -> dict[str, Any]:
+def probe(session: Session, rows: RowFile, steps: Iterator[Step]) -> dict[str, Any]:
     """Speed on real batches; memory on the heaviest batch that the recipe can make, evaluation included."""
     deque(checked(session, steps, STEPS_BEFORE_CHECK, most=STEPS_BEFORE_CHECK), maxlen=0)
     for step in islice(steps, WARMUP_STEPS):
@@ -194,11 +195,11 @@ def probe(session: Session, rows: TokenFile, steps: Iterator[Step]) -> dict[str,
     effective, micro_batch = session.candidate["recipe"]["effective_batch"], session.candidate["micro_batch"]
     heaviest = rows.heaviest(effective, micro_batch=micro_batch)
     run_step(session, heaviest, 0)  # untracked, so that the allocator's and the process's peaks are real
-    evaluate(session, heaviest[:micro_batch])
+    evaluate(session, heaviest[: evaluated_at_once(session, heaviest)])
     # The second micro-batch meets the gradients of the first; a third adds nothing.
     two_micro_batches = heaviest[: 2 * micro_batch]
     return {
-        "tokens_per_s": speed.tokens_per_s,
+        "tokens_per_s": None if rows[0].arrays is not None else speed.tokens_per_s,
         "tokens_per_s_rel_halfwidth": speed.rel_halfwidth,
         "samples_per_s": speed.samples_per_s,
         "steps_per_s": 1 / speed.step_s_mean,
@@ -210,7 +211,7 @@ def probe(session: Session, rows: TokenFile, steps: Iterator[Step]) -> dict[str,
     }
 
 
-def train(session: Session, steps: Iterator[Step], heldout: TokenFile, report: Report) -> dict[str, Any]:
+def train(session: Session, steps: Iterator[Step], heldout: RowFile, report: Report) -> dict[str, Any]:
     """Train on the token budget, then evaluate on the held-out rows."""
     taken = []
     for step in checked(session, steps, STEPS_BEFORE_CHECK):
@@ -227,6 +228,6 @@ def train(session: Session, steps: Iterator[Step], heldout: TokenFile, report: R
         "heldout_rows": evaluation.rows,
         "metric_name": evaluation.metric_name,
         "metric_value": finite_or_none(evaluation.metric_value),
-        "trained_tokens": sum(step.tokens for step in taken),
+        "trained_tokens": None if heldout[0].arrays is not None else sum(step.tokens for step in taken),
         "train_losses": [step.loss for step in taken],
     }

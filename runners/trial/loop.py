@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from ..adalora import allocate_ranks
 from ..build import autocast_name, build_model, make_optimizer, make_schedule
+from ..forward import batch_loss, run_model
 from ..losses import set_loss
 from ..recipe import Example, collate, count_scored, count_tokens
 
@@ -47,7 +49,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one optimizer step did. ``tokens`` counts no padding; the device idles at both ends."""
+    """What one optimizer step did. ``tokens`` counts no padding, and rows that are no text as one each.
+
+    The device idles at both ends.
+    """
 
     number: int
     loss: float
@@ -99,7 +104,7 @@ def open_session(
     optimizer = make_optimizer(model, candidate)
     schedule = make_schedule(optimizer, recipe=candidate["recipe"], total_steps=total_steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-    torch.manual_seed(seed)
+    set_seed(seed)
     return Session(accelerator, model, optimizer, schedule, candidate, pad_id)
 
 
@@ -125,7 +130,8 @@ def run_step(session: Session, examples: Sequence[Example], number: int) -> Step
         if items == 0:
             continue  # a mean over nothing is NaN
         with session.accelerator.autocast():
-            loss = session.model(**{name: value.to(device) for name, value in batch.items()}).loss
+            on_device = {name: value.to(device) for name, value in batch.items()}
+            loss = batch_loss(run_model(session.model, on_device), on_device)
         weighted = loss * (items / total_scored)
         session.accelerator.backward(weighted)
         loss_sum += weighted.detach()

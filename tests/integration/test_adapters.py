@@ -160,6 +160,26 @@ def test_merging_into_a_quantized_base(kind: str, method: str, verdict: str, tin
     assert verdict == DIFFERS
 
 
+def test_the_table_that_people_read_is_this_one() -> None:
+    rows = {
+        "Linear": "`Linear`",
+        "Conv1D": "`Conv1D` (GPT-2)",
+        "Conv2d": "`Conv2d`",
+        "Conv2d 1×1": "`Conv2d`, 1×1",
+        "Conv2d groups": "`Conv2d` with groups",
+        "Conv1d": "`Conv1d`",
+        "Conv1d dilated": "`Conv1d`, dilated",
+        "Embedding": "`Embedding`",
+        "MultiheadAttention": "`nn.MultiheadAttention`",
+        "nf4": "nf4 base",
+        "int8": "int8 base",
+    }
+    text = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    for layer, verdicts in (TABLE | QUANTIZED).items():
+        cells = (f"**{verdict}**" if verdict == DIFFERS else verdict for verdict in verdicts)
+        assert f"\n| {' | '.join((rows[layer], *cells))} |\n" in text
+
+
 def test_several_adapters_on_one_model(tmp_path: Path) -> None:
     """As docs/adapters.md shows it: trained one after the other, switched by name, saved, loaded, merged."""
     torch.manual_seed(0)

@@ -127,9 +127,18 @@ def dilated():
     module.example_inputs = {"input": torch.ones(2, 4, 12).cumsum(-1)}
     return module
 
+def silent():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+class Picky(nn.Sequential):
+    def forward(self, x):
+        assert x.shape == (1, 2, 3, 4, 8)
+        return super().forward(x)
+
 def unknown():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 8))
+    return Picky(nn.Linear(8, 8))
 """
 
 
@@ -165,6 +174,15 @@ def test_module_of_a_factory(lab: Path) -> None:
         found = merged.eval()(**inputs)["prediction_outputs"]
         assert found.shape == (2, 8, 3)
         assert not torch.allclose(found, both.eval()(**inputs)["prediction_outputs"]), "base not loaded"
+
+
+def test_module_that_says_nothing_of_its_inputs(lab: Path) -> None:
+    import lab_models
+
+    save_adapter(lab_models.silent(), peft.LoraConfig(r=4, target_modules=["0"]), lab / "adapter")
+    done = merge_adapter(lab / "adapter", lab / "merged", base="lab_models:silent")
+    assert done.difference is not None
+    assert not load_file(lab / "merged" / "model.safetensors")["1.running_mean"].any(), "it was not trained"
 
 
 def test_module_that_cannot_be_called_is_merged_uncompared(lab: Path) -> None:
@@ -217,6 +235,19 @@ def test_quantized_base(tiny_llama: Path, tmp_path: Path) -> None:
     message = refusal(adapter, tmp_path / "merged", base=str(tmp_path / "base"))
     assert "weights are already quantized" in message
     assert "name the model that they were made from" in message
+
+
+@pytest.mark.filterwarnings("ignore:.*tie", "ignore:Setting .save_embedding_layers. to")
+def test_weight_that_others_share(tiny_llama: Path, tmp_path: Path) -> None:
+    """Merged into the head, it would be in the embedding too."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "base")
+    tied = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM")
+    adapter = save_adapter(tied, config, tmp_path / "adapter")
+    assert "answers differently" in refusal(adapter, tmp_path / "merged")
 
 
 def test_other_base(tiny_llama: Path, tmp_path: Path) -> None:

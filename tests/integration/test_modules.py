@@ -104,6 +104,13 @@ def test_only_what_is_named() -> None:
     assert quantize_linears(module, level("nf4"), only=["0", "2"], skip=["4"]) == ["0", "2"]
 
 
+def test_names_of_parameters_are_taken_too() -> None:
+    """What is trained beside quantized weights may be all biases."""
+    module = perceptron()
+    assert quantize_linears(module, level("nf4"), skip=["bias", "4"]) == ["0", "2"]
+    assert type(module[0].bias) is nn.Parameter
+
+
 def test_weights_that_are_read_past_their_layer_are_left_alone() -> None:
     assert list(plain_linears(Tied())) == ["body"]
     names = list(plain_linears(atcnet.build()))
@@ -179,6 +186,19 @@ def test_fast_paths_pass_adapters_over(targets: list[str]) -> None:
     assert torch.allclose(evaluated(adapted, inputs), base, atol=1e-5)
     assert avoid_fast_paths(adapted) == [f"base_model.model.layers.{number}" for number in range(2)]
     assert not torch.allclose(evaluated(adapted, inputs), base, atol=0.1)
+
+
+def test_fast_paths_can_be_switched_off_for_all() -> None:
+    """What docs/adapters.md says to do for an adapter that rankwise did not put there."""
+    module, inputs = encoder(), torch.randn(2, 5, 32)
+    base = evaluated(module, inputs)
+    adapted = get_peft_model(module, LoraConfig(r=4, target_modules=["linear1"]))
+    nn.init.normal_(adapted.base_model.model.layers[0].linear1.lora_B["default"].weight)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        assert not torch.allclose(evaluated(adapted, inputs), base, atol=0.1)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
 
 
 def test_avoiding_fast_paths_changes_nothing_else() -> None:

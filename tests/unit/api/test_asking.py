@@ -48,6 +48,10 @@ WRITTEN: dict[str, Any] = {
     "use_tiers": True,
     "complexity": "very complex",
     "model_arguments": {"depth": 2},
+    "time_column": "d",
+    "channels": "a",
+    "context_length": 32,
+    "prediction_length": 8,
 }
 UNDERSTOOD = StudyRequest(
     model="m",
@@ -78,6 +82,10 @@ UNDERSTOOD = StudyRequest(
     use_tiers=True,
     complexity=Complexity.VERY_COMPLEX,
     model_arguments={"depth": 2},
+    time_column="d",
+    channels=("a",),
+    context_length=32,
+    prediction_length=8,
 )
 
 

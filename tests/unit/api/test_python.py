@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.api import python
+from rankwise.api.applying import read_choice
 from rankwise.api.python import recommend
 from rankwise.errors import InputError, NothingFits
 from rankwise.optimizer.domain import Method, Objective, Quantization, Rung, StudyRequest
@@ -133,3 +134,39 @@ def test_the_entry_imports_neither_torch_nor_peft():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_applied_is_the_same_from_object_and_files(script, asked, tmp_path):
+    script.play()
+    best = recommend("models/MiniLM", "data/reviews.csv", out=tmp_path)
+
+    choice = read_choice(best)
+
+    assert choice.candidate["adapter"]["targets"] == ["query", "value"]
+    assert read_choice(tmp_path) == read_choice(tmp_path / "recommendation.json") == choice
+
+
+def test_what_an_older_version_wrote_can_be_applied(script, asked, tmp_path):
+    script.play()
+    best = recommend("models/MiniLM", "data/reviews.csv", out=tmp_path)
+    file = tmp_path / "recommendation.json"
+    document = json.loads(file.read_text())
+    del document["recommended"]["adapter"]["unfrozen"]
+    file.write_text(json.dumps(document))
+
+    assert read_choice(tmp_path) == read_choice(best)
+
+
+def test_full_fine_tuning_is_applied_without_an_adapter(script, asked, candidates, trained, tmp_path):
+    script.begin()
+    script.recommend(script.run(candidates[1], Rung.TRAIN, trained))
+    recommend("models/MiniLM", "data/reviews.csv", out=tmp_path)
+
+    assert read_choice(tmp_path).adapter_config is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"recommended": null}', '{"recommended": {"adapter": {}}}'])
+def test_files_that_recommend_nothing_are_refused(text, tmp_path):
+    (tmp_path / "recommendation.json").write_text(text)
+    with pytest.raises(InputError, match=r"recommendation\.json"):
+        read_choice(tmp_path)

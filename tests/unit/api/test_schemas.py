@@ -67,6 +67,10 @@ UNUSUAL = StudyRequest(
     packing=False,
     loss_mask=LossMask.COMPLETION,
     chat_template="chat.jinja",
+    time_column="d",
+    channels=("a", "b"),
+    context_length=32,
+    prediction_length=8,
 )
 
 

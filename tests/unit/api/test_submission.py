@@ -39,12 +39,16 @@ def test_paths_come_back_absolute(
     assert check_request(written, roots=[root]) == request_in
 
 
-def test_a_study_reads_no_images(request_in: StudyRequest, root: Path) -> None:
-    (root / "photos").mkdir()
-    for dataset in (request_in.dataset, str(root / "photos"), "some-org/photos"):
-        asked = dataclasses.replace(request_in, dataset=dataset, task="image-classification")
-        with pytest.raises(InputError, match="has no studies: datasets of images are not read"):
-            check_request(asked, roots=None)
+def test_a_task_on_arrays_is_refused_for_a_table(request_in: StudyRequest) -> None:
+    asked = dataclasses.replace(request_in, task="image-classification")
+    with pytest.raises(InputError, match="of which the task image-classification learns nothing"):
+        check_request(asked, roots=None)
+
+
+def test_rows_that_are_no_text_have_no_length(request_in: StudyRequest) -> None:
+    asked = dataclasses.replace(request_in, task="forecasting", max_length=64)
+    with pytest.raises(InputError, match="rows of the task forecasting have no tokens"):
+        check_request(asked, roots=None)
 
 
 def test_a_hub_id_is_left_to_the_study(request_in: StudyRequest) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rankwise.errors import DatasetError, InputError, PathNotAllowed
 from rankwise.probes import dataset
+from rankwise.probes.asked import Asked
 from rankwise.probes.dataset import (
     LengthSample,
     check_dataset,
@@ -31,7 +32,7 @@ def write(folder: Path, content: str | bytes, name: str = "a.csv") -> Path:
 
 
 def profile(path: Path, **chosen: str | None) -> DatasetProfile:
-    return profile_dataset(path, source="as written", **chosen)
+    return profile_dataset(path, Asked(**chosen), source="as written")
 
 
 def test_a_labelled_csv_is_profiled(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_the_users_choices_win(tmp_path: Path) -> None:
             "causal-lm",
         ),
         (REVIEWS, {"task": "tagging"}, "no task 'tagging'", "text-classification, regression, causal-lm"),
-        (REVIEWS, {"task": "causal-lm", "label_column": "label"}, "learns no label", "leave one"),
+        (REVIEWS, {"task": "causal-lm", "label_column": "label"}, "has no use for a label", "leave one"),
         (
             "text,n\na film,1\n",
             {"task": "text-classification"},

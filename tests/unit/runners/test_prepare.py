@@ -24,7 +24,6 @@ from rankwise.runners.prepare import (
     run,
     set_chat_template,
     share_of,
-    split_hash,
     tokenizer_for,
     tokens_key,
     with_lengths,
@@ -33,6 +32,7 @@ from rankwise.runners.prepare import (
 from rankwise.runners.random_tokens import RandomTokens
 from rankwise.runners.recipe import is_heldout
 from rankwise.runners.samples import SampleError
+from rankwise.runners.splits import split_hash
 from rankwise.runners.tokens import TokenFile
 
 CHATML = (

@@ -64,6 +64,10 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
         "loss_mask": "all",
         "chat_template": None,
         "model_arguments": {},
+        "time_column": None,
+        "channels": [],
+        "context_length": None,
+        "prediction_length": None,
     }
     study = client.post("/v1/studies", json=wanted).json()
     shown = wanted | {
