@@ -21,12 +21,15 @@ from ..optimizer.domain import (
     LossMask,
     Method,
     Objective,
+    OwnLora,
+    Preset,
     Quantization,
     Scoring,
     StudyRequest,
     Weights,
 )
 from ..probes.profiles import TaskKind
+from .own_lora import read_own_lora
 from .units import parse_bytes, parse_seconds
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -60,8 +63,15 @@ class StudyOptions(TypedDict, total=False):
     chat_template: str | PathLike[str] | None
     methods: str | Collection[str]
     quantizations: str | Collection[str]
+    presets: str | Collection[str]
+    lora: Mapping[str, Any] | OwnLora | None
+    only_presets: bool
     use_tiers: bool
     complexity: str | None
+
+
+STUDY_KEYS = ("model", "dataset", *StudyOptions.__annotations__)
+"""Everything that a study can be asked with."""
 
 
 def read_request(
@@ -75,11 +85,17 @@ def read_request(
     """
     for name in options.keys() - StudyOptions.__annotations__.keys():
         raise TypeError(f"a study has no argument {name!r}")
-    values = {
-        _FIELDS.get(name, name): _READERS[name](value) if name in _READERS and value is not None else value
-        for name, value in options.items()
-    }
+    values = {_FIELDS.get(name, name): read_option(name, value) for name, value in options.items()}
     return from_json(StudyRequest, {"model": fspath(model), "dataset": fspath(dataset), **values})
+
+
+def read_option(name: str, value: Any) -> Any:
+    """One option in the domain's form, as far as people may write it in another; None stays as it is.
+
+    Raises:
+        InputError: the value is not understood.
+    """
+    return _READERS[name](value) if name in _READERS and value is not None else value
 
 
 def parse_weights(text: str) -> Weights:
@@ -105,7 +121,7 @@ def parse_weights(text: str) -> Weights:
     return Weights(**values)
 
 
-def parse_arguments(texts: Collection[str]) -> dict[str, Any]:
+def parse_arguments(texts: Collection[str], *, what: str = "model argument") -> dict[str, Any]:
     """Keyword arguments written as ``name=value``: values are JSON, else text.
 
     Raises:
@@ -115,8 +131,8 @@ def parse_arguments(texts: Collection[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier() or name in arguments:
-            what = "is given twice" if name in arguments else "is not of the form name=value"
-            raise InputError(f"model argument {text!r} {what}", next_step="write it like depth=12")
+            wrong = "is given twice" if name in arguments else "is not of the form name=value"
+            raise InputError(f"{what} {text!r} {wrong}", next_step="write it like depth=12")
         try:
             arguments[name] = json.loads(value)
         except ValueError:
@@ -143,8 +159,27 @@ def _names(value: str | Collection[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _weights(value: Weights | str) -> Weights:
+def _weights(value: Weights | str | Mapping[str, float]) -> Weights:
+    if isinstance(value, Mapping):
+        return parse_weights(",".join(f"{part}={number}" for part, number in value.items()))
     return parse_weights(value) if isinstance(value, str) else value
+
+
+def _own_lora(value: Mapping[str, Any] | OwnLora) -> OwnLora | None:
+    """From the keys of a study file's block ``lora``; its ``quantization`` is the other, or its type."""
+    if isinstance(value, OwnLora):
+        return value
+    quantization = value.get("quantization")
+    own, problems = read_own_lora(
+        {key: part for key, part in value.items() if key != "quantization"},
+        {"type": quantization} if isinstance(quantization, str) else quantization,
+    )
+    if problems:
+        raise InputError(
+            "; ".join(problem.error.message for problem in problems),
+            next_step="; ".join(dict.fromkeys(problem.error.next_step for problem in problems)),
+        )
+    return own
 
 
 _FIELDS = {"memory_limit": "memory_limit_bytes", "budget": "budget_s"}
@@ -162,5 +197,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "chat_template": fspath,
     "methods": partial(_choices, Method),
     "quantizations": partial(_choices, Quantization),
+    "presets": partial(_choices, Preset),
+    "lora": _own_lora,
     "complexity": partial(choice, Complexity),
 }

@@ -113,8 +113,13 @@ def recommend(
             - weights: what counts how much, instead of an objective: ``"speed=1,quality=2"``.
             - scoring: ``comparable`` (the default), or ``classic`` for the first design's formula.
             - methods: consider only these, one or several of ``lora``, ``adalora``, ``ia3``, ``oft``,
-              ``miss``, ``full``.
+              ``miss``, ``full``; without an adapter ``head``, ``last-blocks``, ``bitfit``, ``norms``.
             - quantizations: consider only these, one or several of ``none``, ``int8``, ``nf4``, ``fp4``.
+            - presets: begin with these, one or several of ``efficient``, ``balanced``, ``expressive``,
+              ``qlora_memory``, ``qlora_quality``, ``auto``.
+            - lora: begin with a LoRA of your own, with the keys of a study file's block ``lora``:
+              ``{"r": 16, "target_modules": ["query", "value"], "quantization": "nf4"}``.
+            - only_presets: try nothing after these.
             - use_tiers, complexity: only what the first design fixed for the free memory, and for a task
               that is ``simple``, ``medium``, ``complex`` or ``very complex``.
             - memory_limit: most memory a trial may take: ``"10GiB"`` or a number of bytes.

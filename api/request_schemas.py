@@ -19,6 +19,8 @@ from ..optimizer.domain import (
     LossMask,
     Method,
     Objective,
+    OwnLora,
+    Preset,
     Quantization,
     Scoring,
     StudyRequest,
@@ -106,6 +108,45 @@ class BudgetBody(_Body):
     max_trials: Annotated[Count, _within("max_trials")] = 16
 
 
+class LoraBody(_Body):
+    """A LoRA to be tried as it is."""
+
+    rank: Count = 8
+    alpha: Number | None = None
+    """Twice the rank if left out."""
+    dropout: Number = 0.1
+    targets: Annotated[tuple[Word, ...], Field(max_length=100)] = ("balanced",)
+    """Ends of names of modules, or one of ``minimal``, ``balanced``, ``full``, ``all-linear``."""
+    use_rslora: Switch = False
+    use_dora: Switch = False
+    first_rank: Count | None = None
+    """In the first quarter of the layers."""
+    last_rank: Count | None = None
+    """In the last quarter of the layers."""
+    rank_pattern: Annotated[dict[str, Count], Field(max_length=100)] = {}
+    """Regular expression for the end of a module's name → its rank; the first that matches holds."""
+    alpha_pattern: Annotated[dict[str, Number], Field(max_length=100)] = {}
+    quantization: Quantization = Quantization.NONE
+    double_quantization: Switch = False
+    compute_dtype: Word | None = None
+    """``bfloat16``, ``float16`` or ``float32``; what suits the hardware if left out."""
+    skip_modules: Annotated[tuple[Word, ...], Field(max_length=100)] = ()
+    """Ends of names of modules that are not quantized."""
+
+    def to_lora(self) -> OwnLora:
+        """The domain's form."""
+        patterns = ("rank_pattern", "alpha_pattern")
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return OwnLora(**values | {name: tuple(values[name].items()) for name in patterns})
+
+    @classmethod
+    def from_lora(cls, lora: OwnLora) -> LoraBody:
+        """The wire's form; trusted, so nothing is validated again."""
+        values = {name: getattr(lora, name) for name in cls.model_fields}
+        patterns = {name: dict(values[name]) for name in ("rank_pattern", "alpha_pattern")}
+        return cls.model_construct(**values | patterns)
+
+
 class StudyBody(_Body):
     """A model, a dataset, and what is wanted of the fine-tuning."""
 
@@ -154,6 +195,12 @@ class StudyBody(_Body):
     """Only these methods; empty means those that are tried unasked."""
     quantizations: tuple[Quantization, ...] = ()
     """Only these; empty means all."""
+    presets: tuple[Preset, ...] = ()
+    """Tried first, in this order."""
+    lora: LoraBody | None = None
+    """Tried before the presets."""
+    only_presets: Switch = False
+    """Only the presets and ``lora``, and nothing after them."""
     use_tiers: Switch = False
     """Only the few candidates that are fixed for the free memory."""
     complexity: Complexity | None = None
@@ -164,6 +211,8 @@ class StudyBody(_Body):
         values: dict[str, Any] = {name: reduce(getattr, place, self) for name, place in _PLACES.items()}
         if self.weights:
             values["weights"] = Weights(**self.weights.model_dump())
+        if self.lora:
+            values["lora"] = self.lora.to_lora()
         return StudyRequest(**values)
 
     @classmethod
@@ -174,6 +223,8 @@ class StudyBody(_Body):
             reduce(dict.__getitem__, group, values)[key] = getattr(request, name)
         if request.weights:
             values["weights"] = WeightsBody.model_validate(request.weights, from_attributes=True)
+        if request.lora:
+            values["lora"] = LoraBody.from_lora(request.lora)
         return cls.model_construct(
             **values
             | {
@@ -278,6 +329,16 @@ STUDY_EXAMPLES: dict[str, Any] = {
             "constraints": {"memory_limit": "10GiB", "max_length": 256},
             "budget": {"seconds": "10m", "max_trials": 12},
             "methods": ["lora", "ia3"],
+        },
+    },
+    "presets": {
+        "summary": "Two presets and a LoRA of one's own, and nothing after them",
+        "value": {
+            "model": "models/bert-mini",
+            "dataset": "data/reviews.csv",
+            "presets": ["auto", "qlora_memory"],
+            "lora": {"rank": 8, "targets": ["query", "value"], "last_rank": 16},
+            "only_presets": True,
         },
     },
     "chat": {

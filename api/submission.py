@@ -22,6 +22,7 @@ from ..probes.model_source import is_hub_id, resolve_model
 from ..probes.paths import nearest_names, resolve_path
 from ..probes.profiles import TaskKind
 from ..probes.tasks import check_asked
+from .own_lora import problems_of
 from .units import MAX_BYTES, MAX_SECONDS, format_bytes, format_seconds
 
 
@@ -109,7 +110,7 @@ def examine_request(
     factories: Collection[str] | None = None,
 ) -> tuple[StudyRequest, tuple[RequestProblem, ...]]:
     """Like :func:`check_request`, with the problems returned: empty where the request may be stored."""
-    problems = [*_range_problems(request), *_weight_problems(request), *_combination_problems(request)]
+    problems = [*range_problems(request), *_weight_problems(request), *_combination_problems(request)]
 
     def looked_up(field: str, look_up: Callable[[str], str]) -> str:
         value: str = getattr(request, field)
@@ -186,6 +187,14 @@ def _combination_problems(request: StudyRequest) -> Iterator[RequestProblem]:
             f"complexity {request.complexity.value!r} is asked by the tiers only",
             "ask for the tiers too, or leave it out",
         )
+    begins = bool(request.presets or request.lora)
+    if request.only_presets and not begins:
+        yield problem("only_presets", "only presets are asked for, and none is named", "name a preset")
+    if request.use_tiers and begins:
+        yield problem("use_tiers", "the tiers leave no place for presets", "ask for one of the two")
+    if request.lora is not None:
+        for error in problems_of(request.lora):
+            yield RequestProblem("lora", error)
     unquantized = {Method.FULL, Method.BITFIT}
     if (
         request.methods
@@ -222,7 +231,8 @@ def _combination_problems(request: StudyRequest) -> Iterator[RequestProblem]:
         )
 
 
-def _range_problems(request: StudyRequest) -> Iterator[RequestProblem]:
+def range_problems(request: StudyRequest) -> Iterator[RequestProblem]:
+    """Numbers that are out of their bounds."""
     for field, bounds in BOUNDS.items():
         value = getattr(request, field)
         if value is not None and not bounds.minimum <= value <= bounds.maximum:

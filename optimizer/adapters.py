@@ -268,7 +268,8 @@ def _expert_warnings(candidate: Candidate, model: ModelProfile) -> Iterator[str]
     if not adapter.target_parameters and share > UNADAPTED_SHARE:
         yield f"The experts, {share:.0%} of the model's parameters, are left as they are."
     if level.quantization is not Quantization.NONE:
-        quantized = quantizable_parameters(model, adapter.trained_parts) / model.parameters
+        left_alone = (*adapter.trained_parts, *level.skip_modules)
+        quantized = quantizable_parameters(model, left_alone) / model.parameters
         yield (
             f"Only {quantized:.0%} of the model's parameters are quantized to {level.quantization}: "
             "bitsandbytes leaves experts as they are."

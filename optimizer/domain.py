@@ -68,6 +68,18 @@ class Quantization(StrEnum):
         return self in (Quantization.NF4, Quantization.FP4)
 
 
+class Preset(StrEnum):
+    """Named LoRA configurations; what they are is in :mod:`.presets`."""
+
+    EFFICIENT = "efficient"
+    BALANCED = "balanced"
+    EXPRESSIVE = "expressive"
+    QLORA_MEMORY = "qlora_memory"
+    QLORA_QUALITY = "qlora_quality"
+    AUTO = "auto"
+    """One of them, by the task and the number of rows."""
+
+
 class LossMask(StrEnum):
     """Which tokens a language model learns."""
 
@@ -252,6 +264,33 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnLora:
+    """A LoRA as somebody writes it, to be tried as it is; checked against the model when that is known."""
+
+    rank: int = 8
+    alpha: float | None = None
+    """None: twice the rank."""
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("balanced",)
+    """The name of one target set, or modules as :mod:`.selection` takes them."""
+    use_rslora: bool = False
+    use_dora: bool = False
+    first_rank: int | None = None
+    """In the first quarter of the layers, at the same ratio of alpha to rank; None: as in the others."""
+    last_rank: int | None = None
+    """The same for the last quarter."""
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """As in :class:`Adapter`; these come before the two above."""
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    quantization: Quantization = Quantization.NONE
+    double_quantization: bool = False
+    compute_dtype: str | None = None
+    """``bfloat16``, ``float16`` or ``float32``; None: what suits the hardware."""
+    skip_modules: tuple[str, ...] = ()
+    """As in :class:`Level`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
     """The settings around the adapter that trade memory for speed.
 
@@ -266,6 +305,8 @@ class Level:
     quantization: Quantization = Quantization.NONE
     double_quantization: bool = False
     """The scales of 4-bit blocks are quantized too."""
+    skip_modules: tuple[str, ...] = ()
+    """Ends of names of modules that are not quantized, beside what is trained."""
     gradient_checkpointing: bool = False
     attention: str = "sdpa"
     """transformers' ``attn_implementation``."""
@@ -291,7 +332,8 @@ class Level:
         else:
             parts.append(f"AMP {self.compute_dtype}" if self.amp else self.compute_dtype)
         if self.quantization is not Quantization.NONE:
-            parts.append(f"{self.quantization}{' double' if self.double_quantization else ''}")
+            spared = f" but {','.join(self.skip_modules)}" if self.skip_modules else ""
+            parts.append(f"{self.quantization}{' double' if self.double_quantization else ''}{spared}")
         usual = Level()
         parts += [
             text
@@ -491,6 +533,12 @@ class StudyRequest:
     """Restricts the search to these methods; empty means those that are tried unasked."""
     quantizations: tuple[Quantization, ...] = ()
     """Restricts the search to these; empty means all."""
+    presets: tuple[Preset, ...] = ()
+    """Tried first, in this order."""
+    lora: OwnLora | None = None
+    """Tried before the presets."""
+    only_presets: bool = False
+    """Only the presets and ``lora``, and nothing after them."""
     use_tiers: bool = False
     """Only the candidates that the first design fixed for the free memory (``optimizer/tiers.py``)."""
     complexity: Complexity | None = None

@@ -26,6 +26,7 @@ from .domain import (
     StudyRequest,
 )
 from .methods import METHODS, learning_rate
+from .presets import Start, starts_of
 from .rules import (
     ADAPTER_RULES,
     BATCH_RULES,
@@ -87,8 +88,9 @@ def enumerate_candidates(facts: StudyFacts, request: StudyRequest) -> tuple[Cand
 
     The order, from the outside in, is a promise to the search:
 
-    * Adapters: the best of each family (plain LoRA, rsLoRA, DoRA, AdaLoRA, IA3, full fine-tuning, …) by
-      published quality, then the second of each, and so on; ranks above every matrix last.
+    * Adapters: those that the request begins with, at the levels that it asks for; then the best of each
+      family (plain LoRA, rsLoRA, DoRA, AdaLoRA, IA3, full fine-tuning, …) by published quality, then the
+      second of each, and so on; ranks above every matrix last.
     * Levels: for each precision, preferred first, and each quantization, none first: without checkpointing,
       then with. After all of these, the first that fits, unquantized if any such does, with one setting
       changed (double quantization, FP4, attention, loss, optimizer, ``torch.compile``) without
@@ -209,23 +211,62 @@ def _pairs(facts: StudyFacts, request: StudyRequest, memory: _Memory) -> tuple[l
     factory = AdapterFactory.of(facts)
     if request.use_tiers:
         return _allowed(tier_pairs(facts, request, factory), facts)
-    base = tuple(_base_levels(request.quantizations or QUANTIZATIONS, preferred_attention(facts.model)))
-    adapters = factory.every(_methods(facts, request))
-    allowed, refused = _allowed([(adapter, level) for adapter in adapters for level in base], facts)
+    levels: dict[Adapter, dict[Level, None]] = {}
+    refused: list[_Refused] = []
+
+    def add(pairs: Sequence[_Pair], quantizations: tuple[Quantization, ...]) -> None:
+        found = _with_variations(pairs, quantizations, facts, memory, refused)
+        for adapter, own in found.items():
+            levels.setdefault(adapter, {}).update(dict.fromkeys(own))
+
+    for start in starts_of(facts, request):
+        add(_start_pairs(start, facts), (start.quantization,))
+    first = tuple(levels)
+    if not request.only_presets:
+        base = tuple(_base_levels(request.quantizations or QUANTIZATIONS, preferred_attention(facts.model)))
+        adapters = factory.every(_methods(facts, request))
+        add([(adapter, level) for adapter in adapters for level in base], request.quantizations)
+    ordered = (*first, *in_order(tuple(levels)[len(first) :], facts.model))
+    return [(adapter, level) for adapter in ordered for level in levels[adapter]], refused
+
+
+def refused_starts(facts: StudyFacts, request: StudyRequest) -> Iterator[tuple[Start, Rule]]:
+    """What a study was asked to begin with and cannot, each with the first rule that forbids it."""
+    for start in starts_of(facts, request):
+        allowed, refused = _allowed(_start_pairs(start, facts), facts)
+        if not allowed and refused:
+            yield start, _by_rule(refused)[0].rule
+
+
+def _start_pairs(start: Start, facts: StudyFacts) -> list[_Pair]:
+    """An adapter at the levels that it is asked for at."""
+    base = _base_levels((start.quantization,), preferred_attention(facts.model))
+    levels = (start.at(level) for level in base)
+    return [(start.adapter, level) for level in levels if level is not None]
+
+
+def _with_variations(
+    pairs: Sequence[_Pair],
+    quantizations: tuple[Quantization, ...],
+    facts: StudyFacts,
+    memory: _Memory,
+    refused: list[_Refused],
+) -> dict[Adapter, list[Level]]:
+    """The allowed of these pairs as levels of each adapter, then one setting varied; the others are noted."""
+    allowed, not_allowed = _allowed(pairs, facts)
     levels: dict[Adapter, list[Level]] = {}
     for adapter, level in allowed:
         levels.setdefault(adapter, []).append(level)
     varied = [
         (adapter, level)
         for adapter, own in levels.items()
-        for level in _varied_levels(_preferred(adapter, own, memory), own, request, facts.model)
+        for level in _varied_levels(_preferred(adapter, own, memory), own, quantizations, facts.model)
     ]
-    more, more_refused = _allowed(varied, facts)
+    more, more_not_allowed = _allowed(varied, facts)
     for adapter, level in more:
         levels[adapter].append(level)
-    ordered = in_order(tuple(levels), facts.model)
-    pairs = [(adapter, level) for adapter in ordered for level in levels[adapter]]
-    return pairs, [*refused, *more_refused]
+    refused += [*not_allowed, *more_not_allowed]
+    return levels
 
 
 def _methods(facts: StudyFacts, request: StudyRequest) -> Collection[Method]:
@@ -259,10 +300,10 @@ def _base_levels(quantizations: Collection[Quantization], attention: str) -> Ite
 
 
 def _varied_levels(
-    preferred: Level, own: Sequence[Level], request: StudyRequest, model: ModelProfile
+    preferred: Level, own: Sequence[Level], quantizations: tuple[Quantization, ...], model: ModelProfile
 ) -> Iterator[Level]:
     """The preferred of an adapter's levels with one setting changed."""
-    for variation in _variations(preferred, own, request, model):
+    for variation in _variations(preferred, own, quantizations, model):
         changed = replace(preferred, **variation.changes)
         yield changed
         if variation.saves_memory and not preferred.gradient_checkpointing:
@@ -270,12 +311,12 @@ def _varied_levels(
 
 
 def _variations(
-    preferred: Level, own: Sequence[Level], request: StudyRequest, model: ModelProfile
+    preferred: Level, own: Sequence[Level], quantizations: tuple[Quantization, ...], model: ModelProfile
 ) -> Iterator[_Variation]:
     for quantization in dict.fromkeys(level.quantization for level in own):
-        if quantization.is_4bit:
+        if quantization.is_4bit and not preferred.double_quantization:
             yield _Variation({"quantization": quantization, "double_quantization": True}, saves_memory=True)
-    if not request.quantizations:
+    if not quantizations:
         yield _Variation({"quantization": Quantization.FP4}, saves_memory=True)
     for kernel in model.attention_kernels:
         if kernel in ("flash_attention_2", "eager") and kernel != preferred.attention:

@@ -27,6 +27,7 @@ from .domain import (
     Weights,
 )
 from .estimates.intervals import Fits
+from .levels import refused_starts
 
 STANDARD_ERRORS = 2.0
 """Held-out losses closer than this many standard errors are no difference."""
@@ -82,6 +83,7 @@ def explain(
         *_better_learners(best, others[1:]),
         *_caveats(best, column, trials, study),
         *(warnings_for(best.trial.candidate, study.facts.model) if study.facts else ()),
+        *_refused_starts(study),
         *_disturbed(ranked),
         *_ruled_out(trials, request.memory_limit_bytes),
         *_never_run(estimates),
@@ -187,6 +189,14 @@ def _as_told(best: Compared) -> Iterator[str]:
         parts.append(f"{told.tokens_per_s_low:,.0f} to {told.tokens_per_s_high:,.0f} {told.unit}/s")
     if parts:
         yield f"A dry run had told, before anything was run: {'; '.join(parts)}."
+
+
+def _refused_starts(study: Study) -> Iterator[str]:
+    """What was asked for first and left out, with the reason."""
+    if study.facts is None or study.request.use_tiers:
+        return
+    for start, rule in refused_starts(study.facts, study.request):
+        yield f"{start.name.capitalize()} was asked for, and could not be tried. {rule.reason}"
 
 
 def _never_run(estimates: Mapping[Candidate, Estimate]) -> Iterator[str]:

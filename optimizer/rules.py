@@ -249,7 +249,10 @@ LEVEL_RULES = (
         name="nothing-to-quantize",
         reason="bitsandbytes quantizes linear layers of the body, not experts: here that is nothing.",
         versions=BITSANDBYTES,
-        forbids=lambda s: s.is_quantized and quantizable_parameters(s.model, s.adapter.trained_parts) == 0,
+        forbids=lambda s: (
+            s.is_quantized
+            and not quantizable_parameters(s.model, (*s.adapter.trained_parts, *s.level.skip_modules))
+        ),
     ),
     Rule(
         name="double-quantization-of-4-bit",

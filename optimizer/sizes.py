@@ -88,7 +88,7 @@ def frozen_bytes(
     frozen = max(0, model.parameters - embeddings - in_place)
     if level.quantization is Quantization.NONE:
         return BYTES_PER_ELEMENT[level.weight_dtype] * frozen
-    quantized = min(frozen, quantizable_parameters(model, trained_parts))
+    quantized = min(frozen, quantizable_parameters(model, (*trained_parts, *level.skip_modules)))
     rate = (
         BYTES_PER_DOUBLE_QUANTIZED_PARAMETER
         if level.double_quantization

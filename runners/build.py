@@ -67,6 +67,7 @@ def build_model(
         task=task,
         level=level,
         trained_modules=trained_parts(candidate["adapter"]),
+        skip_modules=level["skip_modules"],
         device=device,
         seed=seed,
         has_weights=has_weights,

@@ -53,6 +53,7 @@ def load_base(
     seed: int,
     has_weights: bool,
     trust_remote_code: bool,
+    skip_modules: Sequence[str] = (),
     factory: Mapping[str, Any] | None = None,
 ) -> Any:
     """The base model with a head for the task, its weights on the device in the level's dtype.
@@ -63,6 +64,7 @@ def load_base(
     Args:
         trained_modules: names, or ends of names, of modules that are trained in full, and so never quantized.
         has_weights: False draws random weights, for which the configuration is enough.
+        skip_modules: ends of names of modules that are not quantized either.
         factory: name, folder and arguments of what makes the model, in place of transformers.
     """
     if factory is not None:
@@ -80,7 +82,7 @@ def load_base(
         "dtype": getattr(torch, level["weight_dtype"]),
         "attn_implementation": level["attention"],
         "device_map": {"": 0 if device.type == "cuda" else device.type},
-        "quantization_config": quantization_config(level, trained_modules),
+        "quantization_config": quantization_config(level, [*trained_modules, *skip_modules]),
     }
     if not has_weights:
         with torch.device("meta"):
@@ -192,7 +194,7 @@ def without_nones(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def quantization_config(
-    level: Mapping[str, Any], trained_modules: Sequence[str]
+    level: Mapping[str, Any], left_alone: Sequence[str]
 ) -> transformers.BitsAndBytesConfig | None:
     """bitsandbytes' settings for the level; None where nothing is quantized.
 
@@ -202,7 +204,7 @@ def quantization_config(
     kind = level["quantization"]
     if kind == "none":
         return None
-    kept = list(trained_modules) or None
+    kept = list(left_alone) or None
     if kind == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return transformers.BitsAndBytesConfig(

@@ -13,7 +13,7 @@ import typer
 
 from ... import __version__
 from ...errors import RankwiseError
-from . import db, estimate, inspect, merge, probe, recommend, serve, studies
+from . import db, estimate, init, inspect, merge, probe, recommend, serve, studies
 from .console import exit_code, print_error
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ def root(
 
 
 app.command(epilog=recommend.EXAMPLES)(recommend.recommend)
+app.command(epilog=init.EXAMPLES)(init.init)
 app.command(epilog=probe.EXAMPLES)(probe.probe)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=estimate.EXAMPLES)(estimate.estimate)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from ...optimizer.domain import (
     LossMask,
     Method,
     Objective,
+    Preset,
     Quantization,
     Scoring,
     StudyRequest,
@@ -43,8 +44,25 @@ rankwise recommend --model ./llama --data chats.jsonl --memory-limit 10GiB --bud
 
 rankwise recommend --model ./llama --data chats.jsonl --method lora --quantization nf4 --plan
 
+rankwise recommend --model ./bert --data reviews.csv --preset balanced --preset qlora_memory
+
+rankwise recommend --model ./bert --data reviews.csv --lora r=16 --lora target_modules=query,value
+
+rankwise recommend --config study.yaml --budget 30m
+
 rankwise recommend --resume 01K5ZJ9V0M3Q8R7T6Y2X4W1N0B
 """
+
+_PARAMETERS = {
+    "dataset": "data",
+    "model_arguments": "model_arg",
+    "channels": "channel",
+    "methods": "method",
+    "quantizations": "quantization",
+    "presets": "preset",
+    "use_tiers": "tiers",
+}
+"""Parameters that are called otherwise than what is asked with them."""
 
 WITH_RESUME = {"resume", "out", "as_json", "allow_remote_code", "quiet"}
 """Parameters that mean something where a study goes on as it was asked for."""
@@ -69,6 +87,10 @@ def recommend(
     model_arg: Annotated[
         list[str] | None,
         _task_option(metavar="NAME=VALUE", help="Argument of the factory; may be repeated."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        _task_option(metavar="FILE", help="Study file (see rankwise init); options beside it override it."),
     ] = None,
     data: Annotated[
         str | None,
@@ -147,6 +169,17 @@ def recommend(
         list[Quantization] | None,
         _choice_option(metavar="NAME", help=f"Only this of {', '.join(Quantization)}; may be repeated."),
     ] = None,
+    preset: Annotated[
+        list[Preset] | None,
+        _choice_option(metavar="NAME", help=f"Begin with this of {', '.join(Preset)}; may be repeated."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        _choice_option(metavar="KEY=VALUE", help="Begin with a LoRA of your own: r=16; may be repeated."),
+    ] = None,
+    only_presets: Annotated[
+        bool, _choice_option("--only-presets", metavar="", help="Try nothing after the presets.")
+    ] = False,
     tiers: Annotated[
         bool, _choice_option("--tiers", metavar="", help="Only the first design's few for the free memory.")
     ] = False,
@@ -178,6 +211,7 @@ def recommend(
     """
     from ...store import Store
     from ..asking import parse_arguments, read_request
+    from ..study_file import read_study_file
     from ..submission import check_request
 
     home = Home.from_environment().create()
@@ -187,42 +221,47 @@ def recommend(
         with closing(Store.open(home.database)) as store:
             run(store, resume)
         return
-    if model is None or data is None:
-        missing = " and ".join(
-            name for name, value in (("--model", model), ("--data", data)) if value is None
-        )
+    options: dict[str, Any] = {
+        "model": model,
+        "dataset": data,
+        "model_arguments": parse_arguments(model_arg or ()),
+        "task": task,
+        "text_column": text_column,
+        "context_column": context_column,
+        "target_column": target_column,
+        "label_column": label_column,
+        "time_column": time_column,
+        "channels": channel or (),
+        "context_length": context_length,
+        "prediction_length": prediction_length,
+        "chat_template": chat_template,
+        "loss_mask": loss_mask,
+        "max_length": max_length,
+        "packing": packing,
+        "effective_batch": effective_batch,
+        "epochs": epochs,
+        "objective": objective,
+        "weights": weights,
+        "scoring": scoring,
+        "methods": method or (),
+        "quantizations": quantization or (),
+        "presets": preset or (),
+        "lora": parse_arguments(lora, what="LoRA setting") if lora else None,
+        "only_presets": only_presets,
+        "use_tiers": tiers,
+        "complexity": complexity,
+        "memory_limit": memory_limit,
+        "budget": budget,
+        "max_trials": max_trials,
+        "seed": seed,
+    }
+    if config is not None:
+        given = (name for name in options if _is_given(context, _PARAMETERS.get(name, name)))
+        options = read_study_file(config) | {name: options[name] for name in given}
+    names = {"model": "--model", "dataset": "--data"}
+    if missing := " and ".join(option for name, option in names.items() if options.get(name) is None):
         raise InputError(f"{missing} missing", next_step="see rankwise recommend --help")
-    asked = read_request(
-        model,
-        data,
-        model_arguments=parse_arguments(model_arg or ()),
-        task=task,
-        text_column=text_column,
-        context_column=context_column,
-        target_column=target_column,
-        label_column=label_column,
-        time_column=time_column,
-        channels=channel or (),
-        context_length=context_length,
-        prediction_length=prediction_length,
-        chat_template=chat_template,
-        loss_mask=loss_mask,
-        max_length=max_length,
-        packing=packing,
-        effective_batch=effective_batch,
-        epochs=epochs,
-        objective=objective,
-        weights=weights,
-        scoring=scoring,
-        methods=method or (),
-        quantizations=quantization or (),
-        use_tiers=tiers,
-        complexity=complexity,
-        memory_limit=memory_limit,
-        budget=budget,
-        max_trials=max_trials,
-        seed=seed,
-    )
+    asked = read_request(**options)
     request = check_request(asked, roots=None, allow_remote_code=allow_remote_code)
     if plan:
         show_plan(home, request, as_json=as_json, allow_remote_code=allow_remote_code)

@@ -342,6 +342,8 @@ def adapter_of(facts: StudyFacts, method: Method) -> Adapter:
         Method.LORA: factory.lora(RANK, "full"),
         Method.ADALORA: factory.adalora(RANK // 2, "balanced"),
         Method.IA3: factory.ia3("own"),
+        Method.LAST_BLOCKS: factory.last_blocks(1),
+        Method.NORMS: factory.partial(Method.NORMS),
     }
     adapter = made[method]
     if adapter is None:

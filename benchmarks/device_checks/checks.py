@@ -32,6 +32,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "lora-eager-attention": {"changes": {"attention": "eager"}},
     "adalora": {"method": Method.ADALORA},
     "ia3": {"method": Method.IA3},
+    "last-blocks": {"method": Method.LAST_BLOCKS},
+    "last-blocks-nf4": {"method": Method.LAST_BLOCKS, "changes": NF4},
+    "norms-checkpointing": {"method": Method.NORMS, "changes": CHECKPOINTED},
     "full": {"method": Method.FULL},
     "full-fused-optimizer": {"method": Method.FULL, "changes": {"optimizer": "adamw_torch_fused"}},
     "full-8bit-optimizer": {

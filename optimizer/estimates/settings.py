@@ -150,6 +150,12 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, InputError]]:
             "take an adapter, such as the method lora, or leave the quantization out",
         ),
         (
+            method is Method.BITFIT and settings.quantization is not Quantization.NONE,
+            "quantization",
+            f"biases of {settings.quantization} layers cannot be trained",
+            "leave the quantization out, or take another method",
+        ),
+        (
             not method.has_adapter and settings.rank is not None,
             "rank",
             f"{'full fine-tuning' if is_full else f'the method {method}'} has no rank",

@@ -89,9 +89,26 @@ def test_a_limit_that_nothing_can_meet_exits_with_3(home: Home, minilm_path: Pat
     assert "raise the memory limit" in done.stderr
 
 
-def test_a_terminated_study_says_how_to_go_on_and_does(home: Home, minilm_path: Path, reviews_csv: Path):
+OWN_LORA = """
+lora:
+  r: 2
+  target_modules: [query, value]
+  r_last_layers: 4
+only_presets: true
+max_trials: 2
+budget: 20m
+"""
+
+
+def test_a_terminated_study_says_how_to_go_on_and_does(
+    home: Home, minilm_path: Path, reviews_csv: Path, tmp_path: Path
+):
+    """One from a study file, of a LoRA of one's own."""
+    study = tmp_path / "study.yaml"
+    assert rankwise("init", study, "--model", minilm_path, "--data", reviews_csv).returncode == 0
+    study.write_text(study.read_text() + OWN_LORA)
     command = [Path(sys.executable).with_name("rankwise"), "recommend"]
-    options = ["--model", minilm_path, "--data", reviews_csv, "--max-trials", "2", "--budget", "20s"]
+    options = ["--config", study, "--budget", "20s"]
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         while "trial 1" not in process.stderr.readline():
@@ -103,7 +120,16 @@ def test_a_terminated_study_says_how_to_go_on_and_does(home: Home, minilm_path: 
     [resume] = re.findall(r"rankwise (recommend --resume \w+)", rest)
     done = rankwise(*resume.split(), "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["study"]["state"] == "succeeded"
+    document = json.loads(done.stdout)
+    assert document["study"]["state"] == "succeeded"
+    assert document["study"]["request"]["budget"]["seconds"] == 20.0
+    adapter = document["recommendation"]["candidate"]["adapter"]
+    assert (adapter["rank"], adapter["targets"]) == (2, ["query", "value"])
+    assert [rank for _, rank in adapter["rank_pattern"]] == [4]
+    for trial in document["trials"]:
+        if trial["rung"] == "probe":
+            told = trial["estimate"]["peak_tensor_bytes"]
+            assert told == pytest.approx(trial["measurement"]["peak_tensor_bytes"], rel=0.001)
 
 
 def test_a_model_without_its_tokenizer_is_refused(

@@ -38,6 +38,8 @@ from rankwise.optimizer.domain import (
     Level,
     Measurement,
     Method,
+    OwnLora,
+    Preset,
     Quantization,
     Rung,
     StudyRequest,
@@ -162,6 +164,12 @@ def test_exit_codes(error: RankwiseError, code: int):
         ("recommend --model {tmp} --data {data} --complexity simple", "asked by the tiers only"),
         ("recommend --model {tmp} --data {data} --quantization nf8", "nf8"),
         ("recommend --model {tmp} --data {data} --chat-template {tmp}/no.jinja", "no.jinja"),
+        ("recommend --model {tmp} --data {data} --preset tiny", "tiny"),
+        ("recommend --model {tmp} --data {data} --only-presets", "none is named"),
+        ("recommend --model {tmp} --data {data} --lora r", "LoRA setting 'r' is not of the form"),
+        ("recommend --model {tmp} --data {data} --lora rank=0", "lora.rank: 0 is no rank"),
+        ("recommend --config {tmp}/none.yaml", "No such file"),
+        ("recommend --resume X --config {tmp}/none.yaml", "--config would have no effect"),
         ("recommend --resume X --plan", "--plan would have no effect"),
         ("recommend --resume X --budget 10m --no-packing", "--budget, --packing would have no effect"),
         ("recommend --resume X", "there is no study X"),
@@ -197,6 +205,7 @@ def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
         --model m --data d --objective SPEED --weights speed=1 --scoring classic --memory-limit 10g
         --budget 61s --max-trials 3 --seed 9 --text-column t --label-column l --task chat --max-length 64
         --effective-batch 2 --epochs 0.5 --method LoRA --method ia3 --quantization NF4 --tiers
+        --preset Balanced --only-presets --lora r=3 --lora targets=q,v --lora quantization=nf4
         --complexity "very complex" --context-column c --target-column g --no-packing --loss-mask all
         --chat-template x.jinja --model-arg depth=2 --model-arg kind=deep --model-arg 'sizes=[1, 2]'
         --time-column d --channel a --channel b --context-length 32 --prediction-length 8
@@ -206,10 +215,37 @@ def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
     for field in ASKED_FIELDS:
         assert getattr(asked[0], field.name) not in (field.default, {}), f"{field.name} cannot be asked for"
     assert asked[0].methods == (Method.LORA, Method.IA3)
+    assert asked[0].presets == (Preset.BALANCED,)
+    assert asked[0].lora == OwnLora(rank=3, targets=("q", "v"), quantization=Quantization.NF4)
     assert asked[0].model_arguments == {"depth": 2, "kind": "deep", "sizes": [1, 2]}
     assert asked[0].quantizations == (Quantization.NF4,)
     assert asked[0].channels == ("a", "b")
     assert asked[0].memory_limit_bytes == 10 * 2**30
+
+
+def test_options_override_a_study_file(run: Run, monkeypatch, tmp_path: Path, data: str):
+    asked: list[StudyRequest] = []
+    monkeypatch.setattr("rankwise.api.submission.check_request", lambda request, **_: asked.append(request))
+    monkeypatch.setattr("rankwise.api.cli.recommend.show_plan", lambda *_, **__: None)
+    study = tmp_path / "study.yaml"
+    assert run("init", str(study), "--model", "m", "--data", data).code == 0
+    with study.open("a") as file:
+        file.write("seed: 5\nbudget: 2m\npresets: [efficient]\nlora: {r: 2}\n")
+    assert run("recommend", "--config", str(study), "--plan", "--seed", "7", "--preset", "balanced").code == 0
+    (request,) = asked
+    assert (request.model, request.dataset, request.budget_s, request.seed) == ("m", data, 120.0, 7)
+    assert (request.presets, request.lora) == ((Preset.BALANCED,), OwnLora(rank=2))
+
+
+def test_init_replaces_no_file(run: Run, tmp_path: Path):
+    study = tmp_path / "new" / "study.yaml"
+    assert run("init", str(study)).code == 0
+    study.write_text("mine")
+    again = run("init", str(study))
+    assert (again.code, study.read_text()) == (2, "mine")
+    assert "exists — " in again.err or "--force" in again.err
+    assert run("init", str(study), "--force").code == 0
+    assert "dataset:" in study.read_text()
 
 
 def test_a_plan_creates_no_folder(run: Run, monkeypatch, tmp_path: Path, data: str):

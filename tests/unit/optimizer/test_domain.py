@@ -24,7 +24,7 @@ CANDIDATE = Candidate(
 
 
 def test_candidate_id_is_golden():
-    assert CANDIDATE.id == "f2748f01f2367632aa66547ed475542b3eaf3c01091f44ca948160708add4691"
+    assert CANDIDATE.id == "34c151b1528722266366ba5cfa94e4d1223850d6dc22ea0247b712d2472b5bcc"
 
 
 def test_int_and_float_alpha_are_the_same_candidate():

@@ -121,3 +121,31 @@ def test_layer_norms_take_what_adapters_give_on_a_cpu(
         loss = model(input_ids=torch.tensor([[5, 6, 7, 8]]), labels=torch.tensor([1])).loss
     loss.backward()
     assert torch.isfinite(loss)
+
+
+def test_what_is_skipped_or_trained_is_not_quantized(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path)
+    form = candidate(Method.LAST_BLOCKS, quantization=Quantization.NF4, skip_modules=("pooler.dense",))
+    form["adapter"]["unfrozen"] = ["bert.encoder.layer.0.output"]
+    model = build_model(
+        str(tmp_path),
+        task={"kind": "text-classification", "labels": ["a", "b"]},
+        candidate=form,
+        adapter_config=None,
+        pad_id=0,
+        seed=0,
+        device=CPU,
+    )
+    plain = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    assert plain == {"classifier", "bert.pooler.dense", "bert.encoder.layer.0.output.dense"}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {
+        "classifier.weight",
+        "classifier.bias",
+        *(
+            f"bert.encoder.layer.0.output.{module}.{own}"
+            for module in ("dense", "LayerNorm")
+            for own in ("weight", "bias")
+        ),
+    }
+    assert {model.get_parameter(name).dtype for name in trained} == {torch.float32}

@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 from starlette.testclient import TestClient
 
-from rankwise.optimizer.domain import Candidate, Measurement, Rung
+from rankwise.optimizer.domain import Candidate, Measurement, OwnLora, Preset, Quantization, Rung
 from rankwise.store import Store
 
 UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -53,6 +53,9 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
         "epochs": 1.5,
         "methods": ["lora", "ia3"],
         "quantizations": ["none", "nf4"],
+        "presets": [],
+        "lora": None,
+        "only_presets": False,
         "use_tiers": True,
         "complexity": "very complex",
         "context_column": None,
@@ -75,6 +78,25 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
     assert client.post("/v1/studies", json=shown).json()["request"] == shown
     request = store.get_study(study["id"]).request
     assert (request.memory_limit_bytes, request.budget_s, request.seed) == (10 * 2**30, 600.0, 7)
+
+
+def test_a_lora_of_ones_own_arrives_and_is_checked(
+    client: TestClient, body: dict[str, Any], store: Store
+) -> None:
+    own = {"rank": 4, "targets": ["query"], "rank_pattern": {"query": 2}, "quantization": "nf4"}
+    study = client.post("/v1/studies", json=body | {"lora": own, "presets": ["auto"], "only_presets": True})
+    request = store.get_study(study.json()["id"]).request
+    assert request.lora == OwnLora(
+        rank=4, targets=("query",), rank_pattern=(("query", 2),), quantization=Quantization.NF4
+    )
+    assert (request.presets, request.only_presets) == ((Preset.AUTO,), True)
+    assert study.json()["request"]["lora"].items() >= own.items()
+
+    wrong = own | {"rank": 0, "dropout": 2, "rank_pattern": {"(q+)+": 2}}
+    answer = client.post("/v1/studies", json=body | {"lora": wrong})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/lora"] * 3
+    assert "repeats a group" in answer.json()["detail"]
 
 
 def test_every_mistake_in_the_form_is_reported_at_once(client: TestClient, body: dict[str, Any]) -> None:
