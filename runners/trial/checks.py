@@ -21,6 +21,9 @@ from .loop import Session
 STEPS_BEFORE_CHECK = 3
 NAMES_SHOWN = 3
 
+ROUNDING = 1e-5
+"""Of a weight, what a few steps of adding and subtracting in float32 may change."""
+
 LEAK_SHARE = 0.01
 """Of the change in a sample's logits, what may show in its neighbours': 0 with exact kernels."""
 
@@ -38,6 +41,7 @@ class ParameterWatch:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._before = fingerprints(model)
+        self._rounded = {name: weight.clone() for name, weight in attention_weights(model).items()}
 
     def check(
         self,
@@ -60,7 +64,13 @@ class ParameterWatch:
                 that should be trained and is not.
         """
         after = fingerprints(model)
-        still, moved = [], []
+        weights = attention_weights(model)
+        still = []
+        moved = [
+            name
+            for name, before in self._rounded.items()
+            if not torch.allclose(before, weights[name], rtol=ROUNDING, atol=ROUNDING)
+        ]
         for name, parameter in model.named_parameters():
             changed = after.get(name) != self._before.get(name)
             if parameter.requires_grad and not changed and not name.endswith(tuple(pruned)):
@@ -89,14 +99,30 @@ def parts_without(parts: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 @torch.no_grad()
+def attention_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Frozen weights that PEFT (0.21) adds its LoRA to in each forward pass, and takes it off again.
+
+    ``nn.MultiheadAttention`` reads them itself, so there is no other way; they come back rounded.
+    """
+    adapted = {
+        f"{name}.base_layer"
+        for name, module in model.named_modules()
+        if type(module).__module__.startswith("peft.") and type(module).__name__ == "MultiheadAttention"
+    }
+    ends = ("in_proj_weight", "out_proj.base_layer.weight")
+    names = {f"{name}.{end}" for name in adapted for end in ends}
+    return {name: parameter for name, parameter in model.named_parameters() if name in names}
+
+
+@torch.no_grad()
 def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str]]:
     """Two numbers a parameter, equal where its bits are: their XOR, and the sum of the values.
 
     Either alone is blind: XOR to equal values in even number (a norm's ones), the sum to small changes.
     The sum is kept as text because NaN equals nothing. Biases of quantized layers are left out:
-    bitsandbytes (0.50) keeps casting them to the dtype of its input.
+    bitsandbytes (0.50) keeps casting them to the dtype of its input. So are :func:`attention_weights`.
     """
-    recast = {
+    left_out = attention_weights(model).keys() | {
         f"{name}.bias"
         for name, module in model.named_modules()
         if type(getattr(module, "weight", None)).__module__.startswith("bitsandbytes.")
@@ -104,7 +130,7 @@ def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str]]:
     return {
         name: (int(torch.hash_tensor(parameter).view(torch.int64)), float(parameter.sum()).hex())
         for name, parameter in model.named_parameters()
-        if name not in recast
+        if name not in left_out
     }
 
 

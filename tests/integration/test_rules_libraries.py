@@ -115,6 +115,19 @@ def test_experts(mixtral, fields, message):
         wrap(load(mixtral), adapter(target_parameters=EXPERTS, **fields))
 
 
+def test_attention_half_precision():
+    model = torch.nn.ModuleDict(
+        {"attention": torch.nn.MultiheadAttention(64, 4, batch_first=True)}
+    ).bfloat16()
+    wrapped = wrap(model, adapter(targets=("attention",)))
+    before = wrapped.base_model.model["attention"].base_layer.in_proj_weight.clone()
+    torch.nn.init.normal_(wrapped.base_model.model["attention"].lora_B["default"].weight.data)
+    inputs = torch.randn(2, 3, 64, dtype=torch.bfloat16)
+    wrapped.base_model.model["attention"](inputs, inputs, inputs)
+    after = wrapped.base_model.model["attention"].base_layer.in_proj_weight
+    assert not torch.allclose(before, after, rtol=1e-2, atol=1e-5)
+
+
 @pytest.mark.parametrize("init_weights", ["pissa", "olora", "orthogonal"])
 def test_experts_initialisation(mixtral, init_weights):
     with pytest.raises(AttributeError, match="weight"):
