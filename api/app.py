@@ -15,7 +15,7 @@ from .. import __version__
 from ..runners.jobs import Inquiries
 from ..store import Store
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
-from .routes import estimates, host, studies
+from .routes import estimates, host, models, studies
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
 from .supervision import Supervision
@@ -84,6 +84,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.state.estimate_turns = estimates.Turns(estimates.AT_ONCE)
     app.include_router(studies.router)
     app.include_router(estimates.router)
+    app.include_router(models.router)
     app.include_router(host.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, allowed_hosts=settings.allowed_hosts)

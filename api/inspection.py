@@ -6,14 +6,16 @@ Knows nothing of terminals.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..optimizer.adapters import AdapterFactory, dropout_for
 from ..optimizer.codec import to_json
 from ..optimizer.domain import SCHEMA_VERSION, Adapter, Level, Method, Quantization
+from ..optimizer.methods import METHODS
 from ..optimizer.rules import ADAPTER_RULES, first_refusal, setting_of
+from ..optimizer.selection import ALL_LINEAR, ROLE_WORDS, Selection, select
 from ..optimizer.sizes import (
     BYTES_PER_ELEMENT,
     BYTES_PER_QUANTIZED_PARAMETER,
@@ -39,6 +41,8 @@ _SHOWN_FIELDS = (
     "last_blocks",
 )
 """What of an adapter decides which parameters are trained."""
+
+TARGET_RANKS = (4, 8, 16, 32, 64)
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -116,6 +120,45 @@ def what_trains(inspection: Inspection, hardware: HardwareProfile) -> tuple[Trai
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOption:
+    """One choice of targets, and what LoRA would train there."""
+
+    selection: Selection
+    adapters: int
+    parameters: Mapping[int, int]
+    """Rank → trained parameters."""
+
+
+def target_options(inspection: Inspection, written: Sequence[str]) -> tuple[TargetOption, ...]:
+    """What each choice of targets matches, and what LoRA would train at several ranks.
+
+    Raises:
+        InputError: a choice cannot be read, or matches nothing.
+    """
+    model = inspection.model
+
+    def option(text: str) -> TargetOption:
+        selection = select(text, model)
+        trained = METHODS[Method.LORA].trainable_on
+        parameters = {
+            rank: sum(trained(Adapter(method=Method.LORA, rank=rank), module) for module in selection.modules)
+            for rank in TARGET_RANKS
+        }
+        return TargetOption(selection=selection, adapters=len(selection.modules), parameters=parameters)
+
+    return tuple(option(text) for text in written)
+
+
+def guide(model: ModelProfile) -> tuple[str, ...]:
+    """The choices that are worth comparing: heads, attention, both, everything linear."""
+    roles = {module.role for module in model.modules}
+    words = [word for word in ("head", "attention-output", "attention", "mlp") if ROLE_WORDS[word] & roles]
+    both = ["head,attention-output"] if {"head", "attention_output"} <= roles else []
+    linear = any(m.kind in ("linear", "conv1d") and m.role != "head" for m in model.modules)
+    return (*words, *both, *([ALL_LINEAR] if linear else []))
+
+
 def bytes_by_dtype(model: ModelProfile) -> Mapping[str, int]:
     """Bytes of the weights in memory, by the name of a dtype or quantization.
 
@@ -141,8 +184,10 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
     return {"supported": verdict.supported, **form.pop("where"), **form}
 
 
-def inspection_document(inspection: Inspection, hardware: HardwareProfile) -> dict[str, Any]:
-    """The inspection as plain JSON data."""
+def inspection_document(
+    inspection: Inspection, hardware: HardwareProfile, targets: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The inspection as plain JSON data; with what is matched by targets that somebody chose, or might."""
     model = inspection.model
     return {
         "schema_version": SCHEMA_VERSION,
@@ -153,6 +198,16 @@ def inspection_document(inspection: Inspection, hardware: HardwareProfile) -> di
         "expert_parameters": expert_parameters(model),
         "tried_with": inspection.tried_with,
         "methods": {verdict.name: verdict_document(verdict) for verdict in inspection.verdicts},
+        "targets": {
+            option.selection.written: {
+                **to_json(option.selection.where),
+                "names": [module.name for module in option.selection.modules],
+                "adapters": option.adapters,
+                "trainable_params": {str(rank): count for rank, count in option.parameters.items()},
+                "warnings": list(option.selection.warnings),
+            }
+            for option in target_options(inspection, targets or guide(model))
+        },
         "groups": [to_json(group) for group in module_groups(model)],
         "trainable": [
             {

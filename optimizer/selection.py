@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
@@ -23,7 +23,7 @@ from ..probes.profiles import ModelProfile, ModuleProfile
 from .targets import suffixes_for, target_pattern
 from .verdicts import Where, listed
 
-ADAPTABLE = ("linear", "conv1d", "convolution", "embedding", "attention", "attention-part")
+ADAPTABLE = ("linear", "conv1d", "convolution", "embedding", "attention", "attention-part", "experts")
 """Kinds of modules that some method takes."""
 
 QKV = frozenset({"query", "key", "value", "qkv"})
@@ -76,7 +76,7 @@ def select(written: str, model: ModelProfile) -> Selection:
     return Selection(
         written=written,
         modules=tuple(found),
-        where=where_of([module.name for module in found], model),
+        where=where_of(found, model),
         warnings=tuple(warnings),
     )
 
@@ -96,16 +96,22 @@ def _with_whole_attention(
     return [module for module in model.modules if module.name in wanted]
 
 
-def where_of(names: Collection[str], model: ModelProfile) -> Where:
+def where_of(chosen: Sequence[ModuleProfile], model: ModelProfile) -> Where:
     """These modules as PEFT takes them: a list where one tells them from all others, else a pattern."""
+    names = [module.name for module in chosen if module.kind != "experts"]
     blocks = {
         ".".join(parts[:end])
         for module in model.modules
         for parts in [module.name.split(".")]
         for end in range(1, len(parts) + 1)
     }
+    experts = [module.name for module in chosen if module.kind == "experts"]
+    parameters = {f"{module.name}.weight" for module in model.modules if module.kind != "experts"}
+    ends = suffixes_for(experts, parameters | {m.name for m in model.modules if m.kind == "experts"})
     suffixes = suffixes_for(names, blocks)
-    return Where(pattern=target_pattern(names)) if suffixes is None else Where(modules=suffixes)
+    if suffixes is None:
+        return Where(pattern=target_pattern(names), parameters=ends or ())
+    return Where(modules=suffixes, parameters=ends or ())
 
 
 def _found(text: str, model: ModelProfile) -> tuple[list[ModuleProfile], list[str]]:

@@ -20,6 +20,8 @@ from .rows import RowError, cell, read_rows, row_number
 
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for images of so many channels."""
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+"""Whatever a file is called: for some formats Pillow starts other programs."""
 GREY_MODES = ("1", "L", "I", "F", "I;16")
 MAX_SERIES_ROWS = 2_000_000
 MAX_ARRAYS = 100
@@ -65,7 +67,7 @@ def read_image(
 
     channels, height, width = shape
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=IMAGE_FORMATS) as opened:
             image = opened.convert(IMAGE_MODES[channels])
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -82,7 +84,7 @@ def image_shape(path: Path) -> tuple[int, int, int]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=IMAGE_FORMATS) as opened:
             return 1 if opened.mode in GREY_MODES else 3, opened.height, opened.width
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         cause = str(error).partition("\n")[0]

@@ -106,6 +106,7 @@ def inspect_model(
         layers=getattr(text_config, "num_hidden_layers", None),
         max_positions=_max_positions(model),
         image_shape=_image_shape(config) if task.kind.reads_images else None,
+        window=_window(config) if task.kind is TaskKind.FORECASTING else None,
         supports_gradient_checkpointing=model.supports_gradient_checkpointing,
         has_weights=headers is not None,
         is_encoder_decoder=config.is_encoder_decoder,
@@ -307,6 +308,13 @@ def _image_shape(config: Any) -> tuple[int, int, int] | None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
     return channels, height, width
+
+
+def _window(config: Any) -> tuple[int, int, int] | None:
+    """Rows before, rows to predict, and channels; None where the configuration does not say all three."""
+    names = ("context_length", "prediction_length", "num_input_channels")
+    said = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
+    return (said[0], said[1], said[2]) if len(said) == len(names) else None
 
 
 def _reads_both_ways(config: Any) -> bool:

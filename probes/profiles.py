@@ -219,6 +219,8 @@ class ModelProfile:
     max_positions: int | None
     image_shape: tuple[int, int, int] | None = None
     """Channels, height and width of the images that it reads; None of texts."""
+    window: tuple[int, int, int] | None = None
+    """Of a forecaster: rows that it sees, rows that it predicts, channels, as its configuration says."""
     supports_gradient_checkpointing: bool
     has_weights: bool = True
     """False where only a configuration is at hand: trials then run on random weights and learn nothing."""

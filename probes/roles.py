@@ -107,9 +107,7 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
         elif is_router:
             role = "router"
         else:
-            role = _role(name)
-            if role == "other" and not (told and places.get(name) == "head"):
-                role = places.get(name, role)
+            role = _role_of(name, places.get(name), told=told)
         own = {id(parameter): parameter.numel() for parameter in module.parameters(recurse=False)}
         yield ModuleProfile(
             name=name,
@@ -124,6 +122,15 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
             is_plain=isinstance(module, Conv1D) or type(module).__module__.startswith("torch.nn."),
         )
         counted |= own.keys()
+
+
+def _role_of(name: str, place: str | None, *, told: bool) -> str:
+    """Published names go first in transformers' models, which say themselves what their heads are; in any
+    other module names are a last resort."""
+    by_name = _role(name)
+    if told:
+        return by_name if by_name != "other" or place in (None, "head") else place
+    return place or by_name
 
 
 class _Shape(NamedTuple):

@@ -65,12 +65,16 @@ class Batch:
     """Of rows that are no text."""
 
 
-def images_of(model: ModelProfile) -> tuple[ArrayOfBatch, ...]:
-    """A batch of the images that the model reads, with their classes; empty where it reads none."""
-    if model.image_shape is None:
-        return ()
-    images = ArrayOfBatch("pixel_values", model.image_shape, "float32")
-    return images, ArrayOfBatch(TARGET, (), "int64")
+def arrays_for(model: ModelProfile) -> tuple[ArrayOfBatch, ...]:
+    """What a model reads that is no text, and what it is to predict, as ``Batch.arrays``; empty for texts."""
+    if model.image_shape is not None:
+        images = ArrayOfBatch("pixel_values", model.image_shape, "float32")
+        return images, ArrayOfBatch(TARGET, (), "int64")
+    if model.window is not None:
+        context, horizon, channels = model.window
+        past = ArrayOfBatch("past_values", (context, channels), "float32")
+        return past, ArrayOfBatch(TARGET, (horizon, channels), "float32")
+    return ()
 
 
 class Step(Protocol):

@@ -24,7 +24,7 @@ from ..optimizer.estimates.tape import Tape
 from ..optimizer.sizes import BYTES_PER_ELEMENT
 from ..probes.model import inspect_model, natural_task, task_without_data
 from ..probes.profiles import TaskKind
-from .dry_run import Batch, images_of
+from .dry_run import Batch, arrays_for
 from .dry_runner import LENGTH_STEP, DryRunner, Sizes
 from .messages import Report
 
@@ -105,7 +105,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         allow_remote_code=allowed,
         try_packing=settings.packed,
     )
-    if task.kind.reads_arrays and not task.kind.reads_images:
+    if task.kind.reads_arrays and not task.kind.reads_images and model.window is None:
         raise InputError(
             f"without data nobody knows the shapes of what a model for the task {task.kind} reads",
             next_step="start a study on the data: its candidates are estimated before they are tried",
@@ -122,7 +122,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         target_length=candidate.recipe.max_length if task.kind is TaskKind.SEQ2SEQ else None,
         padded=settings.padded,
         packed=settings.packed,
-        arrays=images_of(model),
+        arrays=arrays_for(model),
     )
     plan, enough = plan_of(settings, candidate), spec["enough"]
     predictions: list[Prediction] = []

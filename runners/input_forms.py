@@ -39,19 +39,14 @@ def with_images(task: TaskProfile, model: ModelProfile, folder: Path) -> TaskPro
         RowError: an image cannot be read.
     """
     form = _form(task)
-    shape = model.image_shape or _common_shape(
-        folder, {} if model.factory is None else model.factory.arguments
-    )
+    said = {} if model.factory is not None else _preprocessor(Path(model.path))
+    shape = model.image_shape or _common_shape(folder, {**_sizes(said), **_settings(model)})
     if shape[0] not in IMAGE_MODES:
         raise ModelError(
             f"model {model.source} reads images of {shape[0]} channels",
             next_step="bring them as arrays in an .npz",
         )
-    said = {} if model.factory is not None else _preprocessor(Path(model.path))
-    mean, std = (
-        _per_channel(said.get(name) if said.get("do_normalize", True) else None, usual, shape[0])
-        for name, usual in (("image_mean", USUAL_MEAN), ("image_std", USUAL_STD))
-    )
+    mean, std = _normalisation(said, shape[0])
     inputs = (replace(form.inputs[0], shape=shape),)
     return replace(task, arrays=replace(form, inputs=inputs, mean=mean, std=std))
 
@@ -109,11 +104,14 @@ def _form(task: TaskProfile) -> ArrayForm:
 
 
 def _common_shape(folder: Path, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Of images whose model takes any: as its factory's arguments say, else as all of them are."""
+    """Of images whose model takes any: as its preprocessor or factory says, else as all of them are.
+
+    Args:
+        arguments: what these say, and the configuration.
+    """
     images = image_files(folder)
     channels, *size = image_shape(images[0].path)
-    for name in CHANNEL_ARGUMENTS:
-        channels = arguments.get(name, channels)
+    channels = next((arguments[name] for name in CHANNEL_ARGUMENTS if name in arguments), channels)
     if (given := next((arguments[name] for name in SIZE_ARGUMENTS if name in arguments), None)) is not None:
         height, width = (given, given) if isinstance(given, int) else given
         return channels, height, width
@@ -130,6 +128,25 @@ def _common_shape(folder: Path, arguments: Mapping[str, Any]) -> tuple[int, int,
 def _preprocessor(folder: Path) -> Mapping[str, Any]:
     file = folder / PREPROCESSOR_FILE
     return read_json_object(file) if file.is_file() else {}
+
+
+def _sizes(preprocessor: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The size that images are brought to, under the name that a configuration has for it."""
+    size = preprocessor.get("crop_size") or preprocessor.get("size")
+    if isinstance(size, Mapping):
+        size = [size.get("height"), size.get("width")] if "height" in size else size.get("shortest_edge")
+    return {"image_size": size} if size else {}
+
+
+def _normalisation(preprocessor: Mapping[str, Any], channels: int) -> tuple[tuple[float, ...], ...]:
+    """Mean and spread of each channel, of values between 0 and 1."""
+    if not preprocessor.get("do_normalize", True):
+        return (0.0,) * channels, (1.0,) * channels
+    # What is not brought to 0 … 1 first has means and spreads of 0 … 255.
+    unit = 1.0 if preprocessor.get("do_rescale", True) else 255.0
+    mean = _per_channel(preprocessor.get("image_mean"), USUAL_MEAN * unit, channels)
+    std = _per_channel(preprocessor.get("image_std"), USUAL_STD * unit, channels)
+    return tuple(value / unit for value in mean), tuple(value / unit for value in std)
 
 
 def _per_channel(values: Any, usual: float, channels: int) -> tuple[float, ...]:

@@ -26,9 +26,10 @@ from ..optimizer.targets import Targets
 from ..optimizer.verdicts import NOT_CALLED, Attempt, Proof, Settled, Variant, Where
 from ..probes.profiles import ModelProfile, ModuleProfile, TaskProfile
 from .build import build_model
-from .dry_run import Batch, images_of, make_inputs
+from .dry_run import Batch, arrays_for, make_inputs
 from .dry_runner import CANNOT_RUN, TOTAL_STEPS
 from .fakes import fake_tensors, known_masks, known_weights, materialise, on_meta
+from .forward import batch_loss, run_model
 from .shallow import cut_configuration, stacks_of
 from .trying import (
     RANK,
@@ -185,14 +186,16 @@ class LibraryModel:
         """
         quantized = candidate.level.quantization is not Quantization.NONE
         batch = Batch(rows=1, length=8, target_length=8 if self.profile.is_encoder_decoder else None)
-        images = replace(self.profile, image_shape=self.profile.image_shape or ANY_IMAGE)
-        batch = replace(batch, arrays=images_of(images) if self._task.kind.reads_images else ())
+        profile = self.profile
+        if self._task.kind.reads_images and profile.image_shape is None:
+            profile = replace(profile, image_shape=ANY_IMAGE)
+        batch = replace(batch, arrays=arrays_for(profile))
 
         def step(mode: AbstractContextManager[Any]) -> None:
             with mode, known_masks(padded=False, packed=False), known_weights():
                 inputs = make_inputs(model, batch, has_labels_per_row=self._task.kind.has_new_head)
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=quantized):
-                    loss = model(**inputs).loss
+                    loss = batch_loss(run_model(model, inputs), inputs)
                 loss.backward()
 
         if not quantized:

@@ -23,6 +23,7 @@ from ..probes.rows import RowError
 from .adalora import rank_state, restore_ranks
 from .array_samples import array_examples
 from .build import InvalidTrial, load_tokenizer, trainable_sha256
+from .modules import InvalidQuantization
 from .recipe import Example, pack_training_rows, step_rows, training_steps
 from .samples import SampleError, encode_rows
 from .trial.evaluation import evaluate
@@ -257,7 +258,7 @@ def main() -> int:
             trust_remote_code=VALUES["trust_remote_code"],
             factory=VALUES["factory"],
         )
-    except (OSError, InvalidTrial) as error:
+    except (OSError, InvalidTrial, InvalidQuantization) as error:
         sys.exit(f"--model {arguments.model}: {first_line(error)}")
     run_sha256 = run_sha256_of(len(rows))
     first = load_checkpoint(session, arguments.out, run_sha256=run_sha256) if arguments.resume else 0
@@ -331,7 +332,9 @@ def finish(session: Session, heldout: list[Example], folder: Path, tokenizer: An
     if VALUES["adapter_config"] is not None:
         model.create_or_update_model_card = lambda *_: None  # PEFT's is a form with nothing filled in
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
+        # PEFT would look on the hub for a base called like the factory, to tell whether embeddings grew.
+        unlike = VALUES["factory"] is not None and VALUES["adapter_config"] is not None
+        model.save_pretrained(folder, **({"save_embedding_layers": False} if unlike else {}))
     else:
         folder.mkdir(parents=True, exist_ok=True)
         save_model(model, str(folder / "model.safetensors"))

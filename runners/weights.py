@@ -68,10 +68,12 @@ def load_base(
         factory: name, folder and arguments of what makes the model, in place of transformers.
     """
     if factory is not None:
-        made = make_module(factory).to(dtype=getattr(torch, level["weight_dtype"]))
+        made = make_module(factory).to(device=device, dtype=getattr(torch, level["weight_dtype"]))
         quantize_linears(made, level, skip=trained_modules)
         avoid_fast_paths(made)
-        return made.to(device)
+        if device.type == "cpu":
+            widen_norms(made)
+        return made
     config = transformers.AutoConfig.from_pretrained(
         model_path, trust_remote_code=trust_remote_code, **head_settings(task)
     )
@@ -94,7 +96,7 @@ def load_base(
             model_path,
             config=config,
             use_safetensors=True,
-            **({} if is_named(task) else {"trust_remote_code": trust_remote_code}),
+            **({} if is_named_by_configuration(task) else {"trust_remote_code": trust_remote_code}),
             **without_nones(arguments),
         )
     if level["quantization"] in FOUR_BIT:
@@ -110,7 +112,7 @@ def model_class(config: Any, task: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: the configuration names none that transformers has.
     """
-    if not is_named(task):
+    if not is_named_by_configuration(task):
         return MODEL_CLASSES[task["kind"]]
     name = next(iter(config.architectures or ()), "")
     found = getattr(transformers, name, None) if name.isidentifier() else None
@@ -119,7 +121,7 @@ def model_class(config: Any, task: Mapping[str, Any]) -> Any:
     return found
 
 
-def is_named(task: Mapping[str, Any]) -> bool:
+def is_named_by_configuration(task: Mapping[str, Any]) -> bool:
     """The configuration names the class of models for this task."""
     return task["kind"] in NAMED_BY_CONFIGURATION
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,6 +29,10 @@ rankwise inspect ./all-MiniLM-L6-v2
 rankwise inspect ./llama-8b/config.json --task chat
 
 rankwise inspect org/model --json
+
+rankwise inspect lab.models:tiny --model-arg depth=4
+
+rankwise inspect lab.models:tiny --targets head --targets "['dense', 'msa']" --targets attention@-4
 """
 
 SHOWN_RANK = 16
@@ -54,6 +58,14 @@ def inspect(
             metavar="TASK",
             case_sensitive=False,
             help=f"What the model was made for, or {', '.join(TaskKind)}.",
+        ),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="What would be adapted there: names, ends or parts of names, re:PATTERN, all-linear, roles "
+            "such as attention or head, with @8-11 for layers; may be repeated.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -86,7 +98,9 @@ def inspect(
     )
     hardware = read_hardware(home.root)
     if as_json:
-        print_json(inspection_document(inspection, hardware))
+        print_json(inspection_document(inspection, hardware, targets or ()))
+    elif targets:
+        _show_targets(inspection, targets)
     else:
         _show(inspection, hardware)
 
@@ -118,6 +132,27 @@ def _show(inspection: Inspection, hardware: HardwareProfile) -> None:
     if not any(row.adapter.target_set == "minimal" for row in rows):
         results.print("\nWithout queries and values to tell apart, adapters sit on all linear layers.")
     results.print("\nAll ranks and variants: --json. What a study would try: recommend --plan.")
+
+
+def _show_targets(inspection: Inspection, targets: Sequence[str]) -> None:
+    """One row for each choice, with what LoRA trains at each rank."""
+    from ..inspection import TARGET_RANKS, target_options
+
+    options = target_options(inspection, targets)
+    table = _table("targets", "adapters", *(f"r={rank}" for rank in TARGET_RANKS), "modules")
+    for option in options:
+        where = option.selection.where
+        counts = [
+            f"{_short(count)} ({_share(count, inspection.model)})" for count in option.parameters.values()
+        ]
+        names = where.pattern or ", ".join(_shortened((*where.modules, *where.parameters)))
+        table.add_row(option.selection.written, str(option.adapters), *counts, names)
+    results.print(table)
+    full = inspection.model.parameters
+    results.print(f"\nLoRA's parameters; full fine-tuning trains {_short(full)}.")
+    for option in options:
+        for warning in option.selection.warnings:
+            print_note(f"{option.selection.written}: {warning}")
 
 
 def _facts(inspection: Inspection) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ from ...optimizer.domain import (
 from ...optimizer.search import RunTrial, SearchLimits, next_step
 from ..units import format_bytes, format_seconds
 from .console import print_json, results
-from .progress import describe_facts
+from .progress import describe_facts, describe_task
 from .report import describe_settings
 
 FIRST_TRIALS = 5
@@ -77,7 +77,7 @@ def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_
             }
         )
         return
-    results.print(f"{facts.dataset.task.kind}: {facts.dataset.task.reason}")
+    results.print(describe_task(facts))
     results.print(describe_facts(facts))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")

@@ -15,7 +15,7 @@ from ...optimizer.domain import StudyFacts, StudyRequest
 from ..units import format_bytes
 from .console import print_json, results
 from .options import AsJson
-from .progress import describe_rows
+from .progress import describe_rows, describe_task
 
 if TYPE_CHECKING:
     from ...probes.profiles import GpuProcess, GpuProfile, HardwareProfile
@@ -31,7 +31,7 @@ rankwise probe --model ./llama --data chats.jsonl --json
 
 def probe(
     model: Annotated[str | None, typer.Option(help="Folder with a model, or its id on the hub.")] = None,
-    data: Annotated[str | None, typer.Option(help="CSV, JSON or JSONL file.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data, as for recommend.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the hardware, and with --model and --data what is found in those. Measures nothing."""
@@ -133,16 +133,17 @@ def _facts_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:
     yield "", f"{dataset.usable_rows:,} of {dataset.rows:,} rows usable, {format_bytes(dataset.size_bytes)}"
     for note in dataset.notes:
         yield "", note
-    yield "task", f"{dataset.task.kind}: {dataset.task.reason}"
+    yield "task", describe_task(facts)
     if dataset.label_counts:
         yield "labels", ", ".join(f"{label} {count:,}" for label, count in dataset.label_counts.items())
     if (lengths := dataset.lengths) is not None:
         how = "estimated" if lengths.estimated else "counted"
         yield "tokens", f"{lengths.p50} median, {lengths.p99} at 99 %, {lengths.max} at most ({how})"
+    truncated = f" ({facts.truncated_rows:,} rows truncated)" if dataset.lengths is not None else ""
     yield (
         "recipe",
         (
-            f"{describe_rows(facts)} ({facts.truncated_rows:,} rows truncated), "
+            f"{describe_rows(facts)}{truncated}, "
             f"{facts.train_rows:,} rows to train on, {facts.heldout_rows:,} held out"
         ),
     )

@@ -67,6 +67,7 @@ class LineDisplay:
     def update(self, study: Study, trials: Sequence[Trial]) -> None:
         self._say_once(f"study {study.id}: {describe_request(study.request)}")
         if study.facts is not None:
+            self._say_once(describe_task(study.facts))
             self._say_once(describe_facts(study.facts))
         elif study.state is StudyState.RUNNING:
             self._say_once(READING)
@@ -124,6 +125,8 @@ class LiveDisplay:
             lines.add_row("now", f"{what}  {trial.candidate.describe()}")
         if not running:
             lines.add_row("now", READING if study.facts is None else "choosing the next trial")
+        if study.facts is not None:
+            lines.add_row("task", describe_task(study.facts))
         for note in study.facts.dataset.notes if study.facts else ():
             lines.add_row("data", note)
         if self._last:
@@ -179,6 +182,11 @@ def best_so_far(study: Study, trials: Sequence[Trial]) -> Trial | None:
     except NothingFits:
         return None
     return next(trial for trial in trials if trial.id == chosen.trial_id)
+
+
+def describe_task(facts: StudyFacts) -> str:
+    """What is learnt of the data, and why that."""
+    return f"{facts.dataset.task.kind}: {facts.dataset.task.reason}"
 
 
 def describe_facts(facts: StudyFacts) -> str:

@@ -187,6 +187,8 @@ def _heading(study: Study, holder: LockHolder | None) -> Text:
     heading.append(f"\n{describe_request(study.request)}")
     if study.request.memory_limit_bytes is not None:
         heading.append(f", at most {format_bytes(study.request.memory_limit_bytes)}")
+    if study.facts is not None:
+        heading.append(f"\n{study.facts.dataset.task.kind}: {study.facts.dataset.task.reason}", "dim")
     return heading
 
 

@@ -18,6 +18,7 @@ from ..adalora import pruned_away
 from ..array_files import open_rows
 from ..build import InvalidTrial, trainable_sha256, trained_parts
 from ..messages import Report, TrialSpec
+from ..modules import InvalidQuantization
 from ..recipe import step_rows
 from ..tokens import RowFile
 from .checks import (
@@ -54,8 +55,8 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     try:
         choose_device(trial)
         result = measure_trial(trial, report)
-    except (InvalidTrial, Diverged) as error:
-        outcome = "invalid" if isinstance(error, InvalidTrial) else "diverged"
+    except (InvalidTrial, InvalidQuantization, Diverged) as error:
+        outcome = "diverged" if isinstance(error, Diverged) else "invalid"
         report("failure", outcome=outcome, reason=str(error))
     except (MemoryError, RuntimeError) as error:
         lacking = memory_outcome(error)

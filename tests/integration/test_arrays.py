@@ -34,6 +34,7 @@ from rankwise.optimizer.codec import from_json, to_json
 from rankwise.optimizer.domain import (
     Candidate,
     Measurement,
+    Method,
     Recommendation,
     Rung,
     StudyFacts,
@@ -44,6 +45,8 @@ from rankwise.optimizer.estimates.prediction import Terms
 from rankwise.optimizer.estimates.trials import STEP_PHASES
 from rankwise.optimizer.exports.peft import adapter_config
 from rankwise.optimizer.levels import enumerate_candidates
+from rankwise.probes.arrays import read_series
+from rankwise.probes.model import inspect_model, natural_task
 from rankwise.probes.profiles import TaskKind
 from rankwise.runners.array_files import open_rows
 from rankwise.runners.guard import Limits
@@ -55,46 +58,10 @@ from rankwise.store import Store
 
 PATIENCE_S = 120.0
 IMAGES = 200
-MODULES = """
-import torch
-from torch import nn
-from torch.nn import functional
-
-
-class HeatMap(nn.Module):
-    def __init__(self, width=32):
-        super().__init__()
-        self.inner = nn.Linear(196, width)
-        self.middle = nn.Linear(width, width)
-        self.outer = nn.Linear(width, 49)
-
-    def forward(self, image):
-        inner = torch.relu(self.middle(torch.relu(self.inner(image.flatten(1)))))
-        return self.outer(inner).unflatten(1, (7, 7))
-
-
-class Pair(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(98, 32), nn.Linear(98, 32), nn.Linear(32, 10)
-
-    def forward(self, lower, upper):
-        return self.head(torch.relu(self.first(upper.flatten(1)) + self.second(lower.flatten(1))))
-
-
-class Contrast(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner, self.outer = nn.Linear(196, 32), nn.Linear(32, 16)
-
-    def embed(self, image):
-        noisy = image + 0.1 * torch.randn_like(image)
-        return functional.normalize(self.outer(torch.relu(self.inner(noisy.flatten(1)))), dim=-1)
-
-    def forward(self, image):
-        scores = self.embed(image) @ self.embed(image).T / 0.1
-        return {"loss": functional.cross_entropy(scores, torch.arange(len(image)))}
-"""
+REPOSITORY = Path(__file__).parents[2]
+"""In which the example modules are found."""
+FORECASTERS = ("chronos_t5", "gpt_forecaster", "tide", "tiny_time_mixer")
+CHANNELS = ("precipitation", "temp_max", "temp_min", "wind")
 
 
 def package_folder(name: str) -> Path:
@@ -139,10 +106,11 @@ def weather_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "array_modules.py").write_text(MODULES)
-    return folder
+def windows(weather_csv: Path) -> np.ndarray[Any, Any]:
+    """80 stretches of 256 days of that, standardised: (rows, days, channels)."""
+    series = read_series(weather_csv, time_column="date", channels=CHANNELS).values
+    series = (series - series.mean(0)) / series.std(0)
+    return np.stack([series[start : start + 256] for start in range(0, 240, 3)])
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +194,7 @@ def make_spec(facts: StudyFacts, candidate: Candidate, rung: Rung) -> TrialSpec:
     )
 
 
-def check(tried: Tried, kind: TaskKind, metric: str | None) -> None:
+def check(tried: Tried, kind: TaskKind, metric: str | None, *, rel: float = 0.01) -> None:
     """What is true of each task."""
     facts, probe, training = tried.facts, tried.probe, tried.training
     assert facts.dataset.task.kind is kind
@@ -235,7 +203,7 @@ def check(tried: Tried, kind: TaskKind, metric: str | None) -> None:
     assert (probe.tokens_per_s, training.trained_tokens) == (None, None)
     assert probe.samples_per_s
     assert probe.speed_unit == "samples/s"
-    assert tried.told_bytes == pytest.approx(probe.peak_tensor_bytes, rel=0.01)
+    assert tried.told_bytes == pytest.approx(probe.peak_tensor_bytes, rel=rel)
     assert training.heldout_loss is not None
     assert training.heldout_loss_se is not None
     assert training.heldout_rows == facts.heldout_rows
@@ -292,24 +260,20 @@ def test_a_study_of_images_ends_in_a_script_that_repeats_it(
 def test_a_study_of_heat_maps_ends_in_a_script_that_repeats_it(
     home: Home,
     digits: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
-    module_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    images = digits[0]
-    np.savez(tmp_path / "maps.npz", image=images, target=images.reshape(-1, 7, 2, 7, 2).mean((2, 4)))
-    monkeypatch.chdir(module_folder)
-    facts, chosen = recommend(
-        home,
-        tmp_path,
-        {
-            "model": "array_modules:HeatMap",
-            "model_arguments": {"width": 24},
-            "dataset": str(tmp_path / "maps.npz"),
-        },
-    )
+    images = digits[0][:, None]
+    np.savez(tmp_path / "maps.npz", pixel_values=images, labels=(images > 0.5).astype(np.float32))
+    monkeypatch.chdir(REPOSITORY)
+    body = {
+        "model": "examples.modules.vit_heatmap:build",
+        "model_arguments": {"image_size": 14, "patch": 7, "channels": 1},
+        "dataset": str(tmp_path / "maps.npz"),
+    }
+    facts, chosen = recommend(home, tmp_path, body)
     assert facts.dataset.task.kind is TaskKind.ARRAY_REGRESSION
-    assert chosen.evidence.metric_name == "mae"
+    assert chosen.evidence.metric_name is None, "its numbers are logits, and the loss is its own"
     assert "losses the same as measured" in run_script(tmp_path, "--verify")
 
 
@@ -324,7 +288,7 @@ def test_a_mixer_learns_to_forecast(try_first: Try, weather_csv: Path, tmp_path:
     assert form is not None
     assert form.target is not None
     assert form.time_column == "date"
-    assert form.channels == ("precipitation", "temp_max", "temp_min", "wind")
+    assert form.channels == CHANNELS
     assert (form.inputs[0].shape, form.target.shape) == ((32, 4), (8, 4))
     first, last = (
         open_rows(Path(tried.facts.tokens_path) / f"{side}.arrow") for side in ("train", "heldout")
@@ -342,35 +306,53 @@ def test_a_configuration_alone_is_measured_on_some_of_the_columns(
     )
     config.architectures = ["PatchTSTForPrediction"]
     config.save_pretrained(tmp_path)
+    task = natural_task(tmp_path)
+    found = inspect_model(tmp_path, source="patchtst", revision=None, task=task)
+    assert (task.kind, found.window) == (TaskKind.FORECASTING, (24, 6, 2))
     asked = {"channels": ("temp_max", "temp_min"), "prediction_length": 6}
     tried = try_first(model=str(tmp_path), dataset=str(weather_csv), **asked)
     check(tried, TaskKind.FORECASTING, "mae")
     assert tried.facts.model.has_weights is False
 
 
-def test_arrays_are_passed_by_name_and_whole_numbers_are_classes(
-    try_first: Try,
-    digits: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
-    module_folder: Path,
-    tmp_path: Path,
-) -> None:
-    images, labels = digits
-    np.savez(tmp_path / "halves.npz", upper=images[:, :7], lower=images[:, 7:], labels=labels)
+@pytest.mark.parametrize("name", FORECASTERS)
+def test_every_example_of_a_forecaster_can_be_studied(try_first: Try, weather_csv: Path, name: str) -> None:
+    shape = {"context": 32, "horizon": 8}
     tried = try_first(
-        model="array_modules:Pair", model_folder=str(module_folder), dataset=str(tmp_path / "halves.npz")
+        model=f"examples.modules.{name}:build",
+        model_folder=str(REPOSITORY),
+        model_arguments={"channels": 4, **shape},
+        dataset=str(weather_csv),
+        context_length=32,
+        prediction_length=8,
+    )
+    check(tried, TaskKind.FORECASTING, "mae")
+
+
+def test_windows_are_classified_by_an_example_for_signals(
+    try_first: Try, windows: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    warm = (windows[:, :, 1].mean(1) > 0).astype(np.int64)
+    np.savez(tmp_path / "signals.npz", signals=windows.transpose(0, 2, 1), labels=warm)
+    tried = try_first(
+        model="examples.modules.atcnet:build",
+        model_folder=str(REPOSITORY),
+        model_arguments={"electrodes": 4, "samples": windows.shape[1], "classes": 2},
+        dataset=str(tmp_path / "signals.npz"),
+        methods=(Method.FULL,),
     )
     check(tried, TaskKind.ARRAY_CLASSIFICATION, "accuracy")
-    assert sum(tried.facts.dataset.label_counts.values()) == IMAGES
+    assert sum(tried.facts.dataset.label_counts.values()) == len(windows)
 
 
 def test_a_module_may_have_a_loss_of_its_own(
-    try_first: Try,
-    digits: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
-    module_folder: Path,
-    tmp_path: Path,
+    try_first: Try, windows: np.ndarray[Any, Any], tmp_path: Path
 ) -> None:
-    np.savez(tmp_path / "images.npz", image=digits[0])
+    np.savez(tmp_path / "windows.npz", x=windows[:, :32])
     tried = try_first(
-        model="array_modules:Contrast", model_folder=str(module_folder), dataset=str(tmp_path / "images.npz")
+        model="examples.modules.ts2vec:build",
+        model_folder=str(REPOSITORY),
+        model_arguments={"channels": 4},
+        dataset=str(tmp_path / "windows.npz"),
     )
-    check(tried, TaskKind.SELF_SUPERVISED, None)
+    check(tried, TaskKind.SELF_SUPERVISED, None, rel=0.2)  # it draws how far its crops are apart

@@ -38,7 +38,7 @@ from rankwise.probes.model import inspect_model, natural_task
 from rankwise.probes.profiles import TaskKind
 from rankwise.runners import dry_run
 from rankwise.runners.build import build_model
-from rankwise.runners.dry_run import Batch, LossScaler, record
+from rankwise.runners.dry_run import ArrayOfBatch, Batch, LossScaler, arrays_for, record
 from rankwise.runners.estimate import DryRunner
 from rankwise.runners.fakes import fake_tensors, materialise, on_meta
 from rankwise.runners.losses import set_loss
@@ -213,6 +213,7 @@ UNFROZEN = {"head": (), "last-blocks": ("bert.encoder.layer.1",), "bitfit": ("bi
 """Methods without an adapter, with what they train of a BERT beside its head."""
 
 DENSE = Batch(rows=2, length=24)
+IMAGES = (ArrayOfBatch("pixel_values", IMAGE, "float32"), ArrayOfBatch("labels", (), "int64"))
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ def case(family: str = "llama", method: str = "lora", **settings: Any) -> Case:
     if family == "t5":
         own["batch"] = replace(own.get("batch", DENSE), target_length=12)
     if FAMILIES[family].task == "image-classification":
-        own["batch"] = replace(DENSE, image=IMAGE)
+        own["batch"] = replace(DENSE, arrays=IMAGES)
     return Case(family, method, level=tuple(settings.items()), **own)
 
 
@@ -709,7 +710,7 @@ def test_a_runner_cuts_a_model_where_that_tells_the_same(name: str, tmp_path: Pa
     settings = Settings(gradient_checkpointing=False, length=DENSE.length)
     candidate = candidate_from(settings, model, task.kind)
     target_length = 12 if task.kind is TaskKind.SEQ2SEQ else None
-    batch = replace(DENSE, target_length=target_length, image=model.image_shape)
+    batch = replace(DENSE, target_length=target_length, arrays=arrays_for(model))
 
     def found() -> tuple[Any, Any]:
         tape = runner.tape(candidate, batch)

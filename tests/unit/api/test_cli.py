@@ -437,7 +437,11 @@ def test_what_was_noticed_of_the_data_is_shown(run: Run, script, store):
     with results.capture() as printed:
         Report(study=replace(study, facts=facts), trials=[]).print()
 
-    assert printed.get().splitlines()[2:] == [f"data: {note}", ""]
+    assert printed.get().splitlines()[2:] == [
+        "text-classification: few distinct labels",
+        f"data: {note}",
+        "",
+    ]
     shown = StudyDocument.of(replace(study, facts=facts), {}).model_dump(mode="json")
     assert shown["facts"]["dataset"]["notes"] == [note]
 

@@ -57,6 +57,7 @@ def test_lines_tell_each_thing_once(script, store, stderr: StringIO, candidates)
     said = [line.split("] ", 1)[1] for line in stderr.getvalue().splitlines()]
     assert said == [
         f"study {script.id}: MiniLM on reviews.csv, balanced",
+        "text-classification: few distinct labels",
         "BertModel with 22.7 M parameters; 320 rows to train on, 80 held out, at most 128 tokens each",
         f"trial 1 probe: {lora.describe()}",
         f"trial 1 probe: {lora.describe()} (attempt 2)",

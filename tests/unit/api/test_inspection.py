@@ -146,6 +146,7 @@ def test_the_document_is_stable_json(mixture: Inspection, hardware: HardwareProf
         "expert_parameters",
         "tried_with",
         "methods",
+        "targets",
         "groups",
         "trainable",
     ]

@@ -280,3 +280,10 @@ def test_an_archive_that_was_cut_short_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DatasetError, match=r"a\.npz: not readable as an archive of arrays"):
         profile(path)
+
+
+def test_formats_that_start_other_programs_are_not_opened(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(RowError, match="not readable as an image"):
+        read_image(tmp_path / "a.png", (3, 2, 2), (0.0,) * 3, (1.0,) * 3)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,29 @@ def test_images_take_the_size_that_the_model_says(images: Path) -> None:
     Image.new("L", (5, 4)).save(images / "a" / "other.png")
     with pytest.raises(DatasetError, match=r"differ in size \(4×4 and 5×4 pixels\)"):
         with_images(task, make_model(), images)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "size", "mean", "std"),
+    [
+        ({}, 4, 0.5, 0.5),
+        ({"size": {"height": 6, "width": 6}, "image_mean": [0.1] * 3, "image_std": [0.2] * 3}, 6, 0.1, 0.2),
+        ({"size": {"shortest_edge": 9}, "crop_size": 8, "do_normalize": False}, 8, 0.0, 1.0),
+        ({"size": 6, "do_rescale": False, "image_mean": [51.0] * 3, "image_std": [51.0] * 3}, 6, 0.2, 0.2),
+    ],
+)
+def test_a_preprocessor_says_how_images_are_normalised(
+    images: Path, tmp_path: Path, preprocessor: dict[str, Any], size: int, mean: float, std: float
+) -> None:
+    """Of a network of convolutions, which takes images of any size, but of three channels."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    model = replace(make_model(), factory=None, path=str(tmp_path))
+    form = with_images(profile(images).task, model, images).arrays
+    assert form is not None
+    assert form.inputs[0].shape == (3, size, size)
+    assert form.mean == pytest.approx((mean,) * 3)
+    assert form.std == pytest.approx((std,) * 3)
 
 
 def test_rows_are_written_once_and_read_as_they_were(images: Path, tmp_path: Path) -> None:

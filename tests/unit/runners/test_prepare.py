@@ -209,6 +209,13 @@ def test_other_rows_and_other_tokenizers_have_other_tokens(rows_jsonl: Path, tok
     assert len(set(keys)) == 4
 
 
+def test_keys_of_texts_stay_what_they_were(rows_jsonl: Path) -> None:
+    """Else everybody's tokens would be made again: a new field of the task must not count."""
+    dataset = replace(profile(rows_jsonl, TaskKind.CAUSAL_LM), task=TASKS[TaskKind.CAUSAL_LM])
+    key = tokens_key(dataset, RandomTokens(500, seed=0), Recipe(max_length=64), 0)
+    assert key == "0b01ef9937b12f9c2450e10afac95c71a55ac09a26064d7d13abc26b67a4b9af"
+
+
 def model_at(path: Path, *, has_weights: bool) -> ModelProfile:
     return ModelProfile(
         source="some/model",
