@@ -1,0 +1,1 @@
+"""What ``families.py`` is made of."""
