@@ -221,8 +221,8 @@ PAIR_RULES = (
     ),
     Rule(
         name="attention-half-precision",
-        reason="PEFT adds LoRA to the weights of nn.MultiheadAttention in each step and takes it off again: in "
-        "16 bits the frozen weights drift.",
+        reason="PEFT adds LoRA to the weights of nn.MultiheadAttention in each step and takes it off again: "
+        "in 16 bits the frozen weights drift.",
         versions=PEFT,
         forbids=lambda s: "attention" in s.kinds and s.level.weight_dtype in HALF,
     ),

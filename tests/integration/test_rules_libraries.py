@@ -10,7 +10,7 @@ import bitsandbytes
 import pytest
 import torch
 import transformers
-from peft import IA3Config, PeftConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import ParamWrapper
 from transformers.modeling_flash_attention_utils import _is_packed_sequence
 
@@ -116,16 +116,14 @@ def test_experts(mixtral, fields, message):
 
 
 def test_attention_half_precision():
-    model = torch.nn.ModuleDict(
-        {"attention": torch.nn.MultiheadAttention(64, 4, batch_first=True)}
-    ).bfloat16()
-    wrapped = wrap(model, adapter(targets=("attention",)))
-    before = wrapped.base_model.model["attention"].base_layer.in_proj_weight.clone()
-    torch.nn.init.normal_(wrapped.base_model.model["attention"].lora_B["default"].weight.data)
+    model = torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(64, 4, batch_first=True)})
+    get_peft_model(model.bfloat16(), LoraConfig(target_modules=["attention"]))
+    adapted: Any = model["attention"]
+    torch.nn.init.normal_(adapted.lora_B["default"].weight.data)
+    before = adapted.base_layer.in_proj_weight.clone()
     inputs = torch.randn(2, 3, 64, dtype=torch.bfloat16)
-    wrapped.base_model.model["attention"](inputs, inputs, inputs)
-    after = wrapped.base_model.model["attention"].base_layer.in_proj_weight
-    assert not torch.allclose(before, after, rtol=1e-2, atol=1e-5)
+    adapted(inputs, inputs, inputs)
+    assert not torch.allclose(before, adapted.base_layer.in_proj_weight, rtol=1e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize("init_weights", ["pissa", "olora", "orthogonal"])
