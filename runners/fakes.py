@@ -90,12 +90,14 @@ def materialise(model: torch.nn.Module) -> None:
 
     Tied parameters stay tied, and what bitsandbytes would quantize on its way to a device is quantized.
     """
-    made: dict[int, torch.Tensor] = {}
+    # With the tensors themselves: PEFT's attention makes parameters anew while its modules are gone through,
+    # and those could get the id of one that is gone.
+    made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in made:
-            made[id(tensor)] = materialised(tensor)
-        return made[id(tensor)]
+            made[id(tensor)] = tensor, materialised(tensor)
+        return made[id(tensor)][1]
 
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -104,8 +106,6 @@ def materialise(model: torch.nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fake(buffer)
-    # Kept until here: an id may be given away as soon as its tensor is gone.
-    made.clear()
 
 
 def materialised(tensor: torch.Tensor) -> torch.Tensor:

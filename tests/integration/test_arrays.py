@@ -34,7 +34,6 @@ from rankwise.optimizer.codec import from_json, to_json
 from rankwise.optimizer.domain import (
     Candidate,
     Measurement,
-    Method,
     Recommendation,
     Rung,
     StudyFacts,
@@ -339,7 +338,6 @@ def test_windows_are_classified_by_an_example_for_signals(
         model_folder=str(REPOSITORY),
         model_arguments={"electrodes": 4, "samples": windows.shape[1], "classes": 2},
         dataset=str(tmp_path / "signals.npz"),
-        methods=(Method.FULL,),
     )
     check(tried, TaskKind.ARRAY_CLASSIFICATION, "accuracy")
     assert sum(tried.facts.dataset.label_counts.values()) == len(windows)

@@ -235,6 +235,7 @@ class Case:
             "adapter_dtype": "float32",
             "quantization": "none",
             "double_quantization": False,
+            "skip_modules": [],
             "gradient_checkpointing": False,
             "attention": "sdpa",
             "loss": "plain",
