@@ -48,7 +48,7 @@ def write_all(folder: Path) -> dict[str, Path]:
         "windows": folder / "windows.npz",
         "recordings": folder / "recordings.npz",
     }
-    np.savez(paths["heat maps"], pixel_values=np.repeat(images[:, None], 3, 1), labels=_maps(images))
+    np.savez(paths["heat maps"], pixel_values=np.repeat(images[:, None], 3, 1), labels=_maps(images)[:, None])
     with paths["series"].open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(_weather(501))
     np.savez(paths["windows"], x=windows[:, :64])
