@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ...home import Home
 from ...probes.profiles import TaskKind
@@ -118,7 +119,10 @@ def _show(inspection: Inspection, hardware: HardwareProfile) -> None:
     results.print()
     results.print(_groups_table(model, module_groups(model)))
     results.print()
-    results.print(_verdicts_table(inspection))
+    verdicts, remarks = _verdicts_table(inspection)
+    results.print(verdicts)
+    for number, remark in enumerate(remarks, start=1):
+        results.print(Text(f"[{number}] {remark}"))
     if inspection.tried_with is None:
         results.print(
             "\nNo input was found that the module runs with: give it an attribute example_inputs "
@@ -212,27 +216,29 @@ def _groups_table(model: ModelProfile, groups: Iterable[ModuleGroup]) -> Table:
     return table
 
 
-def _verdicts_table(inspection: Inspection) -> Table:
-    """One row for each method that was tried."""
-    table = _table("method", "fits", "trains", "share", "on, or why not")
+def _verdicts_table(inspection: Inspection) -> tuple[Table, list[str]]:
+    """One row for each method that was tried, and the remarks that rows refer to by number."""
+    table = _table("method", "fits", "trains", "share", "on")
     told = None
+    remarks: list[str] = []
     for verdict in inspection.verdicts:
-        count = verdict.trainable_params
-        sits_on = verdict.where
+        count, sits_on = verdict.trainable_params, verdict.where
         names = (*sits_on.modules, *sits_on.parameters, *sits_on.trained)
         where = sits_on.pattern or ", ".join(_shortened(names))
-        if where and where == told:
-            shown = "as above"
-        else:
-            shown, told = where, where or told
+        shown = "as above" if where and where == told else where
+        told = where or told
+        if verdict.reason is not None:
+            if verdict.reason not in remarks:
+                remarks.append(verdict.reason)
+            shown = f"{shown} [{remarks.index(verdict.reason) + 1}]".lstrip()
         table.add_row(
             verdict.name,
             verdict.support.value,
             "—" if count is None else _short(count),
             "" if count is None else _share(count, inspection.model),
-            ". ".join(filter(None, (shown, verdict.reason))),
+            Text(shown),
         )
-    return table
+    return table, remarks
 
 
 def _shortened(names: Iterable[str]) -> tuple[str, ...]:

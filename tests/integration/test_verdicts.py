@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+import transformers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rankwise.optimizer.sizes import trainable_parameters
 from rankwise.optimizer.verdicts import VARIANTS, Proof, Support, Verdict
@@ -24,8 +27,10 @@ from .random_modules import build
 
 LORA = VARIANTS[0]
 LIBRARIES = ("bitsandbytes",)
+ADAPTED = (nn.Linear, Conv1D)
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, nn.MultiheadAttention)
-SEEDS = range(24)
+SEEDS = range(int(os.environ.get("RANKWISE_VERDICT_SEEDS", "24")))
+"""More of them make a benchmark of this: seven (module, method) pairs each."""
 
 
 def verdicts_on(module: nn.Module) -> dict[str, Verdict]:
@@ -217,3 +222,44 @@ def test_without_bitsandbytes_the_rest_goes_on() -> None:
     assert (
         verdicts["lora-nf4"].reason == "Quantization needs the package bitsandbytes, which is not installed."
     )
+
+
+NARROW = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+SMALL = {**NARROW, "vocab_size": 64}
+LIBRARY: dict[str, dict[str, Any]] = {
+    "BertForSequenceClassification": SMALL,
+    "GPT2LMHeadModel": {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    "T5ForConditionalGeneration": {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2},
+    "DebertaV2ForSequenceClassification": {**SMALL, "pooler_hidden_size": 32},
+    "MambaForCausalLM": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2},
+    "FalconForCausalLM": SMALL,
+    "OPTForCausalLM": {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32},
+    "ResNetForImageClassification": {"hidden_sizes": [16], "depths": [1], "embedding_size": 16},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LIBRARY)
+def test_verdicts_on_library_models_are_what_peft_does(name: str, tmp_path: Path) -> None:
+    kind: Any = getattr(transformers, name)
+    config = kind.config_class(**LIBRARY[name])
+    folder = tmp_path / "model"
+    _, verdicts = library_model(folder, **config.to_dict() | {"architectures": [name]})
+    config.decoder_start_token_id = 0
+    model = kind(config)
+    ids = torch.ones((2, 8), dtype=torch.long)
+    inputs: dict[str, torch.Tensor] = {"input_ids": ids}
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    if "Image" in name:
+        inputs = {"pixel_values": torch.randn(2, 3, 64, 64)}
+
+    def run(wrapped: Any) -> torch.Tensor:
+        return wrapped(**inputs).logits
+
+    for method in ("lora", "dora", "adalora", "ia3", "oft", "miss"):
+        verdict = verdicts[method]
+        linear = [each for each, part in model.named_modules() if isinstance(part, ADAPTED)]
+        targets = list(verdict.where.modules) or linear
+        works = bool(targets) and gets_a_gradient(model, configuration(method, targets), run)
+        assert verdict.supported == works, (method, verdict)
