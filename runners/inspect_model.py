@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..optimizer.codec import from_json, to_json
+from ..optimizer.targets import is_adaptable
 from ..probes.model import inspect_model, inspect_module, natural_task, random_model, task_without_data
 from ..probes.model_source import has_weights, weight_headers
 from ..probes.profiles import Factory, ModelProfile, TaskKind, TaskProfile
@@ -67,12 +68,24 @@ def _of_library(spec: Mapping[str, Any]) -> dict[str, Any]:
     if has_weights(path):
         for header in weight_headers(path).values():
             stored[header.dtype] += header.stored_bytes
-    if task.kind in NAMED:
-        module = random_model(path, task, device="meta" if model.parameters > MOST_NUMBERS else "cpu")
-        inputs, _ = observe(module)
-        return _answer(task, model, stored, OwnModule(module, model, inputs), spec, tried_with=inputs)
-    subject = LibraryModel(model, task, Path(spec["folder"]), allow_remote_code=allowed)
-    return _answer(task, model, stored, subject, spec, tried_with=OF_LIBRARY)
+    subject, inputs = subject_of(model, task, Path(spec["folder"]), allow_remote_code=allowed)
+    return _answer(task, model, stored, subject, spec, tried_with=inputs)
+
+
+def subject_of(
+    model: ModelProfile, task: TaskProfile, folder: Path, *, allow_remote_code: bool = False
+) -> tuple[Subject, Inputs | None]:
+    """What methods are tried on, of a model of transformers, and with which inputs.
+
+    Models of a class that only their configuration names, and those without a linear layer in their body, are
+    tried like modules of anybody's.
+    """
+    has_linear = any(is_adaptable(module, model.new_modules) for module in model.modules)
+    if task.kind not in NAMED and (has_linear or model.runs_remote_code):
+        return LibraryModel(model, task, folder, allow_remote_code=allow_remote_code), OF_LIBRARY
+    module = random_model(Path(model.path), task, device="meta" if model.parameters > MOST_NUMBERS else "cpu")
+    inputs, _ = observe(module)
+    return OwnModule(module, model, inputs), inputs
 
 
 def _answer(

@@ -92,18 +92,30 @@ def load_base(
             None, config=skeleton.config, state_dict=tensors, **without_nones(arguments)
         )
     else:
-        model = auto_class.from_pretrained(
+        model, report = auto_class.from_pretrained(
             model_path,
             config=config,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # a head of other classes than the task's is made anew
+            output_loading_info=True,
             **({} if is_named_by_configuration(task) else {"trust_remote_code": trust_remote_code}),
             **without_nones(arguments),
         )
+        require_fitting(model, [name for name, *_ in report["mismatched_keys"]])
     if level["quantization"] in FOUR_BIT:
         keep_settings(model)
     if device.type == "cpu":
         widen_norms(model)
     return model
+
+
+def require_fitting(model: Any, mismatched: Sequence[str]) -> None:
+    """Raise ValueError if weights of the model's body, and not of its head alone, had other shapes."""
+    body = [name for name in mismatched if name.startswith(f"{model.base_model_prefix}.")]
+    if body:
+        raise ValueError(
+            f"{len(body)} weights have other shapes than config.json says: {', '.join(body[:3])}"
+        )
 
 
 def model_class(config: Any, task: Mapping[str, Any]) -> Any:

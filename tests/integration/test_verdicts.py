@@ -19,6 +19,7 @@ from rankwise.optimizer.sizes import trainable_parameters
 from rankwise.optimizer.verdicts import VARIANTS, Proof, Support, Verdict
 from rankwise.probes.model import inspect_model, inspect_module, natural_task
 from rankwise.probes.profiles import Factory, ModelProfile
+from rankwise.runners.inspect_model import subject_of
 from rankwise.runners.library_model import LibraryModel
 from rankwise.runners.own_module import OwnModule, observe
 from rankwise.runners.verdicts import verdicts_of
@@ -27,7 +28,7 @@ from .random_modules import build
 
 LORA = VARIANTS[0]
 LIBRARIES = ("bitsandbytes",)
-ADAPTED = (nn.Linear, Conv1D)
+ADAPTED = (nn.Linear, Conv1D, nn.Conv2d)
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, nn.MultiheadAttention)
 SEEDS = range(int(os.environ.get("RANKWISE_VERDICT_SEEDS", "24")))
 """More of them make a benchmark of this: seven (module, method) pairs each."""
@@ -152,7 +153,8 @@ def library_model(folder: Path, **config: Any) -> tuple[ModelProfile, dict[str, 
     (folder / "config.json").write_text(json.dumps(config))
     task = natural_task(folder)
     profile = inspect_model(folder, source="some/model", revision=None, task=task, try_packing=False)
-    verdicts = verdicts_of(LibraryModel(profile, task, folder), libraries=LIBRARIES)
+    subject, _ = subject_of(profile, task, folder)
+    verdicts = verdicts_of(subject, libraries=LIBRARIES)
     return profile, {verdict.name: verdict for verdict in verdicts}
 
 
