@@ -30,7 +30,7 @@ from .dry_run import Batch, arrays_for, make_inputs
 from .dry_runner import CANNOT_RUN, TOTAL_STEPS
 from .fakes import fake_tensors, known_masks, known_weights, materialise, on_meta
 from .forward import batch_loss, run_model
-from .shallow import cut_configuration, stacks_of
+from .shallow import begins_like_the_rest, cut_configuration, stacks_of
 from .trying import (
     RANK,
     adapted_by,
@@ -42,7 +42,7 @@ from .trying import (
     without_gradient,
 )
 
-TRIED_LAYERS = (2, 4, 8)
+TRIED_LAYERS = (1, 2, 4, 8)
 """Of a stack: the fewest among which there is every kind of layer."""
 
 DEEPEST_STEP = 16
@@ -74,7 +74,8 @@ class LibraryModel:
         self._can_step = True
         self.why_no_step = "its layers are many, and not alike"
         stacks = stacks_of(profile)
-        depths = [layers for layers in TRIED_LAYERS if layers < min(stacks.values(), default=0)]
+        least = 1 if begins_like_the_rest(profile) else 2
+        depths = [each for each in TRIED_LAYERS if least <= each < min(stacks.values(), default=0)]
         tried = folder / "tried"
         self._layers = next(
             (each for each in depths if cut_configuration(self._path, stacks, tried, layers=each)), None

@@ -31,16 +31,26 @@ def stacks_of(model: ModelProfile) -> dict[str, int]:
     The first may differ, as it is not repeated: T5's holds what all of them know of positions, DeepSeek's
     has no experts.
     """
+    return {
+        stack: len(own)
+        for stack, own in _shapes(model).items()
+        if len(own) > TRACED_LAYERS and all(shapes == own[1] for layer, shapes in own.items() if layer)
+    }
+
+
+def begins_like_the_rest(model: ModelProfile) -> bool:
+    """Whether the first layer of each stack holds modules of the same shapes as the second."""
+    return all(own.get(0) == own.get(1) for own in _shapes(model).values())
+
+
+def _shapes(model: ModelProfile) -> Mapping[str, Mapping[int, list[tuple[Any, ...]]]]:
+    """Stack of layers → number of the layer → what its modules are like."""
     layers: defaultdict[str, defaultdict[int, list[tuple[Any, ...]]]] = defaultdict(lambda: defaultdict(list))
     for module in model.modules:
         if match := LAYER.match(module.name):
             shape = (match["rest"], module.kind, module.in_features, module.out_features, module.parameters)
             layers[match["stack"]][int(match["layer"])].append(shape)
-    return {
-        stack: len(own)
-        for stack, own in layers.items()
-        if len(own) > TRACED_LAYERS and all(shapes == own[1] for layer, shapes in own.items() if layer)
-    }
+    return layers
 
 
 def cut_configuration(
