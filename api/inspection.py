@@ -213,7 +213,7 @@ def inspection_document(
             {
                 **{name: to_json(row.adapter)[name] for name in _SHOWN_FIELDS},
                 "parameters": row.parameters,
-                "share": None if row.parameters is None else row.parameters / model.parameters,
+                "share": None if row.parameters is None else row.parameters / max(1, model.parameters),
                 "refusal": row.refusal,
             }
             for row in what_trains(inspection, hardware)

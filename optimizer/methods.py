@@ -17,7 +17,7 @@ from .domain import Adapter, Method
 LINEAR = frozenset({"linear"})
 TRANSPOSED = frozenset({"conv1d"})
 EXPERTS = frozenset({"experts"})
-ANY_MATRIX = frozenset({"linear", "conv1d", "convolution", "embedding", "attention-part"})
+ANY_MATRIX = frozenset({"linear", "conv1d", "convolution", "embedding"})
 ATTENTION = frozenset({"attention"})
 CONVOLUTION = frozenset({"convolution"})
 

@@ -151,7 +151,7 @@ def _of_word(word: str, modules: Sequence[ModuleProfile]) -> list[ModuleProfile]
 def _matching(pattern: str, modules: Sequence[ModuleProfile]) -> list[ModuleProfile]:
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         raise InputError(
             f"the pattern {pattern!r} is no regular expression: {error}",
             next_step="correct it, or write names separated by commas",
@@ -183,12 +183,17 @@ def _containing(
 
 def _layers(text: str, model: ModelProfile) -> tuple[str, Callable[[ModuleProfile], bool]]:
     """What stands before the range, and whether a module lies in it."""
+    if text.count("@") > 1:
+        raise InputError(
+            f"{text!r} names several ranges of layers, and one holds for the whole choice",
+            next_step="write each as a choice of its own",
+        )
     match = _RANGE.fullmatch(text)
     depth = 1 + max((module.layer for module in model.modules if module.layer is not None), default=-1)
     if match is None or (match["first"] is None and match["last"] is None):
         raise InputError(
             f"{text!r} names no range of layers",
-            next_step="write it like attention@8-11, mlp@6-, query@-4 (the last four) or head@0",
+            next_step="write it like attention@8-11, mlp@6-, query@-4 (the last four) or mlp@0",
         )
     first, last = match["first"], match["last"]
     if first is not None and first.startswith("-"):
@@ -206,6 +211,12 @@ def _layers(text: str, model: ModelProfile) -> tuple[str, Callable[[ModuleProfil
 
 
 def _no_match(text: str, model: ModelProfile) -> InputError:
+    if text in ROLE_WORDS or text in KIND_WORDS:
+        roles = sorted({module.role for module in model.modules} - {"other"})
+        return InputError(
+            f"no module of {model.source} plays the part {text!r}",
+            next_step=f"those that are played: {', '.join(roles) or 'none'}; or name modules",
+        )
     names = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", m.name) for m in model.modules))
     ends = sorted({name.rpartition(".")[2] for name in names} | set(ROLE_WORDS) | set(KIND_WORDS))
     near = difflib.get_close_matches(text.rpartition(".")[2], ends, n=3, cutoff=0.5)

@@ -123,7 +123,7 @@ class Settled:
     """Of those that were kept, together; where none was, the last that failed."""
 
 
-NOT_CALLED = "the model does not call it, so no gradient would reach an adapter"
+NOT_REACHED = "no gradient reached an adapter there, in several passes with the inputs at hand"
 READ_DIRECTLY = (
     "nn.MultiheadAttention reads its weight without calling it, so no gradient would reach an adapter"
 )

@@ -128,7 +128,7 @@ def inspect_module(module: nn.Module, factory: Factory, calls: Sequence[Call] = 
         calls: of a run that was watched, where there was one: they tell what structure alone does not.
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    config = getattr(module, "config", None)
+    config = module.config if is_of_transformers(module) else None
     blocks = block_numbers(module)
     return ModelProfile(
         source=factory.name,
@@ -195,7 +195,7 @@ def natural_task(path: Path, *, allow_remote_code: bool = False) -> TaskProfile:
         kind, reason = TaskKind.TEXT_CLASSIFICATION, f"{name} with {config.num_labels} labels"
     elif type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         kind, reason = TaskKind.SEQ2SEQ, f"{name} is an encoder-decoder"
-    elif _is_decoder(config):
+    elif _is_decoder(config) and not config.is_encoder_decoder:
         kind, reason = TaskKind.CAUSAL_LM, f"{name} is a decoder"
     elif name.endswith("ForImageClassification") or ("For" not in name and _reads_images_only(config)):
         kind, reason = TaskKind.IMAGE_CLASSIFICATION, f"{name} reads images; {config.num_labels} labels"

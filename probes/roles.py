@@ -100,10 +100,12 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
             shape = _Shape("parameter", module.weight.shape[1], module.weight.shape[0])
         if shape is None:
             continue
-        if shape.kind in ("embedding", "convolution"):
-            role = "head" if not told and places.get(name) == "head" else "other"
-        elif module is output or not in_body(model, name):
+        if shape.kind == "embedding":
+            role = "other"
+        elif module is output or not in_body(model, name) or _is_named_head(model, name, told=told):
             role = "head"
+        elif shape.kind == "convolution":
+            role = "head" if not told and places.get(name) == "head" else "other"
         elif is_router:
             role = "router"
         else:
@@ -122,6 +124,11 @@ def _profiles(model: Any, calls: Sequence[Call]) -> Iterator[ModuleProfile]:
             is_plain=isinstance(module, Conv1D) or type(module).__module__.startswith("torch.nn."),
         )
         counted |= own.keys()
+
+
+def _is_named_head(model: Any, name: str, *, told: bool) -> bool:
+    """Of a model that tells nothing of its body, as CLIP's classifier of images."""
+    return told and model.base_model is model and name.partition(".")[0] in ("classifier", "score")
 
 
 def _role_of(name: str, place: str | None, *, told: bool) -> str:

@@ -214,13 +214,23 @@ def _heads(modules: Mapping[str, nn.Module], calls: Sequence[Call]) -> Iterator[
     for name in (called or layers)[-1:] if len(layers) > 1 else ():
         if _is_inside(name, stacked):
             return
-        stem, sizes = name.rstrip("0123456789"), matrix_of(modules[name])
+        stem, shape = name.rstrip("0123456789"), _shape_of(modules[name])
+        # Layers that can stand one behind the other are no heads side by side.
+        has_number = stem != name and shape is not None and shape[1] != shape[2]
         yield from (
             each
             for each in layers
             if each == name
-            or (stem != name and each.rstrip("0123456789") == stem and matrix_of(modules[each]) == sizes)
+            or (has_number and each.rstrip("0123456789") == stem and _shape_of(modules[each]) == shape)
         )
+
+
+def _shape_of(module: nn.Module) -> tuple[type, int, int] | None:
+    """Class, input and output width of a layer."""
+    if isinstance(module, _CONVOLUTIONS):
+        return type(module), module.in_channels, module.out_channels
+    sizes = matrix_of(module)
+    return None if sizes is None else (type(module), *sizes)
 
 
 def _is_inside(name: str, blocks: Iterable[str]) -> bool:

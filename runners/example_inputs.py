@@ -9,7 +9,8 @@ import inspect
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from torch import nn
 from torch.utils._pytree import tree_iter, tree_map
 
 from ..probes.model import forward_arguments
+from ..probes.structure import watched
 
 ROWS = 2
+TARGETS = ("labels", "label", "targets", "target", "y", "future_values")
+"""Arguments for what is to be predicted: not guessed."""
 OFFERED = ("example_inputs", "example_input_array", "dummy_inputs")
 """Attributes that hold inputs: ours, Lightning's, and transformers'."""
 
@@ -26,6 +30,11 @@ LENGTHS = (16, 32, 64, 96, 128, 256, 512, 1000, 1024)
 SIDES = (32, 28, 64, 16, 96, 128, 224, 256, 8, 12, 20, 24, 48)
 CHANNELS = 7
 """An odd number, so that what is no channel is not taken for one."""
+
+MOST_MIXED = 3
+"""Arguments of different kinds that are guessed …"""
+MOST_TENSORS = 6
+"""… from so many tensors."""
 
 LONGEST_TRYING_S = 5.0
 
@@ -39,13 +48,29 @@ class Inputs:
     origin: str = ""
     """Where they are from, for people."""
 
+    def drawn_anew(self, times: int) -> Inputs:
+        """So many times the rows, with other numbers; what is no fraction is repeated."""
+
+        def drawn(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or value.dim() == 0:
+                return value
+            rows = value.repeat(times, *(1 for _ in value.shape[1:]))
+            return torch.randn_like(rows) if rows.is_floating_point() else rows
+
+        places, names = tree_map(drawn, (self.by_place, dict(self.by_name or {})))
+        return replace(self, by_place=places, by_name=names)
+
     def call(self, module: nn.Module) -> Any:
-        """Run the module, with the inputs where its parameters are: without numbers if these have none."""
-        device = next((each.device for each in module.parameters()), torch.device("cpu"))
-        places, names = tree_map(
-            lambda value: value.to(device) if isinstance(value, torch.Tensor) else value,
-            (self.by_place, dict(self.by_name or {})),
-        )
+        """Run the module, with inputs that are where its parameters are (without numbers if these have none),
+        and of their dtype."""
+        like = next((each for each in module.parameters() if each.is_floating_point()), torch.empty(0))
+
+        def fitted(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+
+        places, names = tree_map(fitted, (self.by_place, dict(self.by_name or {})))
         return module(*places, **names)
 
 
@@ -56,9 +81,12 @@ def find_inputs(module: nn.Module) -> Inputs | None:
     of its batches.
     """
     started_s = time.monotonic()
-    for inputs in itertools.chain(_offered(module), _suggested(module)):
+    for inputs in _offered(module):
         if _works(module, inputs):
             return inputs
+    for inputs in _suggested(module):
+        if _works(module, inputs):
+            return _completed(module, inputs)
         if time.monotonic() - started_s > LONGEST_TRYING_S:
             return None
     return None
@@ -78,6 +106,24 @@ def scalar_of(output: Any) -> torch.Tensor | None:
         if isinstance(part, torch.Tensor) and part.is_floating_point() and part.requires_grad
     ]
     return torch.stack(parts).sum() if parts else None
+
+
+def _completed(module: nn.Module, inputs: Inputs) -> Inputs:
+    """With arguments that may be left out, where giving them lets more of the module run."""
+    best, reached = inputs, _reached(module, inputs)
+    first = next(iter((*inputs.by_place, *(inputs.by_name or {}).values())))
+    for each in inspect.signature(module.forward).parameters.values():
+        if each.default is not None or each.name in TARGETS:
+            continue
+        more = replace(best, by_name={**(best.by_name or {}), each.name: first})
+        if _works(module, more) and _reached(module, more) > reached:
+            best, reached = more, _reached(module, more)
+    return best
+
+
+def _reached(module: nn.Module, inputs: Inputs) -> int:
+    """How many parts of the module run with these."""
+    return len({call.name for call in watched(module, partial(inputs.call, module))})
 
 
 def _works(module: nn.Module, inputs: Inputs) -> bool:
@@ -132,18 +178,29 @@ def _by_configuration(module: nn.Module) -> Iterator[Inputs]:
 
 
 def _suggested(module: nn.Module) -> Iterator[Inputs]:
-    """Tensors that layers would take, the first ones' first; the same for each argument without a default."""
-    needed = _needed(module)
+    """Tensors that layers would take, the first ones' first: the same for each argument, then mixed."""
+    places, names = _needed(module)
+    first: dict[tuple[Any, ...], torch.Tensor] = {}
     for tensor in _tensors(module):
-        for count in dict.fromkeys((needed, 1)):
-            yield Inputs((tensor,) * count, origin=f"layers: {_shape(tensor)}")
+        first.setdefault((tensor.dtype, tensor.dim()), tensor)
+        for count in dict.fromkeys((places, max(places, 1 - len(names)))):
+            named = dict.fromkeys(names, tensor)
+            yield Inputs((tensor,) * count, named, origin=f"layers: {_shape(tensor)}")
+    if 2 <= places + len(names) <= MOST_MIXED:
+        tensors = [*itertools.islice(_tensors(module), MOST_TENSORS), *first.values()]
+        for chosen in itertools.product(tensors, repeat=places + len(names)):
+            named = dict(zip(names, chosen[places:], strict=True))
+            yield Inputs(chosen[:places], named, origin=f"layers: {', '.join(map(_shape, chosen))}")
 
 
-def _needed(module: nn.Module) -> int:
-    """Arguments without a default; at least one."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(module.forward).parameters.values()
-    return max(1, sum(each.default is each.empty and each.kind in kinds for each in parameters))
+def _needed(module: nn.Module) -> tuple[int, list[str]]:
+    """Arguments without a default: how many by place, and which by name only."""
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [
+        each for each in inspect.signature(module.forward).parameters.values() if each.default is each.empty
+    ]
+    names = [each.name for each in needed if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    return sum(each.kind in by_place for each in needed), names
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -154,7 +211,7 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
         for layer in layers:
             for shape in make(layer, widths):
                 key = (isinstance(layer, nn.Embedding), *shape)
-                if key not in seen:
+                if key not in seen and 0 not in shape:
                     seen.add(key)
                     is_index = isinstance(layer, nn.Embedding)
                     yield torch.ones(shape, dtype=torch.long) if is_index else torch.randn(shape)

@@ -6,7 +6,7 @@ Knows nothing of what is concluded from a try.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -23,7 +23,7 @@ from ..optimizer.exports.peft import adapter_config
 from ..optimizer.rules import preferred_attention
 from ..optimizer.sizes import trainable_parameters
 from ..optimizer.targets import Targets
-from ..optimizer.verdicts import NOT_CALLED, Attempt, Proof, Settled, Variant, Where
+from ..optimizer.verdicts import NOT_REACHED, Attempt, Proof, Settled, Variant, Where
 from ..probes.profiles import ModelProfile, ModuleProfile, TaskProfile
 from .build import build_model
 from .dry_run import Batch, arrays_for, make_inputs
@@ -90,6 +90,9 @@ class LibraryModel:
         if adapter is not None:
             yield (*adapter.targets, *adapter.target_parameters)
 
+    def known(self, _: Variant) -> Mapping[str, str]:
+        return {}
+
     def build_only(self, reason: str) -> None:
         self._can_step, self.why_no_step = False, f"the model itself fails in one ({reason})"
 
@@ -107,7 +110,7 @@ class LibraryModel:
             return Attempt(error=first_words(error))
         proof = Proof.STEP if self._can_step else Proof.BUILD
         unused = idle_among(entries, idle, adapted_by(model))
-        return Attempt(idle=dict.fromkeys(unused, NOT_CALLED), proof=proof)
+        return Attempt(idle=dict.fromkeys(unused, NOT_REACHED), proof=proof)
 
     def trainable(self, variant: Variant, settled: Settled) -> int | None:
         return trainable_parameters(self._candidate(variant, settled.kept).adapter, self.profile)

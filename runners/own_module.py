@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_iter
 
 from ..optimizer.adapters import AdapterFactory
 from ..optimizer.codec import to_json
@@ -21,7 +23,16 @@ from ..optimizer.domain import Adapter, Method, Quantization
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.methods import METHODS
 from ..optimizer.targets import Targets, suffixes_for, target_pattern
-from ..optimizer.verdicts import NOT_CALLED, READ_DIRECTLY, Attempt, Proof, Settled, Variant, Where
+from ..optimizer.verdicts import (
+    NOT_REACHED,
+    READ_DIRECTLY,
+    Attempt,
+    Proof,
+    Settled,
+    Variant,
+    Where,
+    listed,
+)
 from ..probes.profiles import ModelProfile
 from ..probes.structure import Call, watched
 from .build import add_adapter, freeze_rest
@@ -32,9 +43,7 @@ from .modules import quantize_linears
 from .plain_module import emptied, tensors_of
 from .trying import (
     RANK,
-    adapted_by,
     first_words,
-    idle_among,
     level_of,
     quiet,
     tried_candidate,
@@ -44,8 +53,11 @@ from .trying import (
 MOST_NUMBERS = 50_000_000
 """Modules of more parameters are tried without their numbers."""
 
+ROWS_OF_PASSES = (1, 1, 4, 16, 1, 1)
+"""A step takes more passes while some adapter got no gradient, with so many times the rows."""
+
 EVERYWHERE = (
-    frozenset({"linear", "conv1d", "attention", "attention-part"}),
+    frozenset({"linear", "conv1d", "attention"}),
     frozenset({"convolution"}),
     frozenset({"embedding"}),
 )
@@ -70,24 +82,30 @@ class OwnModule:
         self._names = [name for name, _ in module.named_modules()]
 
     def tiers(self, variant: Variant) -> Iterator[Sequence[str]]:
-        takes = METHODS[variant.method].tried_on - ({"attention"} if variant.use_dora else set())
-        if "attention" in takes:  # its parts are adapted with it
-            takes -= {"attention-part"}
+        takes = self._kinds(variant)
         for kinds in EVERYWHERE:
             yield [name for name, each in self._modules.items() if each.kind in kinds & takes]
+
+    def _kinds(self, variant: Variant) -> frozenset[str]:
+        return METHODS[variant.method].tried_on - (
+            frozenset({"attention"}) if variant.use_dora else frozenset()
+        )
+
+    def known(self, variant: Variant) -> Mapping[str, str]:
+        if "attention" in self._kinds(variant):  # its parts are adapted with it
+            return {}
+        parts = (name for name, each in self._modules.items() if each.kind == "attention-part")
+        return dict.fromkeys(parts, READ_DIRECTLY)
 
     def build_only(self, reason: str) -> None:
         self._inputs, self.why_no_step = None, f"the module itself fails in one ({reason})"
 
     def kind_of(self, entry: str) -> tuple[Any, ...]:
-        kind = type(self._module.get_submodule(entry))
-        return kind, self._modules[entry].groups > 1, self._is_in_attention(entry)
-
-    def _is_in_attention(self, name: str) -> bool:
-        """PyTorch's own attention reads this module's weight."""
-        return isinstance(self._module.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
+        return type(self._module.get_submodule(entry)), self._modules[entry].groups > 1
 
     def attempt(self, variant: Variant, entries: Sequence[str]) -> Attempt:
+        if getattr(self._module.forward, "__func__", None) is nn.Module.forward:
+            return Attempt(error="it has no forward pass of its own")
         try:
             model = self._copy()
             quantize_linears(model, to_json(level_of(variant)))
@@ -111,23 +129,36 @@ class OwnModule:
         if not variant.method.has_adapter:
             unused = dict.fromkeys(sorted(idle or ()), "takes no part in a step")
             return Attempt(idle=unused, trainable_params=trained, proof=self._proof)
-        idle_entries = {
-            entry: READ_DIRECTLY if self._is_in_attention(entry) else NOT_CALLED
-            for entry in idle_among(entries, idle or set(), adapted_by(model))
-        }
+        idle_entries = dict.fromkeys((entry for entry in entries if entry in (idle or ())), NOT_REACHED)
         return Attempt(idle=idle_entries, trainable_params=trained, proof=self._proof)
 
     def trainable(self, _: Variant, settled: Settled) -> int | None:
         return settled.attempt.trainable_params
 
-    def warnings(self, _: Variant, settled: Settled) -> Sequence[str]:
-        multiples = {
-            module.groups
-            for module in (self._modules[entry] for entry in settled.kept)
-            if module.kind == "convolution" and module.groups > 1
-        }
-        many = ", ".join(map(str, sorted(multiples)))
-        return (f"Ranks have to be multiples of a convolution's groups ({many}).",) if multiples else ()
+    def warnings(self, variant: Variant, settled: Settled) -> Sequence[str]:
+        chosen = [self._modules[entry] for entry in settled.kept]
+        found = []
+        if many := sorted({each.groups for each in chosen if each.kind == "convolution" and each.groups > 1}):
+            text = ", ".join(map(str, many))
+            found.append(f"Ranks have to be multiples of a convolution's groups ({text}).")
+        narrow = min((each.in_features for each in chosen), default=RANK)
+        if variant.method is Method.MISS and narrow < RANK:
+            found.append(f"MiSS takes no rank above the input of a module: here {narrow}.")
+        if shared := self._shared_weights(settled.kept):
+            found.append(f"{listed(shared)}: the weight is shared, and merging an adapter changes both.")
+        return found
+
+    def _shared_weights(self, names: Sequence[str]) -> list[str]:
+        """Those whose weight another module has too."""
+        owners = Counter(
+            id(each) for part in self._module.modules() for each in part.parameters(recurse=False)
+        )
+        parts = ((name, self._module.get_submodule(name)) for name in names)
+        return [
+            name
+            for name, part in parts
+            if any(owners[id(each)] > 1 for each in part.parameters(recurse=False))
+        ]
 
     def where(self, kept: Sequence[str]) -> Where:
         found = suffixes_for(kept, self._names)
@@ -138,10 +169,18 @@ class OwnModule:
         return Proof.BUILD if self._inputs is None else Proof.STEP
 
     def _copy(self) -> nn.Module:
-        numbers = (
+        """A copy, in training mode. What it holds besides may be impossible to copy, and is then shared."""
+        numbers: dict[int, Any] = (
             {id(tensor): emptied(tensor) for tensor in tensors_of(self._module)} if self._is_large else {}
         )
-        return copy.deepcopy(self._module, numbers).train()
+        for part in self._module.modules():
+            for tensor in tree_iter([value for name, value in vars(part).items() if name not in _HELD]):
+                if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
+                    numbers[id(tensor)] = tensor.detach().clone()
+        try:
+            return copy.deepcopy(self._module, dict(numbers)).train()
+        except (RuntimeError, TypeError):
+            return copy.deepcopy(self._module, {**numbers, **_uncopiable(self._module)}).train()
 
     def adapter(self, variant: Variant, entries: Sequence[str]) -> Adapter | None:
         match variant.method:
@@ -170,19 +209,57 @@ class OwnModule:
         )
 
     def _step(self, model: nn.Module, variant: Variant) -> set[str] | None:
-        """What got no gradient; None where no step can be taken."""
+        """What got no gradient; None where no step can be taken.
+
+        A pass may leave layers out by chance, or by what it reads: gradients of several add up.
+        """
         if self._inputs is None:
             return None
         is_quantized = variant.quantization is not Quantization.NONE
+        idle: set[str] = set()
+        torch.manual_seed(0)
         with fake_tensors() if self._is_large and is_quantized else nullcontext():
             if self._is_large and is_quantized:
                 materialise(model)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_quantized), known_weights():
-                loss = scalar_of(self._inputs.call(model))
-            if loss is None:
-                raise RuntimeError("no output depends on what is trained")
-            loss.backward()
-        return without_gradient(model)
+            for number, times in enumerate(ROWS_OF_PASSES):
+                inputs = self._inputs.drawn_anew(times) if number else self._inputs
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_quantized), known_weights():
+                    loss = _loss_of(inputs, model, is_first=number == 0)
+                if loss is not None:
+                    loss.backward()
+                idle = without_gradient(model)
+                if not idle:
+                    return idle
+        if all(each.grad is None for each in model.parameters() if each.requires_grad):
+            raise RuntimeError("no gradient reaches what would be trained")
+        return idle
+
+
+def _loss_of(inputs: Inputs, model: nn.Module, *, is_first: bool) -> torch.Tensor | None:
+    """Of one pass; later ones may not fit, as where the number of rows is fixed."""
+    try:
+        return scalar_of(inputs.call(model))
+    except Exception:
+        if is_first:
+            raise
+        return None
+
+
+_HELD = ("_parameters", "_buffers", "_modules")
+
+
+def _uncopiable(module: nn.Module) -> dict[int, Any]:
+    """Values that a module and its parts hold and that cannot be copied, by id: for copies to share."""
+    shared = {}
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if name in _HELD or isinstance(value, nn.Module):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:  # noqa: BLE001 - whatever the user's objects raise
+                shared[id(value)] = value
+    return shared
 
 
 def observe(module: nn.Module) -> tuple[Inputs | None, tuple[Call, ...]]:

@@ -56,6 +56,9 @@ class Subject(Protocol):
     def attempt(self, variant: Variant, entries: Sequence[str]) -> Attempt:
         """Put the method on these targets, and take a step."""
 
+    def known(self, variant: Variant, /) -> Mapping[str, str]:
+        """Modules that are left out without a try → why."""
+
     def build_only(self, reason: str, /) -> None:
         """Take no steps from now on: the model itself cannot."""
 
@@ -92,7 +95,7 @@ def _verdict(subject: Subject, variant: Variant, libraries: Collection[str]) -> 
         return Verdict(name=variant.name, support=Support.NO, reason=reason)
     if not variant.method.has_adapter:
         return _without_adapter(subject, variant)
-    left_out: dict[str, str] = {}
+    left_out = dict(subject.known(variant))
     tiers = [*subject.tiers(variant)]
     for number, tier in enumerate(tiers):
         if not tier:
@@ -135,7 +138,7 @@ def _positive(
 def _of_the_rest(subject: Subject, variant: Variant, tier: Sequence[str]) -> list[str]:
     """Whether the method takes what is left as it is, where that is most of the model."""
     sizes = {module.name: module.parameters for module in subject.profile.modules}
-    share = sum(sizes.get(entry, 0) for entry in tier) / subject.profile.parameters
+    share = sum(sizes.get(entry, 0) for entry in tier) / max(1, subject.profile.parameters)
     if share <= LEFT_ALONE_SHARE:
         return []
     kept = settle(tier, partial(subject.attempt, variant), kind_of=subject.kind_of).kept
@@ -155,7 +158,9 @@ def _without_adapter(subject: Subject, variant: Variant) -> Verdict:
         support=Support.PARTLY if attempt.idle else Support.YES,
         reason=in_words(attempt.idle) or None,
         where=Where(trained=adapter.trained_parts),
-        trainable_params=trainable_parameters(adapter, subject.profile),
+        trainable_params=trainable_parameters(adapter, subject.profile)
+        if attempt.trainable_params is None
+        else attempt.trainable_params,
         proof=attempt.proof,
         left_out=attempt.idle,
     )

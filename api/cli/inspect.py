@@ -308,5 +308,5 @@ def _short(count: int) -> str:
 
 
 def _share(part: int, model: ModelProfile) -> str:
-    percent = 100 * part / model.parameters
+    percent = 100 * part / max(1, model.parameters)
     return "< 0.01 %" if 0 < percent < 0.01 else f"{percent:.2g} %" if percent < 10 else f"{percent:.0f} %"

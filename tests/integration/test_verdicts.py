@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.optimizer.sizes import trainable_parameters
-from rankwise.optimizer.verdicts import VARIANTS, Proof, Support, Verdict
+from rankwise.optimizer.verdicts import NOT_REACHED, VARIANTS, Proof, Support, Verdict
 from rankwise.probes.model import inspect_model, inspect_module, natural_task
 from rankwise.probes.profiles import Factory, ModelProfile
 from rankwise.runners.inspect_model import subject_of
@@ -115,7 +115,7 @@ def test_layers_that_no_call_reaches_are_left_out() -> None:
 
     verdict = verdicts_on(Net())["lora"]
     assert (verdict.support, verdict.where.modules) == (Support.PARTLY, ("used",))
-    assert verdict.left_out == {"idle": "the model does not call it, so no gradient would reach an adapter"}
+    assert verdict.left_out == {"idle": NOT_REACHED}
 
 
 def test_pytorchs_attention_is_adapted_as_a_whole_or_not_at_all() -> None:
