@@ -136,7 +136,7 @@ def _flag(value: Any) -> bool:
 def _names(value: Any) -> tuple[str, ...]:
     """A list, or one text with commas; a regular expression is one name."""
     if isinstance(value, str):
-        parts = [_expression(value)] if value.startswith("re:") else value.split(",")
+        parts = [simple_expression(value)] if value.startswith("re:") else value.split(",")
     else:
         parts = value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
@@ -157,15 +157,15 @@ def _pattern(read: Callable[[Any], Any], value: Any) -> tuple[tuple[str, Any], .
         raise InputError(f"{value!r} is no block of keys", next_step="write it like {q_proj: 16}")
     pairs = []
     for key, number in value.items():
-        pairs.append((_expression(str(key)), read(number)))
+        pairs.append((simple_expression(str(key)), read(number)))
     return tuple(pairs)
 
 
-def _expression(text: str) -> str:
+def simple_expression(text: str) -> str:
     """A regular expression that takes no time worth mentioning, whatever name it is held against."""
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         cause = f"is no regular expression: {error}"
     else:
         repeats = len(re.findall(r"(?<!\\)[*+{]", text))

@@ -96,6 +96,14 @@ def _with_whole_attention(
     return [module for module in model.modules if module.name in wanted]
 
 
+def pattern_in(text: str) -> str | None:
+    """The regular expression, if that is what somebody wrote."""
+    text = text.strip()
+    if text.startswith("re:") or (_PATTERN.search(text) and not text.startswith("[")):
+        return text.removeprefix("re:")
+    return None
+
+
 def where_of(chosen: Sequence[ModuleProfile], model: ModelProfile) -> Where:
     """These modules as PEFT takes them: a list where one tells them from all others, else a pattern."""
     names = [module.name for module in chosen if module.kind != "experts"]
@@ -118,8 +126,8 @@ def _found(text: str, model: ModelProfile) -> tuple[list[ModuleProfile], list[st
     adaptable = [module for module in model.modules if module.kind in ADAPTABLE]
     if text == ALL_LINEAR:
         return [m for m in adaptable if m.kind in ("linear", "conv1d") and m.role != "head"], []
-    if text.startswith("re:") or (_PATTERN.search(text) and not text.startswith("[")):
-        return _matching(text.removeprefix("re:"), adaptable), []
+    if (pattern := pattern_in(text)) is not None:
+        return _matching(pattern, adaptable), []
     if text.startswith("["):
         return _containing(_parts(text), adaptable)
     chosen: dict[str, ModuleProfile] = {}

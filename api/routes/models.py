@@ -12,9 +12,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from ...errors import InputError
+from ...optimizer.selection import pattern_in
 from ...probes.host import read_hardware
 from ...probes.profiles import TaskKind
 from ..inspection import inspection_document
+from ..own_lora import simple_expression
 from ..problems import plain_problem, problem_docs, problem_response
 from ..response_schemas import InspectionDocument
 from .dependencies import InquiriesDep, SettingsDep
@@ -52,6 +54,9 @@ def inspect_model(
     ] = None,
 ) -> dict[str, Any] | Response:
     """Each method is tried on tiny input. 503 while as many others are worked on as may be."""
+    for each in targets or ():
+        if (pattern := pattern_in(each)) is not None:
+            simple_expression(pattern)  # it is held against names here, in the server
     turns: Turns = request.app.state.estimate_turns
     with turns.one() as is_ours:
         if not is_ours:

@@ -90,6 +90,7 @@ def test_a_factory_that_is_not_listed_does_not_run(client: TestClient, answers: 
         ({"arguments": "{"}, "no JSON object"),
         ({"targets": "tail"}, "matches 'tail'"),
         ({"targets": "re:("}, "no regular expression"),
+        ({"targets": "re:(a+)+b"}, "repeats a group"),
     ],
 )
 def test_what_cannot_be_read_is_said(
