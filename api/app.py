@@ -16,6 +16,7 @@ from ..runners.jobs import Inquiries
 from ..store import Store
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
 from .routes import estimates, host, models, studies
+from .routes.turns import Turns
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
 from .supervision import Supervision
@@ -81,7 +82,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         responses={"default": {"model": Problem, "description": "What went wrong, and the next step"}},
     )
     app.state.settings = settings
-    app.state.estimate_turns = estimates.Turns(estimates.AT_ONCE)
+    app.state.turns = Turns()
     app.include_router(studies.router)
     app.include_router(estimates.router)
     app.include_router(models.router)

@@ -6,7 +6,6 @@ Knows nothing of how methods are tried.
 from __future__ import annotations
 
 import json
-from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -17,10 +16,10 @@ from ...probes.host import read_hardware
 from ...probes.profiles import TaskKind
 from ..inspection import inspection_document
 from ..own_lora import simple_expression
-from ..problems import plain_problem, problem_docs, problem_response
+from ..problems import problem_docs
 from ..response_schemas import InspectionDocument
 from .dependencies import InquiriesDep, SettingsDep
-from .estimates import AT_ONCE, RETRY_AFTER_S, Turns
+from .turns import Turns, busy
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -57,16 +56,10 @@ def inspect_model(
     for each in targets or ():
         if (pattern := pattern_in(each)) is not None:
             simple_expression(pattern)  # it is held against names here, in the server
-    turns: Turns = request.app.state.estimate_turns
+    turns: Turns = request.app.state.turns
     with turns.one() as is_ours:
         if not is_ours:
-            problem = plain_problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{AT_ONCE} other estimates or inspections are being worked on",
-                next_step="ask again in a few seconds",
-                instance=request.url.path,
-            )
-            return problem_response(problem, {"Retry-After": str(RETRY_AFTER_S)})
+            return busy(request)
         inspection = inquiries.inspect(
             model,
             task=task,

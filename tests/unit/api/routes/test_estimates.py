@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from rankwise.api.problems import MEDIA_TYPE
-from rankwise.api.routes.estimates import AT_ONCE
+from rankwise.api.routes.turns import AT_ONCE
 from rankwise.errors import RunnerError
 
 GIB = 2**30
