@@ -91,7 +91,7 @@ def test_every_operation_is_documented_with_its_problems(app: FastAPI) -> None:
 
 def test_the_documented_examples_are_valid(app: FastAPI) -> None:
     content = app.openapi()["paths"]["/v1/studies"]["post"]["requestBody"]["content"]["application/json"]
-    assert len(content["examples"]) == 3
+    assert len(content["examples"]) == 4
     for example in content["examples"].values():
         StudyBody.model_validate(example["value"])
 

@@ -14,6 +14,7 @@ LORA = Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=("query", "value"
 EXPERTS = Adapter(
     method=Method.LORA, rank=8, alpha=16.0, targets=("q_proj",), target_parameters=("down_proj",)
 )
+WHOLE = Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=("self_attn",))
 GPT2 = Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=("c_attn",))
 ADALORA = Adapter(method=Method.ADALORA, rank=8, initial_rank=12, alpha=24.0, targets=("query",))
 IA3 = Adapter(method=Method.IA3, targets=("query",))
@@ -95,6 +96,11 @@ CASES = [
         "adalora-half-precision",
         {"adapter": ADALORA, "level": {**MIXED, **NF4}, "native_bf16": True},
         {"level": {**HALF, **INT8}},
+    ),
+    (
+        "attention-half-precision",
+        {"adapter": WHOLE, "model": "attention", "level": HALF, "native_bf16": True},
+        {"level": MIXED},
     ),
     (
         "initialisation-quantized",
@@ -186,6 +192,7 @@ def models(build):
     return {
         "bert": bert,
         "gpt2": build.gpt2(),
+        "attention": build.model([build.module("block.self_attn", "qkv", (64, 192), "attention")]),
         "moe": build.moe(),
         "moe with dense layers": build.model(
             [
