@@ -83,10 +83,11 @@ def verdicts_of(subject: Subject, *, libraries: Collection[str]) -> tuple[Verdic
         libraries: packages that are installed; without bitsandbytes nothing is quantized.
     """
     with quiet():
-        without_method = subject.attempt(VARIANTS[-1], ())
-        if without_method.error is not None:
-            subject.build_only(without_method.error)
-        return tuple(_verdict(subject, variant, libraries) for variant in VARIANTS)
+        *others, full = VARIANTS
+        last = _verdict(subject, full, libraries)
+        if last.reason is not None and not last.supported:
+            subject.build_only(last.reason)
+        return (*(_verdict(subject, variant, libraries) for variant in others), last)
 
 
 def _verdict(subject: Subject, variant: Variant, libraries: Collection[str]) -> Verdict:
