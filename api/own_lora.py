@@ -191,11 +191,9 @@ def _no_bias(value: Any) -> str:
 
 
 def _mode(value: Any) -> str:
+    """Either is taken, and what suits the model is done: transformers quantizes its own models as it loads
+    them, and of a module of one's own linear layers are replaced."""
     mode: str = _one_of({"hf": "hf", "manual": "manual"}, value)
-    if mode == "manual":
-        raise InputError(
-            "studies quantize through transformers", next_step="use hf; manual is for modules of your own"
-        )
     return mode
 
 

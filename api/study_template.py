@@ -67,7 +67,7 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 #   compute_dtype: bf16         # bf16, fp16, fp32; what suits the hardware if left out
 #   double_quant: false
 #   skip_modules: []            # ends of names, such as pooler.dense
-#   mode: hf
+#   mode: hf                    # or manual; done is what suits the model
 
 # --- Limits -------------------------------------------------------------------------------------------
 # memory_limit: 10GiB           # most memory that a trial may take

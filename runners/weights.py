@@ -69,7 +69,7 @@ def load_base(
     """
     if factory is not None:
         made = make_module(factory).to(device=device, dtype=getattr(torch, level["weight_dtype"]))
-        quantize_linears(made, level, skip=trained_modules)
+        quantize_linears(made, level, skip=[*trained_modules, *skip_modules])
         avoid_fast_paths(made)
         if device.type == "cpu":
             widen_norms(made)

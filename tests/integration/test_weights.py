@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from rankwise.optimizer.codec import to_json
-from rankwise.optimizer.domain import Level
+from rankwise.optimizer.domain import Level, Quantization
 from rankwise.runners.weights import load_base
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -50,3 +50,27 @@ def test_a_body_of_other_shapes_is_refused(two_classes: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 48}))
     with pytest.raises(ValueError, match=r"other shapes than config.json says: bert\."):
         load(two_classes, ["a", "b"])
+
+
+def test_a_factorys_module_keeps_the_weights_that_are_to_be_skipped() -> None:
+    level = to_json(Level(quantization=Quantization.NF4, compute_dtype="bfloat16"))
+    model = load_base(
+        "",
+        task={"kind": "array-regression"},
+        level=level,
+        trained_modules=["linear2"],
+        skip_modules=[],
+        device=torch.device("cpu"),
+        seed=0,
+        has_weights=True,
+        trust_remote_code=False,
+        factory={
+            "name": "torch.nn:TransformerEncoderLayer",
+            "folder": ".",
+            "arguments": {"d_model": 64, "nhead": 2, "dim_feedforward": 64},
+        },
+    )
+    assert type(model.linear1.weight).__name__ == "Params4bit"
+    assert type(model.linear2) is torch.nn.Linear
+    model.eval()
+    assert model(torch.randn(2, 3, 64)).shape == (2, 3, 64), "no fast path reads packed weights"

@@ -81,7 +81,7 @@ lora:
   bias: all
 quantization:
   type: nf8
-  mode: manual
+  mode: auto
 """,
     )
     with pytest.raises(InputError) as caught:
@@ -102,7 +102,7 @@ quantization:
         (12, "lora.dropout: 2 is no share"),
         (13, "use none, or --method bitfit"),
         (15, "'nf8' is unknown"),
-        (16, "through transformers"),
+        (16, "'auto' is unknown"),
     ):
         assert any(int(number) == line and words in text for number, text in told), (line, words)
 
