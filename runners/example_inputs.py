@@ -19,10 +19,9 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from ..probes.model import forward_arguments
 from ..probes.structure import watched
+from .forward import TARGET_ARGUMENTS, own_loss
 
 ROWS = 2
-TARGETS = ("labels", "label", "targets", "target", "y", "future_values")
-"""Arguments for what is to be predicted: not guessed."""
 OFFERED = ("example_inputs", "example_input_array", "dummy_inputs")
 """Attributes that hold inputs: ours, Lightning's, and transformers'."""
 
@@ -97,8 +96,8 @@ def scalar_of(output: Any) -> torch.Tensor | None:
 
     None where nothing in it depends on a parameter.
     """
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(loss, torch.Tensor) and loss.requires_grad:
+    loss = own_loss(output)
+    if loss is not None and loss.requires_grad:
         return loss
     parts = [
         part.float().square().mean()
@@ -113,7 +112,9 @@ def _completed(module: nn.Module, inputs: Inputs) -> Inputs:
     best, reached = inputs, _reached(module, inputs)
     first = next(iter((*inputs.by_place, *(inputs.by_name or {}).values())))
     for each in inspect.signature(module.forward).parameters.values():
-        if each.default is not None or each.name in TARGETS:
+        if (
+            each.default is not None or each.name in TARGET_ARGUMENTS
+        ):  # what is to be predicted is not guessed
             continue
         more = replace(best, by_name={**(best.by_name or {}), each.name: first})
         if _works(module, more) and _reached(module, more) > reached:

@@ -17,20 +17,12 @@ from ..probes.model_source import has_weights, weight_headers
 from ..probes.profiles import Factory, ModelProfile, TaskKind, TaskProfile
 from .example_inputs import Inputs
 from .factories import made_by
-from .library_model import LibraryModel
 from .messages import Report
 from .own_module import MOST_NUMBERS, OwnModule, observe
+from .transformers_model import TransformersModel
 from .verdicts import Subject, verdicts_of
 
-NAMED = (
-    TaskKind.FORECASTING,
-    TaskKind.ARRAY_CLASSIFICATION,
-    TaskKind.ARRAY_REGRESSION,
-    TaskKind.SELF_SUPERVISED,
-)
-"""Tasks of models whose class the configuration names: what these take, trying tells."""
-
-OF_LIBRARY = Inputs(origin="its configuration")
+OF_TRANSFORMERS = Inputs(origin="its configuration")
 
 
 def run(spec: Mapping[str, Any], report: Report) -> None:
@@ -81,8 +73,9 @@ def subject_of(
     tried like modules of anybody's.
     """
     has_linear = any(is_adaptable(module, model.new_modules) for module in model.modules)
-    if task.kind not in NAMED and (has_linear or model.runs_remote_code):
-        return LibraryModel(model, task, folder, allow_remote_code=allow_remote_code), OF_LIBRARY
+    is_named = task.kind.reads_arrays and not task.kind.reads_images
+    if not is_named and (has_linear or model.runs_remote_code):
+        return TransformersModel(model, task, folder, allow_remote_code=allow_remote_code), OF_TRANSFORMERS
     module = random_model(Path(model.path), task, device="meta" if model.parameters > MOST_NUMBERS else "cpu")
     inputs, _ = observe(module)
     return OwnModule(module, model, inputs), inputs

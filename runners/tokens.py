@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,9 @@ SCHEMA = pa.schema(
 class RowFile(Sequence[Example]):
     """A mapped file as a sequence of examples; nothing is read until a row is asked for."""
 
+    @abstractmethod
     def heaviest(self, rows: int, *, micro_batch: int) -> list[Example]:
         """The heaviest rows that a step can meet."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -57,9 +58,9 @@ class RowFile(Sequence[Example]):
             raise IndexError(index)
         return self.row(index)
 
+    @abstractmethod
     def row(self, index: int) -> Example:
         """The row of a number that exists."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Example]:
         return (self[number] for number in range(len(self)))

@@ -1,6 +1,6 @@
 """Which methods a model takes, found by trying: each is built by PEFT and takes a step on tiny input.
 
-Knows nothing of how a model is built and run (:mod:`.library_model`, :mod:`.own_module`), nor of what is
+Knows nothing of how a model is built and run (:mod:`.transformers_model`, :mod:`.own_module`), nor of what is
 worth training.
 """
 

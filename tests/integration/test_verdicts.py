@@ -20,8 +20,8 @@ from rankwise.optimizer.verdicts import NOT_REACHED, VARIANTS, Proof, Support, V
 from rankwise.probes.model import inspect_model, inspect_module, natural_task
 from rankwise.probes.profiles import Factory, ModelProfile
 from rankwise.runners.inspect_model import subject_of
-from rankwise.runners.library_model import LibraryModel
 from rankwise.runners.own_module import OwnModule, observe
+from rankwise.runners.transformers_model import TransformersModel
 from rankwise.runners.verdicts import verdicts_of
 
 from .random_modules import build
@@ -148,7 +148,7 @@ def test_without_an_input_it_is_built_only_and_said() -> None:
     assert "no step was taken" in (verdict.reason or "")
 
 
-def library_model(folder: Path, **config: Any) -> tuple[ModelProfile, dict[str, Verdict]]:
+def transformers_model(folder: Path, **config: Any) -> tuple[ModelProfile, dict[str, Verdict]]:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     task = natural_task(folder)
@@ -171,15 +171,15 @@ LLAMA = {
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_library_model_is_tried_on_few_layers_and_counted_on_all(tmp_path: Path) -> None:
-    profile, verdicts = library_model(tmp_path / "llama", **LLAMA)
+def test_a_transformers_model_is_tried_on_few_layers_and_counted_on_all(tmp_path: Path) -> None:
+    profile, verdicts = transformers_model(tmp_path / "llama", **LLAMA)
     assert [verdict.name for verdict in verdicts.values() if verdict.support is not Support.YES] == ["bitfit"]
     assert verdicts["bitfit"].reason == "The model has no biases."
     assert {verdict.proof for verdict in verdicts.values() if verdict.supported} == {Proof.STEP}
     assert verdicts["last-blocks"].where.trained == ("model.layers.11",)
     lora = verdicts["lora"]
     assert lora.where.modules == ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
-    adapter = LibraryModel(profile, natural_task(Path(profile.path)), tmp_path).adapter(
+    adapter = TransformersModel(profile, natural_task(Path(profile.path)), tmp_path).adapter(
         LORA, lora.where.modules
     )
     assert adapter is not None
@@ -189,7 +189,7 @@ def test_a_library_model_is_tried_on_few_layers_and_counted_on_all(tmp_path: Pat
 
 @pytest.mark.filterwarnings("ignore")
 def test_experts_that_a_method_leaves_out_are_told_of(tmp_path: Path) -> None:
-    _, verdicts = library_model(
+    _, verdicts = transformers_model(
         tmp_path / "mixtral", **{**LLAMA, "model_type": "mixtral", "num_local_experts": 16}
     )
     assert verdicts["lora"].support is Support.YES
@@ -209,7 +209,7 @@ def test_layers_of_a_class_of_their_own_are_not_quantized(tmp_path: Path) -> Non
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     }
-    _, verdicts = library_model(tmp_path / "falcon", **falcon)
+    _, verdicts = transformers_model(tmp_path / "falcon", **falcon)
     assert verdicts["lora"].support is Support.YES
     assert verdicts["lora-nf4"].support is Support.NO
     assert "replaces none of its layers" in (verdicts["lora-nf4"].reason or "")
@@ -242,11 +242,11 @@ LIBRARY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", LIBRARY)
-def test_verdicts_on_library_models_are_what_peft_does(name: str, tmp_path: Path) -> None:
+def test_verdicts_on_transformers_models_are_what_peft_does(name: str, tmp_path: Path) -> None:
     kind: Any = getattr(transformers, name)
     config = kind.config_class(**LIBRARY[name])
     folder = tmp_path / "model"
-    _, verdicts = library_model(folder, **config.to_dict() | {"architectures": [name]})
+    _, verdicts = transformers_model(folder, **config.to_dict() | {"architectures": [name]})
     config.decoder_start_token_id = 0
     model = kind(config)
     ids = torch.ones((2, 8), dtype=torch.long)

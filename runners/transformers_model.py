@@ -56,7 +56,7 @@ _LAST = re.compile(r"\.\d+$")
 NOTHING_QUANTIZED = "transformers replaces none of its layers by quantized ones"
 
 
-class LibraryModel:
+class TransformersModel:
     """A model of transformers, without numbers, on few of its layers where these are alike."""
 
     def __init__(
