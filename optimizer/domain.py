@@ -159,6 +159,8 @@ class Objective(StrEnum):
     SPEED = "speed"
     QUALITY = "quality"
     MEMORY = "memory"
+    COST = "cost"
+    """What the whole training costs, in money where a price is known, else in time."""
 
 
 class Scoring(StrEnum):
@@ -180,11 +182,23 @@ class Weights:
 
 
 OBJECTIVE_WEIGHTS: Mapping[Objective, Weights] = {
-    Objective.BALANCED: Weights(speed=0.4, memory=0.2, quality=0.4),
+    # Memory that is left over buys nothing: what does not fit is out, whatever its weight.
+    Objective.BALANCED: Weights(speed=0.5, memory=0.05, quality=0.45),
     Objective.SPEED: Weights(speed=0.8, memory=0.1, quality=0.1),
     Objective.QUALITY: Weights(speed=0.1, memory=0.1, quality=0.8),
     Objective.MEMORY: Weights(speed=0.1, memory=0.8, quality=0.1),
+    Objective.COST: Weights(speed=0.9, memory=0.0, quality=0.1),
 }
+
+QUALITY_WITHIN: Mapping[Objective, float | None] = {
+    Objective.BALANCED: 0.01,
+    Objective.SPEED: None,
+    Objective.QUALITY: 0.0,
+    Objective.MEMORY: None,
+    Objective.COST: 0.03,
+}
+"""How much more held-out loss than the best, as a share of it, an objective lets pass where it can be told
+apart; None: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -446,6 +460,10 @@ class Measurement:
     heldout_rows: int | None = None
     metric_name: str | None = None
     metric_value: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """All that was measured on the held-out rows beside the loss, the one above included."""
+    own_metric: float | None = None
+    """The number that the user's evaluation command printed."""
     trained_tokens: int | None = None
     train_losses: tuple[float | None, ...] = ()
     """Training loss of each optimizer step, None where it was NaN or infinite. Never scores."""
@@ -469,6 +487,24 @@ class Measurement:
             if value is not None:
                 return value
         return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldoutScores:
+    """What a training scored on each held-out row, in the order of the held-out file.
+
+    Equal for all trainings of a study: so two of them can be compared row by row.
+    """
+
+    losses: tuple[float, ...]
+    """Summed over the row's items."""
+    items: tuple[int, ...]
+    """What is scored of the row: itself, or the tokens to be predicted."""
+
+    @property
+    def loss(self) -> float:
+        """The mean over all items."""
+        return sum(self.losses) / sum(self.items)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -520,8 +556,14 @@ class StudyRequest:
     """Overrides the objective's weights."""
     scoring: Scoring = Scoring.COMPARABLE
     memory_limit_bytes: int | None = None
+    finish_limit_s: float | None = None
+    """The whole training has to be done within this."""
+    quality_within: float | None = None
+    """How much more held-out loss than the best may be, as a share; None: what the objective lets pass."""
+    price_per_hour: float | None = None
+    """Of the device, in whatever currency."""
     budget_s: float = 600.0
-    max_trials: int = 16
+    max_trials: int = 64
     seed: int = 0
     text_column: str | None = None
     label_column: str | None = None
@@ -559,6 +601,12 @@ class StudyRequest:
     """Of a series: rows that the model sees; None for what the model was made for."""
     prediction_length: int | None = None
     """Of a series: rows that it is to predict from them."""
+    group_column: str | None = None
+    """Rows with the same value here are held out together, or not at all."""
+    eval_command: tuple[str, ...] = ()
+    """A program and its arguments that judges a trained adapter: it gets the folder and prints a number."""
+    eval_lower_is_better: bool = False
+    """Of that number."""
     model_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of a model that is made by a factory: what it is called with."""
     model_folder: str | None = field(default=None, metadata={"asked": False})
@@ -662,6 +710,8 @@ class Trial:
     """The trial, of any study, that measured this shape in this environment; nothing was run for this one."""
     estimate: Estimate | None = None
     """What a dry run had told of its shape."""
+    heldout: HeldoutScores | None = None
+    """Row by row; None of probes, and where it was not asked for."""
 
     @property
     def candidate(self) -> Candidate:
@@ -692,6 +742,64 @@ class ScoredTrial:
     """Each between 0 and 1 (``speed``, ``memory``, ``quality``); the literal terms under classic scoring."""
     on_pareto_front: bool
     tied_with_best: bool
+    replicates: tuple[str, ...] = ()
+    """All trials of this candidate that its figures are means of, this one included."""
+    heldout_loss: float | None = None
+    """Mean over the replicates."""
+    is_as_good: bool = True
+    """Its quality is what the objective, or the user, asks for; those of which it is not stand below."""
+    finish_s: float | None = None
+    """That the user's whole training would take."""
+
+
+class Relation(StrEnum):
+    """What a comparison of two held-out losses found."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NO_DIFFERENCE = "no difference"
+    """None was found at this budget."""
+    UNKNOWN = "unknown"
+    """There is nothing to judge it by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The recommended candidate's held-out loss against another's, on the same rows."""
+
+    trial_id: str
+    """Of the other."""
+    difference: float
+    """The recommended one's less the other's: negative where the recommended one learnt more."""
+    low: float | None
+    """The interval of the difference, wide enough to hold for all comparisons of the study together."""
+    high: float | None
+    relation: Relation
+    """Of the recommended one to the other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """What would be recommended under another objective, from the same trials."""
+
+    name: str
+    """``balanced``, ``fastest``, ``smallest``, ``best quality``."""
+    trial_id: str
+    number: int
+    reason: str
+    """A sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """What the user's whole training takes at the measured speed, evaluation and saving not counted."""
+
+    steps: int
+    seconds: float
+    low_s: float
+    high_s: float
+    cost: float | None = None
+    """Where a price is known, in its currency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -716,6 +824,14 @@ class Recommendation:
     """Part of ``wall_s`` spent in steps that were timed or trained."""
     estimate: Estimate | None = None
     """What had been told of the candidate's memory and speed before it was measured."""
+    comparisons: tuple[Comparison, ...] = ()
+    """With every other candidate that was trained as long, in the order of the ranking."""
+    confidence: float | None = None
+    """With which the intervals of all comparisons hold together."""
+    named: tuple[Named, ...] = ()
+    finish: Finish | None = None
+    stopped: str | None = None
+    """Why the search ended, in a sentence."""
 
     @property
     def overhead_share(self) -> float | None:
