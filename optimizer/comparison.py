@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
-from .domain import Measurement, Outcome, Rung, Trial, Weights
+from .domain import Candidate, Measurement, Outcome, Rung, Trial, Weights
 
 OUT_OF_MEMORY = (Outcome.OOM, Outcome.HOST_OOM)
 
@@ -33,15 +34,22 @@ PROBED_COLUMNS = (
 """What a training takes over from the probe of its shape: there it was measured under steady conditions."""
 
 
+QUALITY_SHARPNESS = 10.0
+"""One percent more loss takes this many percent off the part of quality, a little less further down."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A successful trial with all that was measured of it."""
+    """A candidate that succeeded, with all that was measured of it."""
 
     trial: Trial
+    """The first of its trials."""
     measurement: Measurement
-    """A training's own, with the speed of its shape's probe, and the larger memory of both."""
+    """Of trainings: means over seeds, with the speed of the shape's probe, and the larger memory of both."""
     probe: Trial | None
     """Where speed and memory come from, if not from the trial itself."""
+    replicates: tuple[Trial, ...] = ()
+    """All its trainings of that length, the first included, in the order of seeds."""
 
 
 def exceeds(measurement: Measurement | None, memory_limit_bytes: int | None) -> bool:
@@ -51,28 +59,57 @@ def exceeds(measurement: Measurement | None, memory_limit_bytes: int | None) -> 
     return measurement.memory_bytes > memory_limit_bytes
 
 
-def comparable_trials(trials: Sequence[Trial], memory_limit_bytes: int | None) -> list[Compared]:
-    """The successful trainings within the memory limit or, if there are none, the probes.
+def finish_s(measurement: Measurement, full_steps: int) -> float | None:
+    """That the whole training takes at this speed; None where it is unknown."""
+    return None if measurement.step_s_mean is None else full_steps * measurement.step_s_mean
 
-    Never both: a probe's loss says nothing about quality. A shape that failed at either rung is out.
+
+def exceeds_finish(measurement: Measurement, full_steps: int, limit_s: float | None) -> bool:
+    """The whole training would take longer than the limit; False where either is unknown."""
+    seconds = finish_s(measurement, full_steps)
+    return seconds is not None and limit_s is not None and seconds > limit_s
+
+
+def comparable_trials(trials: Sequence[Trial], memory_limit_bytes: int | None) -> list[Compared]:
+    """The candidates that trained longest, all equally long, or, if none trained, those that were probed.
+
+    Never both: a probe's loss says nothing about quality. A shape that did not fit at either rung is out, or
+    whose probe failed; so is a candidate one of whose trainings failed.
     """
-    failed = {
-        trial.candidate.shape_key
-        for trial in trials
-        if trial.outcome in FAILURES or exceeds(trial.measurement, memory_limit_bytes)
-    }
+    failed_shapes: set[str] = set()
+    failed: set[Candidate] = set()
+    for trial in trials:
+        if exceeds(trial.measurement, memory_limit_bytes) or trial.outcome in OUT_OF_MEMORY:
+            failed_shapes.add(trial.candidate.shape_key)
+        elif trial.outcome in FAILURES:
+            if trial.plan.rung is Rung.PROBE:
+                failed_shapes.add(trial.candidate.shape_key)
+            else:
+                failed.add(trial.candidate)
     successes = [
         trial
         for trial in trials
-        if trial.outcome is Outcome.OK and trial.measurement and trial.candidate.shape_key not in failed
+        if trial.outcome is Outcome.OK
+        and trial.measurement
+        and trial.candidate not in failed
+        and trial.candidate.shape_key not in failed_shapes
     ]
     probes = {trial.candidate.shape_key: trial for trial in successes if trial.plan.rung is Rung.PROBE}
-    trainings = [
-        _with_probe(trial, probes.get(trial.candidate.shape_key))
-        for trial in successes
-        if trial.plan.rung is Rung.TRAIN
-    ]
-    return trainings or [_with_probe(trial, None) for trial in probes.values()]
+    trainings = [trial for trial in successes if trial.plan.rung is Rung.TRAIN]
+    longest = max((trial.plan.train_steps for trial in trainings), default=0)
+    seeds: dict[Candidate, list[Trial]] = {}
+    for trial in sorted(trainings, key=lambda each: (each.plan.replicate, each.number)):
+        if trial.plan.train_steps == longest:
+            seeds.setdefault(trial.candidate, []).append(trial)
+    trained = [_of_seeds(own, probes.get(candidate.shape_key)) for candidate, own in seeds.items()]
+    return trained or [_with_probe(trial, None) for trial in probes.values()]
+
+
+def relative_excess(losses: Sequence[float]) -> list[float]:
+    """How much more than the lowest each loss is, as a share of that (of the range where it is zero)."""
+    lowest = min(losses)
+    scale = abs(lowest) or max(losses) - lowest or 1.0
+    return [(loss - lowest) / scale for loss in losses]
 
 
 def memory_column(measurements: Sequence[Measurement]) -> str | None:
@@ -80,12 +117,17 @@ def memory_column(measurements: Sequence[Measurement]) -> str | None:
     return next((name for name in MEMORY_COLUMNS if all(getattr(m, name) for m in measurements)), None)
 
 
-def comparable_parts(measurements: Sequence[Measurement]) -> list[dict[str, float]]:
+def comparable_parts(
+    measurements: Sequence[Measurement], *, losses: Sequence[float | None] | None = None
+) -> list[dict[str, float]]:
     """Each measurement against the best of them, between 0 and 1, by the figures that all have.
 
     ``speed`` is the share of the highest tokens/s (of arrays samples/s); ``memory`` the smallest peak as a
-    share of the own; ``quality`` exp(lowest held-out loss - own): the ratio of perplexities, i.e. of the
-    geometric-mean likelihoods of a held-out item.
+    share of the own; ``quality`` exp(-10 · how much more held-out loss than the lowest, as a share of it).
+
+    Args:
+        measurements: what is compared.
+        losses: in place of the measurements' own.
     """
     parts: list[dict[str, float]] = [{} for _ in measurements]
     speeds = [m.speed for m in measurements if m.speed]
@@ -96,10 +138,11 @@ def comparable_parts(measurements: Sequence[Measurement]) -> list[dict[str, floa
         peaks = [getattr(measurement, column) for measurement in measurements]
         for part, peak in zip(parts, peaks, strict=True):
             part["memory"] = min(peaks) / peak
-    losses = [m.heldout_loss for m in measurements if m.heldout_loss is not None]
-    if len(losses) == len(measurements):
-        for part, loss in zip(parts, losses, strict=True):
-            part["quality"] = math.exp(min(losses) - loss)
+    found = [m.judged_loss for m in measurements] if losses is None else losses
+    known = [loss for loss in found if loss is not None]
+    if known and len(known) == len(measurements):
+        for part, excess in zip(parts, relative_excess(known), strict=True):
+            part["quality"] = math.exp(-QUALITY_SHARPNESS * excess)
     return parts
 
 
@@ -110,6 +153,31 @@ def weighted_score(parts: Mapping[str, float], weights: Weights) -> float:
         weight_of = dict.fromkeys(parts, 1.0)
     total = sum(weight_of.values())
     return 100 * sum(weight_of[name] * part for name, part in parts.items()) / total if total else 0.0
+
+
+def _of_seeds(seeds: Sequence[Trial], probe: Trial | None) -> Compared:
+    """One candidate out of its trainings: losses and metrics are means over them."""
+    compared = _with_probe(seeds[0], probe)
+    own = [trial.measurement for trial in seeds if trial.measurement is not None]
+    means = {
+        name: _mean([getattr(measurement, name) for measurement in own])
+        for name in ("heldout_loss", "metric_value", "own_metric", "own_loss")
+    }
+    metrics = {
+        name: value
+        for name in own[0].metrics
+        if (value := _mean([measurement.metrics.get(name) for measurement in own])) is not None
+    }
+    return replace(
+        compared,
+        measurement=replace(compared.measurement, metrics=metrics, **means),
+        replicates=tuple(seeds),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 def _with_probe(trial: Trial, probe: Trial | None) -> Compared:

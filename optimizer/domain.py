@@ -464,11 +464,18 @@ class Measurement:
     """All that was measured on the held-out rows beside the loss, the one above included."""
     own_metric: float | None = None
     """The number that the user's evaluation command printed."""
+    own_loss: float | None = None
+    """The same, lower being better."""
     trained_tokens: int | None = None
     train_losses: tuple[float | None, ...] = ()
     """Training loss of each optimizer step, None where it was NaN or infinite. Never scores."""
     disturbances: tuple[str, ...] = ()
     """What spoilt speed and memory every time that the trial was tried, in sentences."""
+
+    @property
+    def judged_loss(self) -> float | None:
+        """What quality is compared by, lower being better: the user's own number, else the held-out loss."""
+        return self.heldout_loss if self.own_loss is None else self.own_loss
 
     @property
     def speed(self) -> float | None:
@@ -683,6 +690,8 @@ class TrialPlan:
     replicate: int = 0
     train_steps: int = 0
     """Optimizer steps of a ``TRAIN`` trial; 0 for probes."""
+    goal_steps: int = 0
+    """Steps that the study's finalists are trained; of a shorter training more than ``train_steps``."""
     reason: str = ""
     """Why the search asked for it."""
 

@@ -11,12 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
 from .adapters import warnings_for
-from .comparison import FAILURES, OUT_OF_MEMORY, Compared, exceeds, memory_column
+from .comparison import (
+    FAILURES,
+    OUT_OF_MEMORY,
+    Compared,
+    comparable_trials,
+    exceeds,
+    finish_s,
+    memory_column,
+)
 from .domain import (
     Candidate,
+    Comparison,
     Estimate,
     Measurement,
     Outcome,
+    Relation,
     Rung,
     ScoredTrial,
     Scoring,
@@ -67,20 +77,27 @@ def explain(
     study: Study,
     ranking: Sequence[ScoredTrial],
     ranked: Sequence[Compared],
+    comparisons: Sequence[Comparison],
     trials: Sequence[Trial],
     estimates: Mapping[Candidate, Estimate],
 ) -> tuple[str, ...]:
-    """Why the first of ``ranked`` (the compared trials in the order of ``ranking``) is recommended."""
+    """Why the first of ``ranked`` (the compared trials in the order of ``ranking``) is recommended.
+
+    Args:
+        comparisons: of what it learnt with what each of the others did.
+    """
     request = study.request
     column = memory_column([each.measurement for each in ranked])
     best, *others = ranked
+    learnt = {comparison.trial_id: comparison for comparison in comparisons}
     return (
         *_learnt_nothing(best.measurement, study),
         _verdict(request, ranking, best),
         _figures(best, column),
         *_as_told(best),
-        *([_against(best.measurement, others[0], column)] if others else []),
-        *_better_learners(best, others[1:]),
+        *([_against(best.measurement, others[0], learnt.get(others[0].trial.id), column)] if others else []),
+        *_better_learners(others[1:], learnt),
+        *_moves(trials),
         *_caveats(best, column, trials, study),
         *(warnings_for(best.trial.candidate, study.facts.model) if study.facts else ()),
         *_refused_starts(study),
@@ -91,12 +108,19 @@ def explain(
 
 
 def explain_nothing_fits(
-    trials: Sequence[Trial], estimates: Mapping[Candidate, Estimate], memory_limit_bytes: int | None
+    trials: Sequence[Trial],
+    estimates: Mapping[Candidate, Estimate],
+    request: StudyRequest,
+    *,
+    full_steps: int | None,
 ) -> tuple[str, str]:
     """What was tried, and what would help."""
     never_run = tuple(_never_run(estimates))
+    memory_limit_bytes = request.memory_limit_bytes
     if not trials and not never_run:
         return "no trial was run, so nothing can be recommended", "allow a larger budget"
+    if late := _too_late(trials, request, full_steps):
+        return late
     opening = f"none of {_count(len(trials), 'trial')} can be recommended." if trials else "nothing fits."
     message = " ".join((opening, *_ruled_out(trials, memory_limit_bytes), *never_run))
     if trials and not any(
@@ -107,6 +131,45 @@ def explain_nothing_fits(
     if memory_limit_bytes is None:
         return message, f"{others}, or take a smaller model"
     return message, f"{_larger_limit(trials, estimates, memory_limit_bytes)}, {others}"
+
+
+def say_why_named(name: str, each: Compared, recommended: Compared, column: str | None) -> str:
+    """What is gained, and lost, by taking this in place of what is recommended."""
+    if each.trial.id == recommended.trial.id:
+        return f"{each.trial.candidate.describe()}: the recommended one."
+    own, other = each.measurement, recommended.measurement
+    parts = []
+    if own.speed and other.speed:
+        parts.append(_more_or_less(own.speed / other.speed - 1, "faster", "slower", "as fast"))
+    if column:
+        ratio = getattr(own, column) / getattr(other, column) - 1
+        parts.append(_more_or_less(ratio, "more memory", "less memory", "as much memory"))
+    if own.judged_loss is not None and other.judged_loss is not None:
+        parts.append(f"held-out loss {own.judged_loss:.4f} against {other.judged_loss:.4f}")
+    return f"{each.trial.candidate.describe()}: {', '.join(parts)}."
+
+
+def _more_or_less(ratio: float, more: str, less: str, same: str) -> str:
+    if abs(ratio) < LEAST_SHARE_SHOWN:
+        return same
+    return f"{abs(ratio):.1%} {more if ratio > 0 else less}"
+
+
+def _too_late(
+    trials: Sequence[Trial], request: StudyRequest, full_steps: int | None
+) -> tuple[str, str] | None:
+    """Everything that succeeded would take longer than is allowed; None where that is not the reason."""
+    compared = comparable_trials(trials, request.memory_limit_bytes)
+    times = [finish_s(each.measurement, full_steps) for each in compared] if full_steps else []
+    known = [seconds for seconds in times if seconds is not None]
+    limit_s = request.finish_limit_s
+    if not known or limit_s is None or min(known) <= limit_s:
+        return None
+    return (
+        f"nothing finishes within {limit_s / 3600:.3g} h: the fastest of {_count(len(compared), 'configuration')} "
+        f"takes {min(known) / 3600:.3g} h for {_count(full_steps or 0, 'step')}",
+        f"allow {math.ceil(min(known) / 360) / 10:g} h, or fewer epochs",
+    )
 
 
 def _larger_limit(
@@ -140,12 +203,17 @@ def _verdict(request: StudyRequest, ranking: Sequence[ScoredTrial], best: Compar
     score = f"{ranking[0].score:.1f}"
     tied = sum(scored.tied_with_best for scored in ranking)
     place = f"is the smallest of {tied} tied for" if tied else "has"
+    among = f"among {len(ranking)} {rung} configurations"
     if request.scoring is Scoring.CLASSIC:
         rule = "classic formula; its quality is a table by adapter, not a measurement"
     else:
         rule = _shares(request.effective_weights, ranking[0])
         score += " of 100"
-    return f"{name} {place} the best score, {score} ({rule}), among {len(ranking)} {rung} configurations."
+        if worse := sum(not scored.is_as_good for scored in ranking):
+            among = (
+                f"among the {len(ranking) - worse} of {len(ranking)} {rung} configurations that learnt enough"
+            )
+    return f"{name} {place} the best score, {score} ({rule}), {among}."
 
 
 def _shares(weights: Weights, scored: ScoredTrial) -> str:
@@ -212,7 +280,7 @@ def _loss(measurement: Measurement) -> str:
     return f"held-out loss {measurement.heldout_loss:.4f}{error}{rows}"
 
 
-def _against(best: Measurement, runner_up: Compared, column: str | None) -> str:
+def _against(best: Measurement, runner_up: Compared, learnt: Comparison | None, column: str | None) -> str:
     other = runner_up.measurement
     parts = []
     if best.speed and other.speed:
@@ -227,38 +295,40 @@ def _against(best: Measurement, runner_up: Compared, column: str | None) -> str:
         ratio = getattr(best, column) / getattr(other, column) - 1
         amount = f"{abs(ratio):.1%} {'more' if ratio > 0 else 'less'}"
         parts.append(f"{amount if abs(ratio) >= LEAST_SHARE_SHOWN else 'as much'} memory")
-    if best.heldout_loss is not None and other.heldout_loss is not None:
-        parts.append(_loss_difference(best, other))
+    if learnt is not None:
+        parts.append(_loss_difference(learnt))
     return f"Against the runner-up, {runner_up.trial.candidate.describe()}: {', '.join(parts)}."
 
 
-def _loss_difference(best: Measurement, other: Measurement) -> str:
-    """Signed, with the standard error of two independent means: generous, since the rows are the same."""
-    difference = (best.heldout_loss or 0.0) - (other.heldout_loss or 0.0)
-    if best.heldout_loss_se is None or other.heldout_loss_se is None:
+def _loss_difference(learnt: Comparison) -> str:
+    """Signed, with the interval in which the differences of all compared trials lie together."""
+    difference = learnt.difference
+    if learnt.low is None or learnt.high is None:
         return f"held-out loss {difference:+.4f} (uncertainty unknown)"
-    error = math.hypot(best.heldout_loss_se, other.heldout_loss_se)
-    if abs(difference) < STANDARD_ERRORS * error:
-        return f"no difference in held-out loss found at this budget ({difference:+.4f} ± {error:.4f})"
-    return f"held-out loss {'lower' if difference < 0 else 'higher'} by {abs(difference):.4f} ± {error:.4f}"
+    interval = f"{learnt.low:+.4f} to {learnt.high:+.4f}"
+    if learnt.relation is Relation.NO_DIFFERENCE:
+        return f"no difference in held-out loss found at this budget ({difference:+.4f}, {interval})"
+    word = "lower" if difference < 0 else "higher"
+    return f"held-out loss {word} by {abs(difference):.4f} ({interval})"
 
 
-def _better_learners(best: Compared, others: Sequence[Compared]) -> Iterator[str]:
+def _better_learners(others: Sequence[Compared], learnt: Mapping[str, Comparison]) -> Iterator[str]:
     """Those below the runner-up that learnt more, beyond doubt, than what is recommended."""
     for other in others:
-        if _learnt_more(other.measurement, best.measurement):
+        comparison = learnt.get(other.trial.id)
+        if comparison is not None and comparison.relation is Relation.WORSE:
             yield (
-                f"{_name(other.trial)} learnt more ({_loss_difference(best.measurement, other.measurement)} "
+                f"{_name(other.trial)} learnt more ({_loss_difference(comparison)} "
                 "for the recommended one), but is behind by the weights of speed and memory."
             )
 
 
-def _learnt_more(measurement: Measurement, than: Measurement) -> bool:
-    own, theirs = measurement.heldout_loss, than.heldout_loss
-    errors = (measurement.heldout_loss_se, than.heldout_loss_se)
-    if own is None or theirs is None or errors[0] is None or errors[1] is None:
-        return False
-    return theirs - own >= STANDARD_ERRORS * math.hypot(errors[0], errors[1])
+def _moves(trials: Sequence[Trial]) -> Iterator[str]:
+    """What trainings led the search to try."""
+    moves = [t for t in trials if t.plan.rung is Rung.TRAIN and "because" in t.plan.reason]
+    if moves:
+        tried = _some([f"{trial.plan.reason} (trial {trial.number})" for trial in moves])
+        yield f"Tried because of what trainings showed: {tried}."
 
 
 def _disturbed(ranked: Sequence[Compared]) -> Iterator[str]:

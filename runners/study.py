@@ -30,7 +30,6 @@ from ..optimizer.domain import (
     Trial,
     TrialPlan,
 )
-from ..optimizer.estimates.intervals import Fits
 from ..optimizer.estimates.trials import Judge
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.keys import derive_seed, measurement_key, trial_device
@@ -93,8 +92,8 @@ class StudyRun:
         study_id = self.study.id
         try:
             facts = self.study.facts or self.prepare()
-            self.search(facts)
-            chosen = self.choose()
+            stopped = self.search(facts)
+            chosen = self.choose(stopped)
         except Cancelled:
             self.store.finish_study(study_id, StudyState.CANCELLED, "cancelled on request")
         except RankwiseError as error:
@@ -133,15 +132,15 @@ class StudyRun:
         server.wait_ready(self.check_signals)
         return server
 
-    def search(self, facts: StudyFacts) -> None:
-        """Run trials until the search has seen enough."""
+    def search(self, facts: StudyFacts) -> str:
+        """Run trials until the search has seen enough; why it has, in a sentence."""
         request = self.study.request
         candidates = enumerate_candidates(facts, request)
         self.store.append_event(self.study.id, "search.started", {"candidates": len(candidates)})
         while True:
             self.bank_wall()
             self.check_signals()
-            trials = self.store.list_trials(self.study.id)
+            trials = self.store.list_trials(self.study.id, with_heldout=True)
             estimates = self.store.list_estimates(self.study.id)
             limits = SearchLimits(
                 memory_limit_bytes=request.memory_limit_bytes,
@@ -151,12 +150,12 @@ class StudyRun:
                 + sum(estimate.seconds for estimate in estimates.values()),
                 full_steps=steps_for(facts.train_rows, facts.recipe),
                 can_learn=facts.model.has_weights,
+                finish_limit_s=request.finish_limit_s,
             )
-            hopeless = [it for it, estimate in estimates.items() if estimate.fits is Fits.NO]
-            step = next_step(candidates, trials, limits, request.effective_weights, cannot_fit=hopeless)
+            step = next_step(candidates, trials, limits, request.effective_weights, estimates=estimates)
             if not isinstance(step, RunTrial):
                 self.store.append_event(self.study.id, "search.stopped", {"reason": step.reason})
-                return
+                return step.reason
             if is_untold(step.plan, estimates):
                 self.estimate(facts, ladder_of(step.plan.candidate, candidates))
             else:
@@ -363,13 +362,16 @@ class StudyRun:
         elapsed_s, self._banked_s = now_s - self._banked_s, now_s
         return self.store.add_wall(self.study.id, elapsed_s)
 
-    def choose(self) -> Recommendation:
+    def choose(self, stopped: str) -> Recommendation:
         """Rank the evidence.
+
+        Args:
+            stopped: why no more is gathered, in a sentence.
 
         Raises:
             NothingFits: no trial ran to its end within the limits.
         """
-        trials = self.store.list_trials(self.study.id)
+        trials = self.store.list_trials(self.study.id, with_heldout=True)
         measured_s = sum(
             trial.measurement.measured_s
             for trial in trials
@@ -377,7 +379,9 @@ class StudyRun:
         )
         study = self.store.get_study(self.study.id)
         estimates = self.store.list_estimates(self.study.id)
-        return recommend(study, trials, estimates, wall_s=self.bank_wall(), measured_s=measured_s)
+        return recommend(
+            study, trials, estimates, wall_s=self.bank_wall(), measured_s=measured_s, stopped=stopped
+        )
 
 
 def is_untold(plan: TrialPlan, estimates: Mapping[Candidate, Estimate]) -> bool:

@@ -1,0 +1,171 @@
+"""The first half of a search: which shapes have their speed and memory measured.
+
+Probes of the adapter with the best prior find a level that fits, then vary its settings one at a time; the other
+adapters are probed at the level found. Knows nothing of budgets and of what is learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from itertools import groupby
+from typing import TypeVar
+
+from .comparison import comparable_parts, weighted_score
+from .domain import Candidate, Measurement, Rung, TrialPlan, Weights
+from .evidence import Evidence, by_adapter
+from .settings import settings_of, uncheckpointed, varied
+
+R = TypeVar("R")
+
+MAX_RIVALS = 2
+"""Values of one setting that are compared with the best so far."""
+
+PLATEAU = 0.98
+"""A smaller micro-batch that keeps this share of the best speed is taken: it needs less memory."""
+
+COMPARED = {
+    "precision": "precision compared",
+    "checkpointing": "checkpointing compared",
+    "quantization": "quantization compared",
+    "loss": "loss implementations compared",
+    "compile": "compilation compared",
+    "optimizer": "optimizers compared",
+    "attention": "attention kernels compared",
+}
+"""Settings beside the micro-batch, by how much they were seen to change, with the reason to vary each."""
+
+_Asking = Generator[tuple[Candidate, str], None, R]
+"""Yields each probe that it wants, with the reason, and reads the result from the evidence when resumed.
+
+The caller runs it up to the first probe that is missing from the evidence; once that trial has run, the
+whole is replayed.
+"""
+
+
+def next_probe(
+    candidates: Sequence[Candidate], evidence: Evidence, weights: Weights, *, left: int
+) -> TrialPlan | None:
+    """The next shape to probe; None where nothing more is to be learnt, or no probe is left.
+
+    Args:
+        candidates: best prior first.
+        evidence: of all trials so far.
+        weights: what is wanted.
+        left: probes that may still be launched.
+    """
+    if left <= 0:
+        return None
+    done = len(evidence.launched_probes)
+    others = len(by_adapter(candidates)) - 1
+    # Refining one adapter's level may take half of the probes, and those that the others leave over.
+    may_refine = done < max((done + left) // 2, done + left - others)
+    for candidate, reason in _probing(candidates, evidence, weights, may_refine=may_refine):
+        if not evidence.settled(candidate):
+            return TrialPlan(candidate=candidate, rung=Rung.PROBE, reason=reason)
+    return None
+
+
+def level_like(best: Candidate, own: Sequence[Candidate]) -> Candidate:
+    """Another adapter's candidate at the settings of the best, as far as it has them."""
+    settings = settings_of(best)
+
+    def differences(candidate: Candidate) -> int:
+        return sum(value != settings[name] for name, value in settings_of(candidate).items())
+
+    return min(own, key=differences)
+
+
+def _probing(
+    candidates: Sequence[Candidate], evidence: Evidence, weights: Weights, *, may_refine: bool
+) -> _Asking[None]:
+    best: Candidate | None = None
+    groups = by_adapter(candidates)
+    adapters = list(groups)
+    probed = {trial.candidate.adapter for trial in evidence.probes.values()}
+    for position, own in enumerate(groups.values()):
+        if best is not None:
+            yield from _first_fitting(_near(best, own), evidence, "another adapter at the level found")
+            continue
+        # Compiling takes long, and nobody can rely on its saving memory: it is only compared.
+        plain = [candidate for candidate in own if not candidate.level.compile]
+        if fitting := (yield from _first_fitting(plain, evidence, "the best prior that is left")):
+            went_on = not probed.isdisjoint(adapters[position + 1 :])
+            best = yield from _refine(fitting, own, evidence, weights, may_refine=may_refine and not went_on)
+
+
+def _first_fitting(ladder: Iterable[Candidate], evidence: Evidence, reason: str) -> _Asking[Candidate | None]:
+    """The first of these candidates, rung by rung of the ladder, that runs and fits.
+
+    A rung is a level, checkpointed or not, with those of its micro-batches that may fit. Where the first of a
+    rung does not fit, the leanest comes next: if that does not fit either, the rung is out. So it is after
+    any other failure: that would repeat itself at every micro-batch.
+    """
+    for _, group in groupby(ladder, key=uncheckpointed):
+        possible = [candidate for candidate in group if not evidence.cannot_fit(candidate)]
+        if not possible:
+            reason = "less memory, because a setting before it cannot fit"
+            continue
+        first, *rest = possible
+        lean = rest[-1] if rest else None
+        lean_fits = False
+        for candidate in (first, *rest[-1:], *rest[:-1]):
+            if evidence.too_big(candidate):
+                continue
+            yield candidate, reason
+            reason = "less memory, because a setting before it failed"
+            if evidence.measured(candidate) is None:
+                if evidence.too_big(candidate):
+                    continue
+                break
+            if candidate is not lean:
+                return candidate
+            lean_fits = True
+        if lean_fits:
+            return lean
+    return None
+
+
+def _refine(
+    best: Candidate, own: Sequence[Candidate], evidence: Evidence, weights: Weights, *, may_refine: bool
+) -> _Asking[Candidate]:
+    """Vary one setting after the other, the micro-batch last, and keep what serves the objective better.
+
+    What the estimates put behind the best in speed and memory alike is not measured. Micro-batches only
+    shrink: a larger one than the first that fits has failed.
+    """
+
+    def tried(rival: Candidate, reason: str) -> _Asking[tuple[Measurement, Measurement] | None]:
+        if may_refine and not evidence.is_dominated(rival, best):
+            yield rival, reason
+        ours, theirs = evidence.measured(best), evidence.measured(rival)
+        return None if ours is None or theirs is None else (ours, theirs)
+
+    def serves_better(ours: Measurement, theirs: Measurement) -> bool:
+        own, other = (weighted_score(part, weights) for part in comparable_parts((ours, theirs)))
+        return other > own
+
+    for setting, reason in COMPARED.items():
+        for rival in varied(best, own, setting)[:MAX_RIVALS]:
+            pair = yield from tried(rival, reason)
+            if pair and serves_better(*pair):
+                best = rival
+    measured = evidence.measured(best)
+    fastest = (measured.speed if measured else None) or 0.0
+    for rival in varied(best, own, "micro_batch"):
+        if rival.micro_batch > best.micro_batch:
+            continue
+        pair = yield from tried(rival, "a smaller micro-batch compared")
+        if pair is None:
+            break
+        speed = pair[1].speed or 0.0
+        if speed < PLATEAU * fastest and not serves_better(*pair):
+            break
+        best, fastest = rival, max(fastest, speed)
+    return best
+
+
+def _near(best: Candidate, own: Sequence[Candidate]) -> list[Candidate]:
+    """Another adapter's candidate at the settings of the best, as far as it has them, and its leanest."""
+    twin = level_like(best, own)
+    lean = [candidate for candidate in own if uncheckpointed(candidate) == uncheckpointed(twin)][-1]
+    return list(dict.fromkeys((twin, lean)))

@@ -1,0 +1,427 @@
+"""The second half of a search: what is trained, for how long, at which rates, with how many seeds.
+
+Successive halving on token budgets. Many adapters train shortly, the better ones at other rates too; a few
+train on, on the same rows in the same order, with two seeds and more while they cannot be told apart. A
+training is started only if what must follow it can still be paid for. Knows nothing of processes or clocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+from .comparison import comparable_parts, exceeds_finish, weighted_score
+from .domain import Adapter, Candidate, Outcome, Rung, Trial, TrialPlan, Weights
+from .evidence import Evidence, by_adapter
+from .paired import Run, compare, each_confidence, seed_spread
+from .priors import prior_quality
+from .probing import level_like
+from .quality import run_of
+from .tuning import at_rate, is_plateau, is_unstable, with_less_alpha, with_more_capacity
+
+R = TypeVar("R")
+
+RUNG_FACTOR = 4
+"""Each rung trains so many times as long as the one before."""
+
+MIN_TRAIN_STEPS = 20
+"""Below this a held-out loss tells of the warm-up, not of the adapter."""
+
+ARMS = 8
+"""Adapters that begin."""
+
+FINALISTS = 3
+
+SEEDS = 2
+"""Of each finalist, at least."""
+
+MOST_SEEDS = 5
+
+MOST_RATES = 3
+"""Steps of a sweep in one direction."""
+
+WIDTH_SOUGHT = 0.02
+"""Seeds are added until intervals between finalists are this share of the loss to either side."""
+
+STILL_IN = 0.85
+"""Share of the best score that a finalist needs after its first training to get another."""
+
+SAME_RATE = 0.02
+"""Two rates of one adapter whose losses differ by a smaller share may both go on."""
+
+GOAL_SHARE = 0.9
+"""Of the time that is left; what estimates of trials are short of."""
+
+_Asking = Generator[TrialPlan, None, R]
+"""As in :mod:`.probing`: yields each trial that it wants and reads its result from the evidence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What may still be spent."""
+
+    seconds: float
+    trials: int
+    full_steps: int
+    """Optimizer steps of the user's whole training."""
+    setup_s: float
+    """Wall time of a training beside its steps, until one has been seen."""
+    finish_limit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What is trained next, from all trials so far."""
+
+    candidates: Sequence[Candidate]
+    evidence: Evidence
+    weights: Weights
+    room: Room
+
+    def next_trial(self) -> TrialPlan | None:
+        """None where nothing more is wanted or can be paid for."""
+        for plan in self._wanted():
+            known = self._known(plan)
+            if known is None:
+                return plan
+        return None
+
+    def conclusion(self) -> str:
+        """Whether more time would change the answer, in a sentence."""
+        steps = max((t.plan.train_steps for t in self.evidence.trainings), default=0)
+        runs = [r for r in self._runs_at(steps).values() if len(r) > 1]
+        if steps == 0 or len(runs) < 2:
+            return "the budget allows no further training"
+        width = self._doubt(runs)
+        if width <= WIDTH_SOUGHT:
+            return (
+                f"losses of the finalists are known to ± {width:.1%}, so more time would not change the "
+                "answer at this length of training"
+            )
+        return f"finalists are known apart to ± {width:.1%} only; more time would allow more seeds"
+
+    # What is wanted
+
+    def _wanted(self) -> _Asking[None]:
+        front = self._front()
+        if not front:
+            return
+        goal = self._goal(front)
+        first, *later = rungs(goal)
+        arms = yield from self._first_rung(front, first, goal)
+        for steps in later[:-1]:
+            arms = yield from self._middle_rung(arms, steps, goal)
+        yield from self._final_rung(arms, [first, *later], goal)
+
+    def _first_rung(self, front: Sequence[Candidate], steps: int, goal: int) -> _Asking[list[Candidate]]:
+        """Every adapter at its known best rate; then other rates for the better half of them."""
+        arms: list[Candidate] = []
+        reserve_s = self._reserve_s(front, goal)
+        for place, candidate in enumerate(front):
+            reason = "its method's usual rate" if place else "the front-runner, at its method's usual rate"
+            arm = yield from self._attempt(candidate, steps, goal, reason, 0.0 if place == 0 else reserve_s)
+            if arm is not None:
+                arms.append(arm)
+        sweeps: dict[Adapter, list[Candidate]] = {arm.adapter: [arm] for arm in arms}
+        ranked = self._ranked(arms, steps)
+        for arm in ranked[: math.ceil(len(ranked) / 2)]:
+            sweeps[arm.adapter] = yield from self._sweep(arm, steps, goal, reserve_s)
+        for arm in self._ranked([each for own in sweeps.values() for each in own], steps)[:1]:
+            for moved, reason in self._moves(arm, steps):
+                found = yield from self._attempt(moved, steps, goal, reason, reserve_s)
+                if found is not None:
+                    sweeps.setdefault(found.adapter, []).append(found)
+        return [each for own in sweeps.values() for each in own]
+
+    def _attempt(
+        self, candidate: Candidate, steps: int, goal: int, reason: str, reserve_s: float
+    ) -> _Asking[Candidate | None]:
+        """Train shortly; after a divergence again at lower rates. None where nothing came of it."""
+        if self.evidence.measured(candidate) is None:
+            probe = TrialPlan(candidate=candidate, rung=Rung.PROBE, reason=reason)
+            if not self._affords(candidate, steps, reserve_s):
+                return None
+            yield probe
+            if self.evidence.measured(candidate) is None:
+                return None
+        for _ in range(MOST_RATES):
+            if not (yield from self._train(candidate, steps, goal, reason, reserve_s)):
+                return None
+            if self.evidence.loss(candidate, steps) is not None:
+                return candidate
+            trial = self.evidence.trained(candidate, steps)
+            if trial is None or trial.outcome is not Outcome.DIVERGED:
+                return None
+            reason = f"a lower rate, because it diverged at {candidate.learning_rate:g}"
+            candidate = at_rate(candidate, -1)
+        return None
+
+    def _sweep(self, arm: Candidate, steps: int, goal: int, reserve_s: float) -> _Asking[list[Candidate]]:
+        """Rates about the arm's, uphill while that helps, else downhill; all that succeeded."""
+        found = [arm]
+        best = self.evidence.loss(arm, steps)
+        for direction, word in ((1, "higher"), (-1, "lower")):
+            for distance in range(1, MOST_RATES + 1):
+                rival = at_rate(arm, direction * distance)
+                reason = f"a {word} rate than {found[-1].learning_rate:g} compared"
+                if not (yield from self._train(rival, steps, goal, reason, reserve_s)):
+                    return found
+                loss = self.evidence.loss(rival, steps)
+                if loss is None:
+                    break
+                found.append(rival)
+                if best is not None and loss >= best:
+                    break
+                best = loss
+            if best is not None and best != self.evidence.loss(arm, steps):
+                break
+        return found
+
+    def _moves(self, arm: Candidate, steps: int) -> Iterator[tuple[Candidate, str]]:
+        """What the best training so far suggests."""
+        trial = self.evidence.trained(arm, steps)
+        if trial is None or trial.measurement is None:
+            return
+        if is_unstable(trial.measurement) and (calmer := with_less_alpha(arm)) is not None:
+            yield calmer, f"less alpha, because the loss of trial {trial.number} jumps"
+        if is_plateau(trial.measurement):
+            known = {t.candidate.adapter for t in self.evidence.trainings}
+            for larger in with_more_capacity(arm, self._leaders(arm)):
+                if larger.adapter not in known or self.evidence.trained(larger, steps) is not None:
+                    yield larger, f"more capacity, because the loss of trial {trial.number} no longer fell"
+                    return
+
+    def _leaders(self, arm: Candidate) -> list[Candidate]:
+        """Each adapter's candidate at the level of this one."""
+        return [level_like(arm, own) for own in by_adapter(self.candidates).values()]
+
+    def _middle_rung(self, arms: Sequence[Candidate], steps: int, goal: int) -> _Asking[list[Candidate]]:
+        """The better part of the arms goes on, more than will be finalists."""
+        ranked = self._ranked(arms, steps // RUNG_FACTOR)
+        places = max(FINALISTS + 1, math.ceil(len(ranked) / RUNG_FACTOR))
+        went_on = []
+        reserve_s = self._reserve_s(ranked, goal)
+        for place, arm in enumerate(self._distinct(ranked, steps // RUNG_FACTOR)[:places]):
+            reason = f"place {place + 1} after {steps // RUNG_FACTOR} steps"
+            if not (yield from self._train(arm, steps, goal, reason, 0.0 if place == 0 else reserve_s)):
+                break
+            if self.evidence.loss(arm, steps) is not None:
+                went_on.append(arm)
+        return went_on or list(arms)
+
+    def _final_rung(self, arms: Sequence[Candidate], lengths: Sequence[int], goal: int) -> _Asking[None]:
+        """Finalists, with as many seeds as it takes to tell them apart, if that can be paid for."""
+        before = lengths[-2] if len(lengths) > 1 else goal
+        line = self._distinct(self._ranked(arms, before), before)
+        finalists: list[Candidate] = []
+        for candidate in line:
+            if len(finalists) == FINALISTS:
+                break
+            reason = f"finalist {len(finalists) + 1}"
+            reserve_s = self._cost_s(line[0], goal) if finalists else 0.0
+            if not (yield from self._train(candidate, goal, goal, reason, reserve_s)):
+                break
+            if self.evidence.loss(candidate, goal) is not None:
+                finalists.append(candidate)
+        contenders = self._contenders(finalists, goal)
+        for replicate in range(1, MOST_SEEDS):
+            if len(finalists) < 2 and replicate >= SEEDS:
+                return
+            if replicate >= SEEDS:
+                contenders = self._undecided(contenders, goal)
+            for candidate in contenders:
+                reason = "another seed" if replicate < SEEDS else "another seed, to tell finalists apart"
+                if not (yield from self._train(candidate, goal, goal, reason, 0.0, replicate=replicate)):
+                    return
+
+    # What was found
+
+    def _front(self) -> list[Candidate]:
+        """The best measured candidate of each adapter, by measured speed and memory and by prior quality."""
+        measured = [(c, m) for c in self.candidates if (m := self.evidence.measured(c)) is not None]
+        limit_s, steps = self.room.finish_limit_s, self.room.full_steps
+        in_time = [pair for pair in measured if not exceeds_finish(pair[1], steps, limit_s)]
+        measured = in_time or measured
+        parts = comparable_parts([measurement for _, measurement in measured])
+        priors = [prior_quality(candidate.adapter) for candidate, _ in measured]
+        scores = [
+            weighted_score({**part, "quality": prior / max(priors)}, self.weights)
+            for part, prior in zip(parts, priors, strict=True)
+        ]
+        ranked = sorted(zip(scores, measured, strict=True), key=lambda item: -item[0])
+        best: dict[Adapter, Candidate] = {}
+        for _, (candidate, _) in ranked:
+            best.setdefault(candidate.adapter, candidate)
+        return list(best.values())[:ARMS]
+
+    def _ranked(self, arms: Sequence[Candidate], steps: int) -> list[Candidate]:
+        """Arms that succeeded at this length, best score first; the lowest loss is never further than second."""
+        losses = {arm: loss for arm in arms if (loss := self.evidence.loss(arm, steps)) is not None}
+        scores = self._scores(losses)
+        ranked = sorted(losses, key=lambda arm: -scores[arm])
+        if len(ranked) > 2:
+            lowest = min(losses, key=lambda arm: losses[arm])
+            if ranked.index(lowest) > 1:
+                ranked.remove(lowest)
+                ranked.insert(1, lowest)
+        return ranked
+
+    def _scores(self, losses: Mapping[Candidate, float]) -> dict[Candidate, float]:
+        measurements = {arm: self.evidence.measured(arm) for arm in losses}
+        known = [m for m in measurements.values() if m is not None]
+        parts = comparable_parts(known, losses=[losses[a] for a, m in measurements.items() if m is not None])
+        scored = iter(parts)
+        return {
+            arm: weighted_score(next(scored), self.weights) if measurement is not None else 0.0
+            for arm, measurement in measurements.items()
+        }
+
+    def _distinct(self, ranked: Sequence[Candidate], steps: int) -> list[Candidate]:
+        """One arm an adapter, its best; two of the best adapter where their losses hardly differ."""
+        chosen: list[Candidate] = []
+        seconds: list[Candidate] = []
+        for arm in ranked:
+            twin = next((other for other in chosen if other.adapter == arm.adapter), None)
+            if twin is None:
+                chosen.append(arm)
+                continue
+            loss, best = self.evidence.loss(arm, steps), self.evidence.loss(twin, steps)
+            is_close = loss is not None and best is not None and loss - best <= SAME_RATE * abs(best)
+            if is_close and twin == chosen[0] and not seconds:
+                seconds.append(arm)
+        return [*chosen[:2], *seconds, *chosen[2:]]
+
+    def _contenders(self, finalists: Sequence[Candidate], goal: int) -> list[Candidate]:
+        losses = {c: loss for c in finalists if (loss := self.evidence.loss(c, goal)) is not None}
+        scores = self._scores(losses)
+        least = STILL_IN * max(scores.values(), default=0.0)
+        lowest = min(losses, key=lambda c: losses[c], default=None)
+        return [c for c in finalists if c == lowest or scores.get(c, 0.0) >= least]
+
+    def _undecided(self, contenders: Sequence[Candidate], goal: int) -> list[Candidate]:
+        """Those that are not known apart from the one with the lowest loss as well as is sought."""
+        runs = {c: r for c, r in self._runs_at(goal).items() if c in contenders}
+        if len(runs) < 2:
+            return []
+        spread = seed_spread(list(runs.values()))
+        confidence = each_confidence(len(runs))
+        best = min(runs, key=lambda c: _mean(runs[c]))
+        scale = abs(_mean(runs[best]))
+        rest = [
+            c
+            for c in runs
+            if c != best and compare(runs[c], runs[best], spread).halfwidth(confidence) > WIDTH_SOUGHT * scale
+        ]
+        return [c for c in contenders if c in rest or (rest and c == best)]
+
+    def _doubt(self, runs: Sequence[Sequence[Run]]) -> float:
+        """Half the widest interval of a difference to the lowest loss, as a share of that."""
+        spread = seed_spread(runs)
+        best = min(runs, key=_mean)
+        confidence = each_confidence(len(runs))
+        halves = [compare(other, best, spread).halfwidth(confidence) for other in runs if other is not best]
+        return max(halves) / (abs(_mean(best)) or 1.0)
+
+    def _runs_at(self, steps: int) -> dict[Candidate, list[Run]]:
+        """Successful trainings of this length by candidate, in the order of seeds."""
+        runs: dict[Candidate, list[Run]] = {}
+        for trial in sorted(self.evidence.trainings, key=lambda t: t.plan.replicate):
+            measurement = trial.measurement
+            if trial.plan.train_steps != steps or not self.evidence.succeeded(trial) or measurement is None:
+                continue
+            if (loss := measurement.judged_loss) is not None:
+                runs.setdefault(trial.candidate, []).append(run_of(trial, measurement, loss))
+        return runs
+
+    # What can be paid for
+
+    def _train(
+        self, candidate: Candidate, steps: int, goal: int, reason: str, reserve_s: float, replicate: int = 0
+    ) -> _Asking[bool]:
+        """Want this training, unless it can no longer be paid for, or its time is over; whether there is one."""
+        plan = TrialPlan(
+            candidate=candidate,
+            rung=Rung.TRAIN,
+            replicate=replicate,
+            train_steps=steps,
+            goal_steps=goal,
+            reason=reason,
+        )
+        if self._known(plan) is None and (
+            self._is_over(steps, replicate) or not self._affords(candidate, steps, reserve_s)
+        ):
+            return False
+        yield plan
+        return True
+
+    def _is_over(self, steps: int, replicate: int) -> bool:
+        """A later part of the search has begun: what was decided before stays."""
+        return any(
+            (t.plan.train_steps, t.plan.replicate) > (steps, replicate) for t in self.evidence.trainings
+        )
+
+    def _affords(self, candidate: Candidate, steps: int, reserve_s: float) -> bool:
+        if not self.evidence.trainings:
+            return True  # without any training there is nothing to recommend
+        if self.room.trials < (SEEDS * 2 if reserve_s else 1):
+            return False
+        return self._cost_s(candidate, steps) + reserve_s <= self.room.seconds
+
+    def _reserve_s(self, front: Sequence[Candidate], goal: int) -> float:
+        """What two finalists will cost."""
+        return sum(SEEDS * self._cost_s(candidate, goal) for candidate in front[:2])
+
+    def _cost_s(self, candidate: Candidate, steps: int) -> float:
+        measurement = self.evidence.measured(candidate)
+        step_s = (measurement.step_s_mean if measurement else None) or 0.0
+        return self._setup_s() + steps * step_s
+
+    def _setup_s(self) -> float:
+        besides = [
+            trial.wall_s - trial.measurement.measured_s
+            for trial in self.evidence.trainings
+            if trial.wall_s is not None and trial.measurement is not None
+        ]
+        return max(0.0, median(besides)) if besides else self.room.setup_s
+
+    def _goal(self, front: Sequence[Candidate]) -> int:
+        """Steps of the finalists: as many as leave time for a small tournament before them.
+
+        The user's whole training, or a half, a quarter … of it; what the first training was planned for
+        stays.
+        """
+        if self.evidence.trainings:
+            first = self.evidence.trainings[0].plan
+            return first.goal_steps or first.train_steps
+        goal = self.room.full_steps
+        while (
+            goal // 2 >= MIN_TRAIN_STEPS and self._tournament_s(front, goal) > GOAL_SHARE * self.room.seconds
+        ):
+            goal //= 2
+        return goal
+
+    def _tournament_s(self, front: Sequence[Candidate], goal: int) -> float:
+        """A small one: four adapters, other rates for two of them, two finalists."""
+        first, *_ = rungs(goal)
+        shorts = [self._cost_s(candidate, first) for candidate in front[:4]]
+        return sum(shorts) + 2 * sum(shorts[:2]) + self._reserve_s(front, goal)
+
+    def _known(self, plan: TrialPlan) -> Trial | None:
+        if plan.rung is Rung.PROBE:
+            return self.evidence.probes.get(plan.candidate.shape_key)
+        return self.evidence.trained(plan.candidate, plan.train_steps, plan.replicate)
+
+
+def rungs(goal: int) -> list[int]:
+    """Lengths of trainings, shortest first: the goal and its quarters that are long enough to tell."""
+    lengths = [goal]
+    while lengths[0] // RUNG_FACTOR >= MIN_TRAIN_STEPS:
+        lengths.insert(0, lengths[0] // RUNG_FACTOR)
+    return lengths
+
+
+def _mean(runs: Sequence[Run]) -> float:
+    return sum(run.loss for run in runs) / len(runs)
