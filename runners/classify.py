@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..optimizer.codec import from_json
-from ..optimizer.domain import Measurement, Outcome
+from ..optimizer.domain import HeldoutScores, Measurement, Outcome
 from .messages import last_line
 
 
@@ -19,6 +19,8 @@ class Ending:
     outcome: Outcome
     reason: str | None = None
     measurement: Measurement | None = None
+    heldout: HeldoutScores | None = None
+    """Of a training, row by row."""
 
 
 def classify(
@@ -56,7 +58,12 @@ def classify(
         return classify_signal(end["signal"], kernel_oom_kills, log_tail)
     if result is None:
         return Ending(Outcome.CRASHED, last_line(log_tail) or f"exit code {end['exit_code']}, no output")
-    return Ending(Outcome.OK, measurement=from_json(Measurement, result["measurement"]))
+    scores = result.get("heldout")
+    return Ending(
+        Outcome.OK,
+        measurement=from_json(Measurement, result["measurement"]),
+        heldout=None if scores is None else from_json(HeldoutScores, scores),
+    )
 
 
 def classify_signal(number: int, kernel_oom_kills: int, log_tail: str) -> Ending:

@@ -19,7 +19,7 @@ def is_spoilt(ending: Ending, rung: Rung) -> bool:
     """Whether a neighbour can have changed this ending.
 
     A probe's speed and memory; memory that did not suffice. What a training learns is the same beside any
-    neighbour, and its speed is not used.
+    neighbour, and its speed is used only where its shape was never probed.
     """
     return ending.outcome in OUT_OF_MEMORY or (ending.outcome is Outcome.OK and rung is Rung.PROBE)
 

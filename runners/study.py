@@ -226,6 +226,7 @@ class StudyRun:
             outcome=ending.outcome,
             reason=ending.reason,
             measurement=ending.measurement,
+            heldout=ending.heldout,
             log_tail=log_tail,
             wall_s=time.monotonic() - started_s,
         )

@@ -14,6 +14,7 @@ from ..optimizer.domain import (
     Candidate,
     Estimate,
     Event,
+    HeldoutScores,
     Measurement,
     Recommendation,
     Study,
@@ -22,7 +23,7 @@ from ..optimizer.domain import (
     Trial,
     TrialPlan,
 )
-from .tables import EstimateRow, EventRow, RecommendationRow, StudyRow, TrialRow
+from .tables import EstimateRow, EventRow, HeldoutRow, RecommendationRow, StudyRow, TrialRow
 
 T = TypeVar("T")
 
@@ -79,6 +80,23 @@ def trial_of(row: TrialRow, study_id: str) -> Trial:
         reused_from=row.reused_from,
         estimate=None if row.estimate is None else estimate_of(row.estimate)[1],
     )
+
+
+def heldout_document(scores: HeldoutScores) -> dict[str, Any]:
+    """Scores as the JSON data to store.
+
+    Raises:
+        ValueError: a loss is no number; nothing can be compared with it, so nothing of them is stored.
+    """
+    if not all(map(math.isfinite, scores.losses)):
+        raise ValueError("a held-out row has a loss that is no number")
+    data: dict[str, Any] = to_json(scores)
+    return data
+
+
+def heldout_of(row: HeldoutRow) -> HeldoutScores:
+    """The scores that a row holds."""
+    return _read(HeldoutScores, row.scores)
 
 
 def estimate_of(row: EstimateRow) -> tuple[Candidate, Estimate]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..optimizer.domain import (
     Candidate,
     Estimate,
     Event,
+    HeldoutScores,
     Measurement,
     Outcome,
     Recommendation,
@@ -35,9 +36,17 @@ from ..optimizer.domain import (
 from . import events, schema
 from .clock import Clock, SystemClock
 from .events import EventKind
-from .mapping import document, estimate_of, event_of, recommendation_of, study_of, trial_of
+from .mapping import (
+    document,
+    estimate_of,
+    event_of,
+    heldout_of,
+    recommendation_of,
+    study_of,
+    trial_of,
+)
 from .sqlite import connect_engine, for_writes, sqlite_url, trouble_reported
-from .tables import AttemptRow, EstimateRow, EventRow, RecommendationRow, StudyRow, TrialRow
+from .tables import AttemptRow, EstimateRow, EventRow, HeldoutRow, RecommendationRow, StudyRow, TrialRow
 from .transaction import Transaction, find_study, new_id, require_running, stale
 from .transitions import STUDY_SOURCES
 
@@ -358,8 +367,12 @@ class Store:
         with self._write() as transaction:
             return transaction.plan_trial(transaction.lock_study(study_id), plan)
 
-    def list_trials(self, study_id: str) -> list[Trial]:
+    def list_trials(self, study_id: str, *, with_heldout: bool = False) -> list[Trial]:
         """All trials of a study, by number.
+
+        Args:
+            study_id: the study.
+            with_heldout: with what each training scored on every held-out row, some 20 kB of it a training.
 
         Raises:
             NotFound: no study has this id.
@@ -367,7 +380,13 @@ class Store:
         with self._read() as session:
             study = find_study(session, study_id)
             query = select(TrialRow).where(col(TrialRow.study_id) == study.id).order_by(col(TrialRow.number))
-            return [trial_of(row, study_id) for row in session.scalars(query)]
+            if not with_heldout:
+                return [trial_of(row, study_id) for row in session.scalars(query)]
+            scored = query.add_columns(HeldoutRow).outerjoin(HeldoutRow)
+            return [
+                replace(trial_of(row, study_id), heldout=None if scores is None else heldout_of(scores))
+                for row, scores in session.execute(scored)
+            ]
 
     def count_trials(self, study_ids: Collection[str]) -> dict[str, dict[TrialState, int]]:
         """How many trials each of these studies has in each state: every study and state has its number."""
@@ -507,6 +526,7 @@ class Store:
         outcome: Outcome,
         reason: str | None = None,
         measurement: Measurement | None = None,
+        heldout: HeldoutScores | None = None,
         log_tail: str | None = None,
         wall_s: float | None = None,
     ) -> Trial:
@@ -520,6 +540,7 @@ class Store:
             outcome: how it ended.
             reason: why, in a sentence.
             measurement: what was measured; kept when the trial is finished, and only then.
+            heldout: what a training scored on each held-out row; kept with the measurement.
             log_tail: the end of what the trial's processes wrote.
             wall_s: from launch to the last report.
 
@@ -532,6 +553,7 @@ class Store:
                 outcome,
                 reason=reason,
                 measurement=measurement,
+                heldout=heldout,
                 log_tail=log_tail,
                 wall_s=wall_s,
             )

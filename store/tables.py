@@ -165,6 +165,15 @@ class TrialRow(Row, table=True):
     """What had been told of its shape when it was planned."""
 
 
+class HeldoutRow(Row, table=True):
+    """What a training scored on each held-out row. Apart from its trial: it is large, and seldom read."""
+
+    __tablename__ = "heldout"
+
+    trial_id: int = Field(foreign_key="trial.id", primary_key=True)
+    scores: dict[str, Any] = Field(sa_column=_document())
+
+
 class AttemptRow(Row, table=True):
     """One try at a trial. Live while it has no outcome; a trial has one live attempt at most."""
 

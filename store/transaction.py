@@ -8,7 +8,7 @@ IMMEDIATE has locked everything already. Knows nothing about connections.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..errors import Conflict, NotFound, StaleFence
 from ..optimizer.domain import (
     Candidate,
     Estimate,
+    HeldoutScores,
     Measurement,
     Outcome,
     Recommendation,
@@ -33,12 +34,13 @@ from ..optimizer.domain import (
 from ..optimizer.estimates.intervals import Fits
 from . import events
 from .events import EventKind
-from .mapping import document, study_of, trial_of, without_nan
+from .mapping import document, heldout_document, study_of, trial_of, without_nan
 from .tables import (
     AttemptRow,
     DeviceLeaseRow,
     EstimateRow,
     EventRow,
+    HeldoutRow,
     RecommendationRow,
     StudyRow,
     TrialRow,
@@ -278,6 +280,7 @@ class Transaction:
         *,
         reason: str | None,
         measurement: Measurement | None = None,
+        heldout: HeldoutScores | None = None,
         log_tail: str | None = None,
         wall_s: float | None = None,
         released: bool = False,
@@ -320,7 +323,9 @@ class Transaction:
             row = self._move_trial(
                 attempt.trial_id, TrialState.FINISHED, outcome=outcome, finished_at=self.now, **report
             )
-            trial = trial_of(row, study.ulid)
+            if heldout is not None:
+                self.session.add(HeldoutRow(trial_id=row.id, scores=heldout_document(heldout)))
+            trial = replace(trial_of(row, study.ulid), heldout=heldout)
             self.append_event(study, EventKind.TRIAL_FINISHED, events.trial_finished(trial))
         return trial
 

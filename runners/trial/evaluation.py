@@ -38,11 +38,15 @@ class Evaluation:
 
     None where all that is known is a module's own loss."""
     metric_value: float | None
+    losses: tuple[float, ...]
+    """Of each row, summed over its items, in the order of the rows; of each batch where ``shared``."""
+    items: tuple[int, ...]
+    """How many these are sums over."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowScore:
-    """One row judged."""
+    """One row judged, or a batch of rows by a loss that is theirs together."""
 
     loss: float
     """Summed over its items."""
@@ -51,6 +55,8 @@ class RowScore:
     metric: float
     """1 for the right class, else 0; for a number, how far off it is. Tokens, and a module's own loss, have
     none: NaN."""
+    shared: bool = False
+    """Of a batch, by a module's own loss: nobody can tell its rows apart."""
 
 
 @torch.no_grad()
@@ -62,23 +68,56 @@ def evaluate(session: Session, rows: Sequence[Example]) -> Evaluation:
     of scored items).
     """
     session.model.eval()
-    size = evaluated_at_once(session, rows)
-    shortest_first = sorted(rows, key=count_tokens)  # little padding
-    scores: list[RowScore] = []
     with same_chance(session):
-        for start in range(0, len(shortest_first), size):
-            scores += score_rows(session, shortest_first[start : start + size])
+        scores = judged(session, rows)
     session.model.train()
-    loss, standard_error = ratio_with_error([row.loss for row in scores], [row.items for row in scores])
-    mean_metric = sum(row.metric * row.items for row in scores) / sum(row.items for row in scores)
-    if rows[0].label is not None and not math.isnan(mean_metric):
-        return Evaluation(loss, standard_error, len(rows), "accuracy", mean_metric)
-    if rows[0].value is not None or (rows[0].numbers is not None and not math.isnan(mean_metric)):
-        return Evaluation(loss, standard_error, len(rows), "mae", mean_metric)
-    if rows[0].arrays is not None:
-        return Evaluation(loss, standard_error, len(rows), None, None)
-    perplexity = math.exp(loss) if loss < LARGEST_EXPONENT else None
-    return Evaluation(loss, standard_error, len(rows), "perplexity", perplexity)
+    losses, items = tuple(row.loss for row in scores), tuple(row.items for row in scores)
+    loss, standard_error = ratio_with_error(losses, items)
+    name, value = main_metric(rows[0], scores, loss)
+    return Evaluation(loss, standard_error, len(rows), name, value, losses, items)
+
+
+def main_metric(row: Example, scores: Sequence[RowScore], loss: float) -> tuple[str | None, float | None]:
+    """Name and value of the metric of a task that has such rows."""
+    mean = sum(score.metric * score.items for score in scores) / sum(score.items for score in scores)
+    if row.label is not None and not math.isnan(mean):
+        return "accuracy", mean
+    if row.value is not None or (row.numbers is not None and not math.isnan(mean)):
+        return "mae", mean
+    if row.arrays is not None:
+        return None, None
+    return "perplexity", math.exp(loss) if loss < LARGEST_EXPONENT else None
+
+
+def judged(session: Session, rows: Sequence[Example]) -> list[RowScore]:
+    """The scores of all rows, in their order.
+
+    A loss of the module's own that is no mean of what can be told row by row is asked for one row at a time:
+    micro-batches of candidates differ. Without a target it may compare the rows of a batch with each other:
+    all candidates then get batches of one size, the effective batch, and each batch has one score.
+    """
+    first = rows[0]
+    if first.arrays is None or first.label is not None or first.numbers is not None:
+        scores: list[tuple[int, RowScore]] = []
+        for batch in batch_scores(session, rows, session.candidate["micro_batch"]):
+            if batch[0][1].shared:
+                return [batch[0][1] for batch in batch_scores(session, rows, 1)]
+            scores += batch
+        return [score for _, score in sorted(scores, key=lambda pair: pair[0])]
+    return [
+        batch[0][1] for batch in batch_scores(session, rows, session.candidate["recipe"]["effective_batch"])
+    ]
+
+
+def batch_scores(
+    session: Session, rows: Sequence[Example], size: int
+) -> Iterator[list[tuple[int, RowScore]]]:
+    """Batch by batch, the scores of rows with their numbers; the shortest rows first, for little padding."""
+    numbered = sorted(enumerate(rows), key=lambda pair: count_tokens(pair[1]))
+    for start in range(0, len(numbered), size):
+        batch = numbered[start : start + size]
+        scores = score_rows(session, [row for _, row in batch])
+        yield list(zip((number for number, _ in batch), scores, strict=False))  # one of them, if shared
 
 
 def score_rows(session: Session, examples: Sequence[Example]) -> list[RowScore]:
@@ -113,20 +152,6 @@ def score_rows(session: Session, examples: Sequence[Example]) -> list[RowScore]:
     ]
 
 
-def evaluated_at_once(session: Session, rows: Sequence[Example]) -> int:
-    """Rows of a batch: a micro-batch of them.
-
-    Without a target, the module's own loss may compare the rows of a batch with each other: all candidates
-    then get batches of one size, the effective batch.
-    """
-    row = rows[0]
-    if row.arrays is not None and row.label is None and row.numbers is None:
-        size: int = session.candidate["recipe"]["effective_batch"]
-    else:
-        size = session.candidate["micro_batch"]
-    return size
-
-
 @contextmanager
 def same_chance(session: Session) -> Iterator[None]:
     """Let whatever a module draws in evaluation (masks, crops) be the same for all, and disturb nothing."""
@@ -158,7 +183,7 @@ def score_arrays(output: Any, batch: Mapping[str, torch.Tensor]) -> list[RowScor
         return scores
     means_little = target is None or (target.is_floating_point() and has_logits(output))
     metric = math.nan if means_little or not scores else sum(score.metric for score in scores) / rows
-    return [RowScore(loss * rows, rows, metric)]
+    return [RowScore(loss * rows, rows, metric, shared=True)]
 
 
 def score_predictions(predicted: torch.Tensor, target: torch.Tensor) -> list[RowScore]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .checks import (
     require_finite,
     require_separate_samples,
 )
-from .evaluation import evaluate, evaluated_at_once
+from .evaluation import evaluate
 from .loop import Session, Step, open_session, run_step, run_steps
 from .measure import (
     ProcessMemory,
@@ -54,7 +54,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     trial = TrialSpec.from_mapping(spec)
     try:
         choose_device(trial)
-        result = measure_trial(trial, report)
+        measured, heldout = measure_trial(trial, report)
     except (InvalidTrial, InvalidQuantization, Diverged) as error:
         outcome = "diverged" if isinstance(error, Diverged) else "invalid"
         report("failure", outcome=outcome, reason=str(error))
@@ -64,7 +64,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
             raise
         report("failure", outcome=lacking, reason=str(error).splitlines()[0])
     else:
-        report("result", measurement=result)
+        report("result", measurement=measured, heldout=heldout)
 
 
 def choose_device(trial: TrialSpec) -> None:
@@ -102,8 +102,12 @@ def memory_outcome(error: MemoryError | RuntimeError) -> str | None:
     return None
 
 
-def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
-    """Build, check, train and measure; returns the fields of a ``Measurement``."""
+def measure_trial(trial: TrialSpec, report: Report) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Build, check, train and measure.
+
+    Returns:
+        The fields of a ``Measurement``, and those of ``HeldoutScores``; None of the latter for a probe.
+    """
     memory = ProcessMemory()
     rows = open_rows(Path(trial.tokens_path) / "train.arrow")
     heldout = open_rows(Path(trial.tokens_path) / "heldout.arrow")
@@ -130,7 +134,10 @@ def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
         len(rows), effective_batch=candidate["recipe"]["effective_batch"], seed=trial.order_seed
     )
     steps = run_steps(session, rows, order, last=None if probing else trial.total_steps)
-    measured = probe(session, rows, steps) if probing else train(session, steps, heldout, report)
+    if probing:
+        measured, scores = probe(session, rows, steps), None
+    else:
+        measured, scores = train(session, steps, heldout, report)
     return {
         **measured,
         "peak_process_bytes": memory.peak_bytes(),
@@ -138,7 +145,7 @@ def measure_trial(trial: TrialSpec, report: Report) -> dict[str, Any]:
         "trainable_params": sum(p.numel() for p in session.model.parameters() if p.requires_grad),
         "total_params": count_parameters(session.model),
         "trainable_sha256": trainable_sha256(session.model),
-    }
+    }, scores
 
 
 def constant_rate(candidate: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,28 +199,40 @@ def probe(session: Session, rows: RowFile, steps: Iterator[Step]) -> dict[str, A
     timed = time_steps(without_compiling(session, steps), StoppingRule())
     for step in timed:
         require_finite(step.loss, step.number)
-    speed = speed_of(timed)
     effective, micro_batch = session.candidate["recipe"]["effective_batch"], session.candidate["micro_batch"]
     heaviest = rows.heaviest(effective, micro_batch=micro_batch)
     run_step(session, heaviest, 0)  # untracked, so that the allocator's and the process's peaks are real
-    evaluate(session, heaviest[: evaluated_at_once(session, heaviest)])
+    evaluate(session, heaviest)
     # The second micro-batch meets the gradients of the first; a third adds nothing.
     two_micro_batches = heaviest[: 2 * micro_batch]
     return {
-        "tokens_per_s": None if rows[0].arrays is not None else speed.tokens_per_s,
+        **speed_fields(timed, has_tokens=rows[0].arrays is None),
+        "steps_measured": len(timed),
+        "measured_s": sum(step.seconds for step in timed),
+        "peak_tensor_bytes": peak_tensor_bytes(session, two_micro_batches),
+    }
+
+
+def speed_fields(timed: Sequence[Step], *, has_tokens: bool) -> dict[str, Any]:
+    """The fields of a ``Measurement`` that tell how fast these steps were."""
+    speed = speed_of(timed)
+    return {
+        "tokens_per_s": speed.tokens_per_s if has_tokens else None,
         "tokens_per_s_rel_halfwidth": speed.rel_halfwidth,
         "samples_per_s": speed.samples_per_s,
         "steps_per_s": 1 / speed.step_s_mean,
         "step_s_mean": speed.step_s_mean,
         "step_s_std": speed.step_s_std,
-        "steps_measured": speed.steps,
-        "measured_s": speed.seconds,
-        "peak_tensor_bytes": peak_tensor_bytes(session, two_micro_batches),
     }
 
 
-def train(session: Session, steps: Iterator[Step], heldout: RowFile, report: Report) -> dict[str, Any]:
-    """Train on the token budget, then evaluate on the held-out rows."""
+def train(
+    session: Session, steps: Iterator[Step], heldout: RowFile, report: Report
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train on the token budget, then evaluate on the held-out rows; see :func:`measure_trial`.
+
+    The first steps, in which kernels are loaded, do not count for the speed.
+    """
     taken = []
     for step in checked(session, steps, STEPS_BEFORE_CHECK):
         taken.append(step)
@@ -221,7 +240,9 @@ def train(session: Session, steps: Iterator[Step], heldout: RowFile, report: Rep
     report("progress", phase="evaluate", step=len(taken))
     evaluation = evaluate(session, heldout)
     require_finite(evaluation.loss, len(taken) - 1)
-    return {
+    has_tokens, steady = heldout[0].arrays is None, taken[STEPS_BEFORE_CHECK:]
+    measured = {
+        **(speed_fields(steady, has_tokens=has_tokens) if steady else {}),
         "steps_measured": len(taken),
         "measured_s": sum(step.seconds for step in taken),
         "heldout_loss": evaluation.loss,
@@ -229,6 +250,7 @@ def train(session: Session, steps: Iterator[Step], heldout: RowFile, report: Rep
         "heldout_rows": evaluation.rows,
         "metric_name": evaluation.metric_name,
         "metric_value": finite_or_none(evaluation.metric_value),
-        "trained_tokens": None if heldout[0].arrays is not None else sum(step.tokens for step in taken),
+        "trained_tokens": sum(step.tokens for step in taken) if has_tokens else None,
         "train_losses": [step.loss for step in taken],
     }
+    return measured, {"losses": evaluation.losses, "items": evaluation.items}

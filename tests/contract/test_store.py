@@ -20,6 +20,7 @@ from rankwise.optimizer.domain import (
     Adapter,
     Candidate,
     Estimate,
+    HeldoutScores,
     Level,
     Measurement,
     Method,
@@ -541,6 +542,47 @@ class TestTrials:
         trial = store.get_trial(claim.trial.id)
         assert trial.measurement == Measurement(train_losses=(1.0, None))
         assert trial.wall_s is None
+
+
+class TestHeldoutScores:
+    SCORES = HeldoutScores(losses=(2.25, 0.5), items=(3, 1))
+
+    def train(self, store: Store, study_id: str, steps: int, outcome: Outcome = Outcome.OK) -> Trial:
+        plan = make_plan(rung=Rung.TRAIN, train_steps=steps)
+        claim = store.claim_trial(store.plan_trial(study_id, plan).id, devices=[GPU], worker="w")
+        assert claim is not None
+        return store.finish_attempt(
+            claim, outcome=outcome, measurement=Measurement(heldout_loss=0.6875), heldout=self.SCORES
+        )
+
+    def test_are_read_where_they_are_asked_for(self, store: Store) -> None:
+        study = start_study(store)
+        finish_first(store, study.id)
+        trial = self.train(store, study.id, 10)
+        assert trial.heldout == self.SCORES
+        assert [it.heldout for it in store.list_trials(study.id, with_heldout=True)] == [None, self.SCORES]
+        assert [it.heldout for it in store.list_trials(study.id)] == [None, None]
+        assert store.list_trials(study.id, with_heldout=True)[1] == trial
+
+    def test_are_those_of_the_attempt_that_finished_the_trial(self, store: Store) -> None:
+        study = start_study(store)
+        lost = self.train(store, study.id, 10, Outcome.LOST)
+        assert lost.state is TrialState.QUEUED
+        assert lost.heldout is None
+        assert store.list_trials(study.id, with_heldout=True)[0].heldout is None
+        assert self.train(store, study.id, 10).heldout == self.SCORES
+
+    def test_of_other_studies_stay_there(self, store: Store) -> None:
+        first, second = start_study(store), start_study(store)
+        self.train(store, first.id, 10)
+        assert store.list_trials(second.id, with_heldout=True) == []
+
+    def test_that_are_no_numbers_end_nothing(self, store: Store) -> None:
+        claim = start_trial(store)
+        scores = HeldoutScores(losses=(float("nan"),), items=(1,))
+        with pytest.raises(ValueError, match="no number"):
+            store.finish_attempt(claim, outcome=Outcome.OK, heldout=scores)
+        assert store.get_trial(claim.trial.id).state is TrialState.RUNNING
 
 
 class TestLostAttempts:

@@ -20,6 +20,7 @@ from rankwise.optimizer.codec import from_json, to_json
 from rankwise.optimizer.domain import (
     Adapter,
     Candidate,
+    HeldoutScores,
     Level,
     Measurement,
     Method,
@@ -188,7 +189,33 @@ def test_training_a_classifier(reviews: StudyFacts, measure: Measure, name: str)
     assert found.peak_process_bytes is not None
     assert found.peak_process_bytes > 4 * reviews.model.parameters
     assert found.measured_s > 0
-    assert found.peak_allocated_bytes is found.peak_device_bytes is found.tokens_per_s is None
+    assert found.peak_allocated_bytes is found.peak_device_bytes is None
+
+
+def test_a_training_tells_every_rows_loss(texts: StudyFacts, launch: Launch) -> None:
+    """In the order of the held-out file."""
+    from rankwise.runners.tokens import TokenFile
+
+    job = launch(make_spec(texts, make_candidate(LLAMA_LORA)))
+    job.wait(PATIENCE_S)
+    result = job.last("result")
+    assert result
+    scores = from_json(HeldoutScores, result["heldout"])
+    assert scores.items == tuple(
+        len(row.input_ids) - 1 for row in TokenFile(Path(texts.tokens_path) / "heldout.arrow")
+    )
+    assert scores.loss == pytest.approx(result["measurement"]["heldout_loss"])
+
+
+def test_the_speed_of_a_training_is_that_of_its_later_steps(reviews: StudyFacts, measure: Measure) -> None:
+    found = measure(make_spec(reviews, make_candidate(LORA), total_steps=6))
+    assert found.steps_measured == 6
+    assert found.step_s_mean is not None
+    assert found.tokens_per_s is not None
+    assert found.samples_per_s == pytest.approx(8 / found.step_s_mean)
+    assert 3 * found.step_s_mean < found.measured_s
+    too_short = measure(make_spec(reviews, make_candidate(LORA), total_steps=3))
+    assert too_short.speed is too_short.step_s_mean is None
 
 
 def test_training_a_language_model(texts: StudyFacts, measure: Measure) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.optimizer.domain import Measurement, Outcome
+from rankwise.optimizer.domain import HeldoutScores, Measurement, Outcome
 from rankwise.runners.classify import classify
 
 LEFT = {"cause": "finished", "exit_code": 0, "signal": None, "wall_s": 12.4}
@@ -102,3 +102,10 @@ def test_a_complaint_on_the_log_does_not_spoil_a_result() -> None:
 def test_every_outcome_is_reachable_that_the_job_itself_can_have() -> None:
     decided_elsewhere = {Outcome.OK, Outcome.CANCELLED, Outcome.DISTURBED}
     assert {outcome for _, outcome, _ in CASES.values()} == set(Outcome) - decided_elsewhere
+
+
+def test_a_training_ends_with_its_scores_row_by_row() -> None:
+    scores = {"losses": [1.5, 0.5], "items": [3, 1]}
+    ending = classify(**said(result={**RESULT, "heldout": scores}))
+    assert ending.heldout == HeldoutScores(losses=(1.5, 0.5), items=(3, 1))
+    assert classify(**said(result={**RESULT, "heldout": None})).heldout is None

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from rankwise.errors import StoreError
 from rankwise.optimizer.codec import canonical_json, from_json
-from rankwise.optimizer.domain import Measurement, StudyState
-from rankwise.store.mapping import document, study_of, without_nan
+from rankwise.optimizer.domain import HeldoutScores, Measurement, StudyState
+from rankwise.store.mapping import document, heldout_document, study_of, without_nan
 from rankwise.store.tables import StudyRow
 
 JSON = st.recursive(
@@ -29,6 +29,12 @@ def test_every_document_is_json_without_nan(data: object) -> None:
 def test_losses_can_be_read_back_whatever_they_were(losses: list[float]) -> None:
     read = from_json(Measurement, document(Measurement(train_losses=tuple(losses))))
     assert len(read.train_losses) == len(losses)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_not_stored(loss: float) -> None:
+    with pytest.raises(ValueError, match="no number"):
+        heldout_document(HeldoutScores(losses=(0.5, loss), items=(1, 1)))
 
 
 def test_an_unreadable_document_is_the_databases_fault() -> None:

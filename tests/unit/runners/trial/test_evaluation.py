@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -103,7 +104,7 @@ def build(kind: Any, config: Any, attention: str | None = None) -> PreTrainedMod
     return model.eval()
 
 
-def session_of(model: PreTrainedModel, micro_batch: int = 3) -> Session:
+def session_of(model: torch.nn.Module, micro_batch: int = 3) -> Session:
     """What evaluation needs of a session; nothing is trained."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     return Session(
@@ -111,7 +112,7 @@ def session_of(model: PreTrainedModel, micro_batch: int = 3) -> Session:
         model=model,
         optimizer=optimizer,
         schedule=None,
-        candidate={"micro_batch": micro_batch},
+        candidate={"micro_batch": micro_batch, "recipe": {"effective_batch": 4}},
         pad_id=PAD_ID,
     )
 
@@ -273,3 +274,51 @@ def test_classes(micro_batch: int) -> None:
     found = evaluate(session_of(model, micro_batch), rows)
     assert found.loss == pytest.approx(output.loss.item(), rel=1e-5)
     assert (found.metric_name, found.metric_value) == ("accuracy", pytest.approx(right.float().mean().item()))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_scores_are_in_the_order_of_the_rows(micro_batch: int) -> None:
+    """Which is not the order that they are judged in."""
+    rows, model = texts(9, 4, 12, 6, 2), small_llama()
+    alone = [evaluate(session_of(model), [row]).loss for row in rows]
+    found = evaluate(session_of(model, micro_batch), rows)
+    assert found.items == (8, 3, 11, 5, 1)
+    means = [loss / items for loss, items in zip(found.losses, found.items, strict=True)]
+    assert means == pytest.approx(alone, rel=1e-4)
+    assert found.loss == pytest.approx(sum(found.losses) / sum(found.items))
+
+
+class OwnLoss(torch.nn.Module):
+    """Its loss is the greatest error in the batch: nobody can tell its rows apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.batches: list[int] = []
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        self.batches.append(len(x))
+        predicted = x * self.weight
+        target = torch.zeros_like(x) if labels is None else labels
+        return {"loss": (predicted - target).abs().max() + 7.0, "embedding": predicted.sum(1)}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_a_loss_of_the_modules_own_is_asked_for_one_row_at_a_time(micro_batch: int) -> None:
+    rows = [
+        Example(arrays={"x": np.full(2, number, np.float32)}, numbers=np.zeros(2, np.float32))
+        for number in range(6)
+    ]
+    found = evaluate(session_of(OwnLoss(), micro_batch), rows)
+    assert found.losses == pytest.approx([7.0 + number for number in range(6)])
+    assert found.items == (1,) * 6
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_without_a_target_batches_have_one_size(micro_batch: int) -> None:
+    rows = [Example(arrays={"x": np.full(2, number, np.float32)}) for number in range(6)]
+    module = OwnLoss()
+    found = evaluate(session_of(module, micro_batch), rows)
+    assert module.batches == [4, 2]
+    assert found.losses == pytest.approx([4 * 10.0, 2 * 12.0])
+    assert (found.items, found.rows) == ((4, 2), 6)
