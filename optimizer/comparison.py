@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 from .domain import Candidate, Measurement, Outcome, Rung, Trial, Weights
 
@@ -159,7 +160,7 @@ def _of_seeds(seeds: Sequence[Trial], probe: Trial | None) -> Compared:
     """One candidate out of its trainings: losses and metrics are means over them."""
     compared = _with_probe(seeds[0], probe)
     own = [trial.measurement for trial in seeds if trial.measurement is not None]
-    means = {
+    means: dict[str, Any] = {
         name: _mean([getattr(measurement, name) for measurement in own])
         for name in ("heldout_loss", "metric_value", "own_metric", "own_loss")
     }

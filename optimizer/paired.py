@@ -89,7 +89,7 @@ def seed_spread(
     three candidates leave two degrees of freedom.
 
     Args:
-        candidates: each candidate's runs, those of equal position with equal seeds; later ones may be missing.
+        candidates: each one's runs, at equal positions with equal seeds; later ones may be missing.
         prior_share: standard deviation as a share of the loss.
         prior_degrees: what the prior is worth.
     """

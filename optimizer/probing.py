@@ -1,7 +1,7 @@
 """The first half of a search: which shapes have their speed and memory measured.
 
-Probes of the adapter with the best prior find a level that fits, then vary its settings one at a time; the other
-adapters are probed at the level found. Knows nothing of budgets and of what is learnt.
+Probes of the adapter with the best prior find a level that fits, then vary its settings one at a time; the
+other adapters are probed at the level found. Knows nothing of budgets and of what is learnt.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ R = TypeVar("R")
 
 MAX_RIVALS = 2
 """Values of one setting that are compared with the best so far."""
+
+ADAPTERS = 8
+"""So many that fit are enough: each of them is to be trained, too."""
 
 PLATEAU = 0.98
 """A smaller micro-batch that keeps this share of the best speed is taken: it needs less memory."""
@@ -81,8 +84,12 @@ def _probing(
     best: Candidate | None = None
     groups = by_adapter(candidates)
     adapters = list(groups)
+    done: list[list[Candidate]] = []
     probed = {trial.candidate.adapter for trial in evidence.probes.values()}
     for position, own in enumerate(groups.values()):
+        if sum(any(evidence.measured(candidate) for candidate in each) for each in done) == ADAPTERS:
+            return
+        done.append(own)
         if best is not None:
             yield from _first_fitting(_near(best, own), evidence, "another adapter at the level found")
             continue

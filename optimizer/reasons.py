@@ -133,7 +133,7 @@ def explain_nothing_fits(
     return message, f"{_larger_limit(trials, estimates, memory_limit_bytes)}, {others}"
 
 
-def say_why_named(name: str, each: Compared, recommended: Compared, column: str | None) -> str:
+def say_why_named(each: Compared, recommended: Compared, column: str | None) -> str:
     """What is gained, and lost, by taking this in place of what is recommended."""
     if each.trial.id == recommended.trial.id:
         return f"{each.trial.candidate.describe()}: the recommended one."
@@ -166,8 +166,9 @@ def _too_late(
     if not known or limit_s is None or min(known) <= limit_s:
         return None
     return (
-        f"nothing finishes within {limit_s / 3600:.3g} h: the fastest of {_count(len(compared), 'configuration')} "
-        f"takes {min(known) / 3600:.3g} h for {_count(full_steps or 0, 'step')}",
+        f"nothing finishes within {limit_s / 3600:.3g} h: the fastest of "
+        f"{_count(len(compared), 'configuration')} takes {min(known) / 3600:.3g} h "
+        f"for {_count(full_steps or 0, 'step')}",
         f"allow {math.ceil(min(known) / 360) / 10:g} h, or fewer epochs",
     )
 

@@ -238,7 +238,7 @@ def name_others(trials: Sequence[Trial], aim: Aim) -> tuple[Named, ...]:
             name=name,
             trial_id=each.trial.id,
             number=each.trial.number,
-            reason=say_why_named(name, each, compared[0], column),
+            reason=say_why_named(each, compared[0], column),
         )
         for name, each in chosen.items()
     )

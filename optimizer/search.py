@@ -1,7 +1,8 @@
 """Which trial next, and when to stop: a search that remembers nothing but the stored trials.
 
-Asked with the same trials it gives the same answer, so an interrupted study goes on where it stood. First the
-speed (:mod:`.probing`), then what is learnt (:mod:`.training`). Knows nothing of devices, processes or clocks.
+Asked with the same trials it gives the same answer, so an interrupted study goes on where it stood. First
+the speed (:mod:`.probing`), then what is learnt (:mod:`.training`). Knows nothing of devices, processes or
+clocks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from statistics import fmean
 
 from .domain import Adapter, Candidate, Estimate, Trial, TrialPlan, TrialState, Weights
 from .evidence import Evidence
-from .probing import next_probe
-from .training import ARMS, FINALISTS, MOST_RATES, MOST_SEEDS, SEEDS, Room, Training
+from .probing import ADAPTERS, next_probe
+from .training import FINALISTS, MOST_RATES, MOST_SEEDS, SEEDS, Room, Training
 
 PROBE_BUDGET_SHARE = 0.35
 """Part of the budget that probes may spend; training gets the rest."""
@@ -116,7 +117,7 @@ def outline(candidates: Sequence[Candidate], limits: SearchLimits) -> PlanOutlin
     """How far a search over these candidates would go at most."""
     shapes = {candidate.shape_key for candidate in candidates}
     reserve = _reserve(candidates, limits)
-    adapters = min(ARMS, len(_adapters(candidates)))
+    adapters = min(ADAPTERS, len(_adapters(candidates)))
     wanted = adapters + 2 * MOST_RATES * math.ceil(adapters / 2) + min(adapters, FINALISTS) * MOST_SEEDS
     return PlanOutline(
         candidates=len(candidates),

@@ -30,9 +30,6 @@ RUNG_FACTOR = 4
 MIN_TRAIN_STEPS = 20
 """Below this a held-out loss tells of the warm-up, not of the adapter."""
 
-ARMS = 8
-"""Adapters that begin."""
-
 FINALISTS = 3
 
 SEEDS = 2
@@ -110,31 +107,37 @@ class Training:
         if not front:
             return
         goal = self._goal(front)
-        first, *later = rungs(goal)
-        arms = yield from self._first_rung(front, first, goal)
-        for steps in later[:-1]:
-            arms = yield from self._middle_rung(arms, steps, goal)
-        yield from self._final_rung(arms, [first, *later], goal)
+        *shorter, _ = rungs(goal)
+        line = list(front)
+        for steps in shorter:
+            if steps == shorter[0]:
+                line = yield from self._first_rung(front, steps, goal)
+            else:
+                line = yield from self._middle_rung(line, steps, goal)
+        yield from self._final_rung(line, goal)
 
     def _first_rung(self, front: Sequence[Candidate], steps: int, goal: int) -> _Asking[list[Candidate]]:
-        """Every adapter at its known best rate; then other rates for the better half of them."""
+        """Every adapter at its known best rate; then other rates for the better half of them.
+
+        Returns those that go on, the best first.
+        """
         arms: list[Candidate] = []
-        reserve_s = self._reserve_s(front, goal)
+        reserve_s = self._reserve_s(front, steps, goal)
         for place, candidate in enumerate(front):
             reason = "its method's usual rate" if place else "the front-runner, at its method's usual rate"
             arm = yield from self._attempt(candidate, steps, goal, reason, 0.0 if place == 0 else reserve_s)
             if arm is not None:
                 arms.append(arm)
-        sweeps: dict[Adapter, list[Candidate]] = {arm.adapter: [arm] for arm in arms}
+        tried = list(arms)
         ranked = self._ranked(arms, steps)
         for arm in ranked[: math.ceil(len(ranked) / 2)]:
-            sweeps[arm.adapter] = yield from self._sweep(arm, steps, goal, reserve_s)
-        for arm in self._ranked([each for own in sweeps.values() for each in own], steps)[:1]:
+            tried += yield from self._sweep(arm, steps, goal, reserve_s)
+        for arm in self._ranked(tried, steps)[:1]:
             for moved, reason in self._moves(arm, steps):
                 found = yield from self._attempt(moved, steps, goal, reason, reserve_s)
                 if found is not None:
-                    sweeps.setdefault(found.adapter, []).append(found)
-        return [each for own in sweeps.values() for each in own]
+                    tried.append(found)
+        return self._distinct(self._ranked(tried, steps), steps)
 
     def _attempt(
         self, candidate: Candidate, steps: int, goal: int, reason: str, reserve_s: float
@@ -166,7 +169,7 @@ class Training:
         for direction, word in ((1, "higher"), (-1, "lower")):
             for distance in range(1, MOST_RATES + 1):
                 rival = at_rate(arm, direction * distance)
-                reason = f"a {word} rate than {found[-1].learning_rate:g} compared"
+                reason = f"a {word} rate than {arm.learning_rate:g} compared"
                 if not (yield from self._train(rival, steps, goal, reason, reserve_s)):
                     return found
                 loss = self.evidence.loss(rival, steps)
@@ -198,30 +201,28 @@ class Training:
         """Each adapter's candidate at the level of this one."""
         return [level_like(arm, own) for own in by_adapter(self.candidates).values()]
 
-    def _middle_rung(self, arms: Sequence[Candidate], steps: int, goal: int) -> _Asking[list[Candidate]]:
-        """The better part of the arms goes on, more than will be finalists."""
-        ranked = self._ranked(arms, steps // RUNG_FACTOR)
-        places = max(FINALISTS + 1, math.ceil(len(ranked) / RUNG_FACTOR))
-        went_on = []
-        reserve_s = self._reserve_s(ranked, goal)
-        for place, arm in enumerate(self._distinct(ranked, steps // RUNG_FACTOR)[:places]):
+    def _middle_rung(self, line: Sequence[Candidate], steps: int, goal: int) -> _Asking[list[Candidate]]:
+        """The first in line go on, more than will be finalists; they then stand before the rest."""
+        places = max(FINALISTS + 1, math.ceil(len(line) / RUNG_FACTOR))
+        reserve_s = self._reserve_s(line, steps, goal)
+        tried = []
+        for place, arm in enumerate(line[:places]):
             reason = f"place {place + 1} after {steps // RUNG_FACTOR} steps"
-            if not (yield from self._train(arm, steps, goal, reason, 0.0 if place == 0 else reserve_s)):
+            if not (yield from self._train(arm, steps, goal, reason, reserve_s)):
                 break
-            if self.evidence.loss(arm, steps) is not None:
-                went_on.append(arm)
-        return went_on or list(arms)
+            tried.append(arm)
+        return [*self._ranked(tried, steps), *(arm for arm in line if arm not in tried)]
 
-    def _final_rung(self, arms: Sequence[Candidate], lengths: Sequence[int], goal: int) -> _Asking[None]:
+    def _final_rung(self, line: Sequence[Candidate], goal: int) -> _Asking[None]:
         """Finalists, with as many seeds as it takes to tell them apart, if that can be paid for."""
-        before = lengths[-2] if len(lengths) > 1 else goal
-        line = self._distinct(self._ranked(arms, before), before)
         finalists: list[Candidate] = []
         for candidate in line:
             if len(finalists) == FINALISTS:
                 break
             reason = f"finalist {len(finalists) + 1}"
-            reserve_s = self._cost_s(line[0], goal) if finalists else 0.0
+            # Two are compared with one seed each rather than one with two; a third comes when all have two.
+            more = [*finalists, candidate] if len(finalists) > 1 else []
+            reserve_s = sum((SEEDS - 1) * self._cost_s(each, goal) for each in more)
             if not (yield from self._train(candidate, goal, goal, reason, reserve_s)):
                 break
             if self.evidence.loss(candidate, goal) is not None:
@@ -241,7 +242,13 @@ class Training:
 
     def _front(self) -> list[Candidate]:
         """The best measured candidate of each adapter, by measured speed and memory and by prior quality."""
-        measured = [(c, m) for c in self.candidates if (m := self.evidence.measured(c)) is not None]
+        begun = min((trial.number for trial in self.evidence.trainings), default=math.inf)
+        measured = [
+            (candidate, measurement)
+            for candidate in self.candidates
+            if (measurement := self.evidence.measured(candidate)) is not None
+            and self.evidence.probes[candidate.shape_key].number < begun
+        ]
         limit_s, steps = self.room.finish_limit_s, self.room.full_steps
         in_time = [pair for pair in measured if not exceeds_finish(pair[1], steps, limit_s)]
         measured = in_time or measured
@@ -255,10 +262,10 @@ class Training:
         best: dict[Adapter, Candidate] = {}
         for _, (candidate, _) in ranked:
             best.setdefault(candidate.adapter, candidate)
-        return list(best.values())[:ARMS]
+        return list(best.values())
 
     def _ranked(self, arms: Sequence[Candidate], steps: int) -> list[Candidate]:
-        """Arms that succeeded at this length, best score first; the lowest loss is never further than second."""
+        """Arms that succeeded at this length, best score first; the lowest loss is first or second."""
         losses = {arm: loss for arm in arms if (loss := self.evidence.loss(arm, steps)) is not None}
         scores = self._scores(losses)
         ranked = sorted(losses, key=lambda arm: -scores[arm])
@@ -341,7 +348,7 @@ class Training:
     def _train(
         self, candidate: Candidate, steps: int, goal: int, reason: str, reserve_s: float, replicate: int = 0
     ) -> _Asking[bool]:
-        """Want this training, unless it can no longer be paid for, or its time is over; whether there is one."""
+        """Want this training, unless it cannot be paid for or its time is over; whether there is one."""
         plan = TrialPlan(
             candidate=candidate,
             rung=Rung.TRAIN,
@@ -370,9 +377,12 @@ class Training:
             return False
         return self._cost_s(candidate, steps) + reserve_s <= self.room.seconds
 
-    def _reserve_s(self, front: Sequence[Candidate], goal: int) -> float:
-        """What two finalists will cost."""
-        return sum(SEEDS * self._cost_s(candidate, goal) for candidate in front[:2])
+    def _reserve_s(self, line: Sequence[Candidate], steps: int, goal: int) -> float:
+        """What the rungs after this one will cost, with two finalists."""
+        first = line[:2]
+        middle = [length for length in rungs(goal) if steps < length < goal]
+        shorter_s = [FINALISTS / len(first) * self._cost_s(arm, length) for length in middle for arm in first]
+        return sum(shorter_s) + sum(SEEDS * self._cost_s(arm, goal) for arm in first)
 
     def _cost_s(self, candidate: Candidate, steps: int) -> float:
         measurement = self.evidence.measured(candidate)
@@ -407,7 +417,7 @@ class Training:
         """A small one: four adapters, other rates for two of them, two finalists."""
         first, *_ = rungs(goal)
         shorts = [self._cost_s(candidate, first) for candidate in front[:4]]
-        return sum(shorts) + 2 * sum(shorts[:2]) + self._reserve_s(front, goal)
+        return sum(shorts) + 2 * sum(shorts[:2]) + self._reserve_s(front, first, goal)
 
     def _known(self, plan: TrialPlan) -> Trial | None:
         if plan.rung is Rung.PROBE:

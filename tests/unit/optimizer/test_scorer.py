@@ -19,15 +19,15 @@ from rankwise.optimizer.domain import (
     Rung,
     Scoring,
 )
-from rankwise.optimizer.scorer import TIE_POINTS, recommend, score_trials
+from rankwise.optimizer.scorer import TIE_POINTS, Aim, recommend
+from rankwise.optimizer.scorer import rank as rank_trials
 
 GIB = 2**30
 BALANCED = OBJECTIVE_WEIGHTS[Objective.BALANCED]
 
 
 def rank(trials, **options):
-    defaults = {"weights": BALANCED, "scoring": Scoring.COMPARABLE, "memory_limit_bytes": None}
-    return score_trials(trials, **{**defaults, **options})
+    return rank_trials(trials, Aim(**{"weights": BALANCED, **options})).scored
 
 
 def test_the_score_weighs_speed_memory_and_quality(build, candidates):
@@ -40,9 +40,10 @@ def test_the_score_weighs_speed_memory_and_quality(build, candidates):
     ranking = rank(trials)
     assert [scored.trial_id for scored in ranking] == ["trial-4", "trial-3"]
     assert [scored.rank for scored in ranking] == [1, 2]
-    assert ranking[0].score == pytest.approx(40 * 0.5 + 20 + 40)
-    assert ranking[1].score == pytest.approx(40 + 20 * 0.5 + 40 * math.exp(-0.3))
-    assert ranking[1].parts == pytest.approx({"speed": 1.0, "memory": 0.5, "quality": math.exp(-0.3)})
+    quality = math.exp(-10 * 0.3 / 0.4)
+    assert ranking[0].score == pytest.approx(50 * 0.5 + 5 + 45)
+    assert ranking[1].score == pytest.approx(50 + 5 * 0.5 + 45 * quality)
+    assert ranking[1].parts == pytest.approx({"speed": 1.0, "memory": 0.5, "quality": quality})
     assert all(scored.on_pareto_front for scored in ranking)
     assert rank(trials, weights=OBJECTIVE_WEIGHTS[Objective.SPEED])[0].trial_id == "trial-3"
 
