@@ -67,7 +67,8 @@ def test_less_alpha_changes_nothing_else(candidates):
 
 
 def test_more_capacity_is_the_next_rank_then_more_targets(build):
-    candidates = enumerate_candidates(build.facts(), build.request())
+    found = enumerate_candidates(build.facts(), build.request())
+    candidates = list({candidate.adapter: candidate for candidate in found}.values())
     lora = [c for c in candidates if c.adapter.method is Method.LORA]
     plain = [c for c in lora if not (c.adapter.use_dora or c.adapter.use_rslora)]
     start = min(plain, key=lambda c: (c.adapter.rank, len(c.adapter.targets)))
