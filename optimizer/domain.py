@@ -601,7 +601,7 @@ class StudyRequest:
     chat_template: str | None = None
     """Path of a Jinja template to use in place of the tokenizer's."""
     time_column: str | None = None
-    """Of a series: what orders its rows."""
+    """Of a series: what orders its rows. Of texts: the last ones in time are held out."""
     channels: tuple[str, ...] = ()
     """Of a series: the columns that are its values; empty means all that hold numbers."""
     context_length: int | None = None
@@ -630,6 +630,7 @@ class StudyRequest:
             label_column=self.label_column,
             time_column=self.time_column,
             channels=self.channels,
+            group_column=self.group_column,
         )
 
     @property
@@ -664,6 +665,9 @@ class StudyFacts:
     """The template's text, where it is not the tokenizer's own."""
     tokens_estimated: bool = False
     """No tokenizer was at hand: rows hold random tokens, one for every four characters."""
+    split: Mapping[str, Any] = field(default_factory=dict)
+    """What decides which rows are held out, as ``runners/recipe.py`` reads it. Empty in studies from before
+    it was kept, where a hash and ``heldout_share`` do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,13 +47,13 @@ def image_task(asked: Asked, labels: Sequence[str]) -> TaskProfile:
 def is_series(asked: Asked, tallies: Mapping[str, TextTally], labels: Mapping[str, LabelTally]) -> bool:
     """The columns are a time and numbers, or the user says so.
 
-    Columns of words that repeat may lie beside them; texts may not.
+    Columns of words that repeat may lie beside them; texts may not: of these the time says which are last.
     """
     if asked.wants_series:
         return True
-    if asked.task is not None or asked.columns:
+    if asked.task is not None or asked.names_content or asked.group_column is not None:
         return False
-    time = _time_column(tallies, labels)
+    time = asked.time_column or _time_column(tallies, labels)
     others = [name for name in tallies if name != time]
     if time is None or any(_is_text(tallies[name], labels[name]) for name in others):
         return False
@@ -225,7 +225,9 @@ def _time_column(tallies: Mapping[str, TextTally], labels: Mapping[str, LabelTal
 
 
 def _is_text(tally: TextTally, label: LabelTally) -> bool:
-    """More than a few words, or different in most rows."""
+    """More than a few words, or different in most rows; no moments."""
+    if tally.moments == tally.texts:
+        return False
     return tally.is_text and (label.objection is not None or tally.mean_characters > MAX_WORD_CHARACTERS)
 
 

@@ -18,6 +18,7 @@ class Asked:
     label_column: str | None = None
     time_column: str | None = None
     channels: tuple[str, ...] = ()
+    group_column: str | None = None
 
     @property
     def columns(self) -> dict[str, str]:
@@ -29,8 +30,14 @@ class Asked:
             "--label-column": self.label_column,
             "--time-column": self.time_column,
             "--channel": next(iter(self.channels), None),
+            "--group-column": self.group_column,
         }
         return {option: column for option, column in named.items() if column is not None}
+
+    @property
+    def names_content(self) -> bool:
+        """A column that is learnt from was named: not only one that tells which rows to hold out."""
+        return bool(self.columns.keys() - {"--time-column", "--group-column"})
 
     @property
     def wants_pair(self) -> bool:
@@ -40,7 +47,7 @@ class Asked:
     @property
     def wants_series(self) -> bool:
         """Values are to be predicted from those before them."""
-        return self.task == TaskKind.FORECASTING or self.time_column is not None or bool(self.channels)
+        return self.task == TaskKind.FORECASTING or bool(self.channels)
 
     @property
     def wants_label(self) -> bool:

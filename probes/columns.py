@@ -130,6 +130,11 @@ class LabelTally:
         return self.number_objection is None
 
     @property
+    def is_constant(self) -> bool:
+        """Every row has the same value: it can be trained for, and there is nothing to learn."""
+        return not self.flaw and len(self.counts) == 1
+
+    @property
     def number_objection(self) -> str | None:
         """Why a number cannot be learnt from this column (the end of a sentence about it), or None."""
         if self.no_number is not None:

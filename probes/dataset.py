@@ -121,7 +121,10 @@ def profile_dataset(path: Path, asked: Asked | None = None, *, source: str) -> D
             task=chosen,
             label_counts={label: tally.counts[label] * every for label in chosen.labels} if tally else {},
             duplicate_rows=counts.duplicates,
-            notes=_set_aside(chosen, rows, usable, min(counts.rows, counts.inputs * every), every),
+            notes=(
+                *_set_aside(chosen, rows, usable, min(counts.rows, counts.inputs * every), every),
+                *_nothing_to_learn(chosen, tally),
+            ),
         )
 
 
@@ -331,6 +334,16 @@ def _set_aside(task: TaskProfile, rows: int, usable: int, inputs: int, every: in
     return tuple(
         f"{about}{number:,} of {rows:,} rows are set aside: {reason}" for number, reason in found if number
     )
+
+
+def _nothing_to_learn(task: TaskProfile, tally: LabelTally | None) -> tuple[str, ...]:
+    """That all rows have the same label, in a sentence."""
+    if tally is None or not tally.is_constant:
+        return ()
+    (value,) = tally.counts
+    note = f"every row has the value {value!r} in {task.label_column!r}: there is nothing to learn"
+    added = f"; the class {task.labels[1]!r}, which no row has, is added" if task.labels else ""
+    return (note + added,)
 
 
 def _every_nth(kind: str, files: Sequence[Path]) -> int:

@@ -84,7 +84,8 @@ def check_asked(asked: Asked) -> None:
         "--target-column": (TaskKind.PROMPT_COMPLETION, TaskKind.SEQ2SEQ),
         "--context-column": tuple({*TEXT_TASKS} - {TaskKind.CAUSAL_LM, TaskKind.CHAT}),
         "--text-column": TEXT_TASKS,
-        "--time-column": (TaskKind.FORECASTING,),
+        "--time-column": (TaskKind.FORECASTING, *TEXT_TASKS),
+        "--group-column": TEXT_TASKS,
         "--channel": (TaskKind.FORECASTING,),
     }
     for option, users in uses.items():
@@ -94,6 +95,12 @@ def check_asked(asked: Asked) -> None:
                 f"but {option} {asked.columns[option]} was given",
                 next_step="leave one of the two out",
             )
+    if asked.group_column is not None and (asked.time_column is not None or asked.channels):
+        raise InputError(
+            f"--group-column {asked.group_column} was given beside what orders rows in time, "
+            "and one of them has to decide which rows are held out",
+            next_step="leave --group-column or --time-column out",
+        )
     seen: dict[str, str] = {}
     for option, column in asked.columns.items():
         if column in seen:
@@ -128,7 +135,7 @@ def outline_task(
             next_step="leave --task out, or bring images in folders of classes or arrays in an .npz",
         )
     names = {name.lower(): name for name in reversed([*tallies])}
-    if not asked.columns and asked.task is None:
+    if not asked.names_content and asked.task is None:
         _refuse_unsupported(names, tallies, labels)
     if asked.task == TaskKind.CHAT:
         return _chat(asked, tallies)
@@ -164,7 +171,11 @@ def choose_task(
     column = asked.label_column
     if column is not None:
         reason = f"column {column!r} was given as the label"
-    elif found := choose_label_column(labels, but=(outline.text_column, outline.context_column), rows=rows):
+    elif found := choose_label_column(
+        labels,
+        but=(outline.text_column, outline.context_column, asked.time_column, asked.group_column),
+        rows=rows,
+    ):
         column, reason = found
     elif asked.task is None:
         if asked.context_column is not None:
@@ -248,7 +259,9 @@ def _asked_pair(asked: Asked, names: Mapping[str, str], tallies: Mapping[str, Te
                 next_step="pass --target-column with the one that holds it",
             )
         else:
-            text = choose_text_column(tallies, but=(target, asked.context_column))
+            text = choose_text_column(
+                tallies, but=(target, asked.context_column, asked.time_column, asked.group_column)
+            )
     reason = "the task was given" if asked.task else f"column {target!r} was given as the text to be written"
     return _pair(asked, (text, target), names, tallies, reason)
 
@@ -313,7 +326,9 @@ def _text(asked: Asked, names: Mapping[str, str], tallies: Mapping[str, TextTall
                 text, context = names[first], names[second]
                 break
     if text is None:
-        text = choose_text_column(tallies, but=(asked.label_column, context))
+        text = choose_text_column(
+            tallies, but=(asked.label_column, context, asked.time_column, asked.group_column)
+        )
     reason = "the task was given" if asked.task else ""
     return TaskProfile(kind=TaskKind.CAUSAL_LM, text_column=text, context_column=context, reason=reason)
 
@@ -321,9 +336,10 @@ def _text(asked: Asked, names: Mapping[str, str], tallies: Mapping[str, TextTall
 def _scored(outline: TaskProfile, asked: Asked, column: str, tally: LabelTally, reason: str) -> TaskProfile:
     """Classification or regression, as the user or the values of the label column say."""
     named = column.lower() in SCORE_NAMES and tally.is_number and len(tally.counts) > 2
-    measured = asked.task == TaskKind.REGRESSION or (asked.task is None and (tally.is_measured or named))
+    scaled = tally.is_measured or named or (tally.is_constant and tally.has_fractions)
+    measured = asked.task == TaskKind.REGRESSION or (asked.task is None and scaled)
     objection = tally.number_objection if measured else tally.objection
-    if objection:
+    if objection and not (tally.is_constant and (tally.no_number is None or not measured)):
         raise DatasetError(
             f"label column {column!r} {objection}",
             next_step="pass --label-column with another column, or --task causal-lm to learn the texts alone",
@@ -335,6 +351,11 @@ def _scored(outline: TaskProfile, asked: Asked, column: str, tally: LabelTally, 
         outline,
         kind=TaskKind.TEXT_CLASSIFICATION,
         label_column=column,
-        labels=tuple(sorted(tally.counts)),
-        reason=f"{reason} and has {len(tally.counts)} distinct values",
+        labels=tuple(sorted(tally.counts)) if len(tally.counts) > 1 else _and_another(*tally.counts),
+        reason=f"{reason} and has {len(tally.counts)} distinct value{'s' if len(tally.counts) > 1 else ''}",
     )
+
+
+def _and_another(label: str) -> tuple[str, str]:
+    """The only class, and one that no row has: a model tells at least two apart."""
+    return label, f"not {label}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..probes.array_sources import image_files
 from ..probes.arrays import is_finite, read_image, read_npz, read_series
-from .recipe import Example, is_heldout
+from .recipe import Example, heldout_rule
 
 LEAST_HELDOUT_WINDOWS = 20
 """Of a series, if it is long enough for them."""
@@ -37,16 +37,18 @@ def array_examples(
     if task["kind"] == "forecasting":
         yield from windows(path, every=every, form=task["arrays"], share=split["share"])
         return
+    is_heldout = heldout_rule(split)
     for key, example in keyed_examples(path, every=every, task=task):
-        yield example, is_heldout(key, seed=split["seed"], share=split["share"])
+        yield example, is_heldout(key)
 
 
-def array_keys(path: Path, *, every: int, task: Mapping[str, Any]) -> Iterator[str]:
-    """What :func:`array_examples` hashes of each row; images are not decoded."""
+def array_keys(path: Path, *, every: int, task: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """What :func:`array_examples` hashes of each row, and its class if it has one; images are not decoded."""
     if task["kind"] == "image-classification":
-        yield from (image.sha256() for image in image_files(path)[::every])
+        yield from ((image.sha256(), image.label) for image in image_files(path)[::every])
         return
-    yield from (key for key, _ in keyed_examples(path, every=every, task=task))
+    for key, example in keyed_examples(path, every=every, task=task):
+        yield key, None if example.label is None else task["labels"][example.label]
 
 
 def keyed_examples(path: Path, *, every: int, task: Mapping[str, Any]) -> Iterator[tuple[str, Example]]:

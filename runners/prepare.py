@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ from .factories import made_by
 from .messages import Report
 from .prepare_arrays import array_facts
 from .random_tokens import RandomTokens
-from .recipe import Example, count_tokens, heldout_share, pack_training_rows
+from .recipe import Example, count_tokens, pack_training_rows
 from .samples import Sample, SampleError, encode, encode_rows, read_samples
-from .splits import EXACT_SPLIT_ROWS, exact_share
+from .text_splits import notes_on_classes, split_texts
 from .tokens import COUNTS_NAME, TokenFile, write_token_files
 
 LEAST_VOCABULARY_SHARE = 10
@@ -93,9 +92,11 @@ def text_facts(
     try:
         dataset = with_lengths(dataset, tokenizer, seed=request.seed)
         recipe = choose_recipe(dataset, model, request, chat_template_sha256=template_sha256)
-        folder = root / tokens_key(dataset, tokenizer, recipe, request.seed)
-        truncated = write_tokens(folder, dataset, tokenizer, recipe, seed=request.seed)
-        dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *notes_on_losses(folder, recipe)))
+        dataset, split = split_texts(dataset, request)
+        folder = root / tokens_key(dataset, tokenizer, recipe, split)
+        truncated = write_tokens(folder, dataset, tokenizer, recipe, split=split)
+        notes = (*notes_on_losses(folder, recipe), *notes_on_classes(folder, dataset.task.labels))
+        dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *notes))
     except SampleError as error:
         raise DatasetError(f"{dataset.source}, {error}", next_step=error.next_step) from error
     return StudyFacts(
@@ -105,7 +106,7 @@ def text_facts(
         recipe=recipe,
         tokens_path=str(folder),
         pad_id=tokenizer.pad_token_id,
-        heldout_share=share_of(dataset, seed=request.seed),
+        heldout_share=split["share"],
         # Trials meet every nth row, the training that they decide about meets all.
         train_rows=len(TokenFile(folder / "train.arrow")) * dataset.every_nth_row,
         heldout_rows=len(TokenFile(folder / "heldout.arrow")),
@@ -113,6 +114,7 @@ def text_facts(
         truncated_tokens_share=truncated[1],
         chat_template=template,
         tokens_estimated=isinstance(tokenizer, RandomTokens),
+        split=split,
     )
 
 
@@ -215,23 +217,6 @@ def set_chat_template(tokenizer: Any, template: str | None, *, source: str) -> s
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def share_of(dataset: DatasetProfile, *, seed: int) -> float:
-    """Share of rows to hold out, so that trials have enough of those that they meet.
-
-    Rows are chosen by a hash, and of few rows such a choice takes any number: see :mod:`.splits`.
-
-    Raises:
-        DatasetError: most rows have the same input, and would all be held out.
-    """
-    rows = dataset.usable_rows // dataset.every_nth_row
-    share = heldout_share(rows)
-    if rows > EXACT_SPLIT_ROWS:
-        return share
-    samples = read_samples(Path(dataset.path), every=dataset.every_nth_row, task=to_json(dataset.task))
-    keys = Counter(sample.split_key for sample in samples)
-    return exact_share(keys, share, seed=seed, source=dataset.source)
-
-
 def with_lengths(dataset: DatasetProfile, tokenizer: Any, *, seed: int) -> DatasetProfile:
     """The profile with token lengths, from a seeded sample where there are many rows."""
     task = to_json(dataset.task)
@@ -255,8 +240,9 @@ def with_lengths(dataset: DatasetProfile, tokenizer: Any, *, seed: int) -> Datas
     return dataclasses.replace(dataset, lengths=lengths)
 
 
-def tokens_key(dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, seed: int) -> str:
+def tokens_key(dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, split: Mapping[str, Any]) -> str:
     """Equal for equal token files: data, tokenizer, task, split and what of the recipe shapes a row."""
+    is_by_chance = split.keys() == {"seed", "share"}  # older keys knew of no other
     task = to_json(dataset.task) | {"reason": ""}
     del task["arrays"]  # there are none, and older keys knew of none
     return digest(
@@ -271,7 +257,8 @@ def tokens_key(dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, seed: in
             "packing": recipe.packing,
             "chat_template": recipe.chat_template_sha256,
             "loss_mask": recipe.loss_mask,
-            "split_seed": seed,
+            "split_seed": split["seed"],
+            **({} if is_by_chance else {"split": split}),
         }
     )
 
@@ -288,7 +275,12 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 
 
 def write_tokens(
-    folder: Path, dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, *, seed: int
+    folder: Path,
+    dataset: DatasetProfile,
+    tokenizer: Any,
+    recipe: Recipe,
+    *,
+    split: Mapping[str, Any],
 ) -> tuple[int, float]:
     """Write the token files unless they are there; returns truncated rows and the share of tokens cut off.
 
@@ -298,9 +290,9 @@ def write_tokens(
     """
     if not folder.is_dir():
         reading = {"truncated_rows": 0, "kept": 0, "cut": 0, "lost_rows": 0}
-        examples = counted_examples(dataset, tokenizer, recipe, seed, reading)
+        examples = counted_examples(dataset, tokenizer, recipe, split, reading)
         if recipe.packing and recipe.max_length is not None:
-            examples = pack_training_rows(examples, max_length=recipe.max_length, seed=seed)
+            examples = pack_training_rows(examples, max_length=recipe.max_length, seed=split["seed"])
         write_token_files(folder, examples, reading)
     counts = json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8"))
     train_rows, heldout_rows = (len(TokenFile(folder / name)) for name in ("train.arrow", "heldout.arrow"))
@@ -324,7 +316,11 @@ def notes_on_losses(folder: Path, recipe: Recipe) -> tuple[str, ...]:
 
 
 def counted_examples(
-    dataset: DatasetProfile, tokenizer: Any, recipe: Recipe, seed: int, reading: dict[str, int]
+    dataset: DatasetProfile,
+    tokenizer: Any,
+    recipe: Recipe,
+    split: Mapping[str, Any],
+    reading: dict[str, int],
 ) -> Iterator[tuple[Example, bool]]:
     """Pairs of example and held out; what was cut off, or lost by that, is added up in ``reading``."""
     rows = encode_rows(
@@ -333,7 +329,7 @@ def counted_examples(
         tokenizer=tokenizer,
         task=to_json(dataset.task),
         recipe=to_json(recipe),
-        split={"seed": seed, "share": share_of(dataset, seed=seed)},
+        split=split,
     )
     for encoded, heldout in rows:
         reading["truncated_rows"] += encoded.cut > 0

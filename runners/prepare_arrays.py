@@ -6,11 +6,11 @@ A part of the ``prepare`` job. Knows nothing about trials or the database.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ..errors import DatasetError
 from ..optimizer.codec import digest, to_json
@@ -22,7 +22,8 @@ from .array_files import array_layout, open_rows, row_bytes
 from .array_samples import array_examples, array_keys
 from .input_forms import with_images, with_windows
 from .recipe import heldout_share
-from .splits import EXACT_SPLIT_ROWS, exact_share
+from .splits import EXACT_SPLIT_ROWS, choose_keys
+from .text_splits import notes_on_classes
 from .tokens import write_token_files
 
 STORED_BYTES = 2**30
@@ -44,10 +45,12 @@ def array_facts(
         InputError: data and model do not go together, or nothing can be learnt.
     """
     with errors_about(Path(dataset.path)):
-        dataset, share = shaped(dataset, model, request)
-        folder = root / rows_key(dataset, request.seed, share)
+        dataset, split = shaped(dataset, model, request)
+        folder = root / rows_key(dataset, split)
         recipe = choose_recipe(dataset, model, request)
-        write_rows(folder, dataset, seed=request.seed, share=share)
+        write_rows(folder, dataset, split=split)
+        notes = notes_on_classes(folder, dataset.task.labels)
+        dataset = replace(dataset, notes=(*dataset.notes, *notes))
     train, heldout = (open_rows(folder / name) for name in ("train.arrow", "heldout.arrow"))
     if len(train) < 2 or len(heldout) < 1:
         raise DatasetError(
@@ -61,28 +64,29 @@ def array_facts(
         recipe=recipe,
         tokens_path=str(folder),
         pad_id=0,
-        heldout_share=share,
+        heldout_share=split["share"],
         train_rows=len(train) * dataset.every_nth_row,
         heldout_rows=len(heldout),
         truncated_rows=0,
         truncated_tokens_share=0.0,
+        split=split,
     )
 
 
 def shaped(
     dataset: DatasetProfile, model: ModelProfile, request: StudyRequest
-) -> tuple[DatasetProfile, float]:
-    """The profile with rows as the model takes them, and the share of these that is held out."""
+) -> tuple[DatasetProfile, dict[str, Any]]:
+    """The profile with rows as the model takes them, and which of these are held out."""
     path, task = Path(dataset.path), dataset.task
     if task.kind is TaskKind.FORECASTING:
         task, share = with_windows(task, model, request, path)
         windows = max(1, dataset.rows - 2 * (window_rows(task) - 1))
         dataset = replace(dataset, task=task, usable_rows=windows)
-        return replace(dataset, every_nth_row=every_nth(dataset)), share
+        return replace(dataset, every_nth_row=every_nth(dataset)), {"seed": request.seed, "share": share}
     if task.kind is TaskKind.IMAGE_CLASSIFICATION:
         dataset = replace(dataset, task=with_images(task, model, path))
     dataset = replace(dataset, every_nth_row=every_nth(dataset))
-    return dataset, share_of(dataset, seed=request.seed)
+    return dataset, split_arrays(dataset, seed=request.seed)
 
 
 def window_rows(task: TaskProfile) -> int:
@@ -103,19 +107,17 @@ def every_nth(dataset: DatasetProfile) -> int:
     return next(n for n in candidates if all(n % divisor for divisor in range(2, math.isqrt(n) + 1)))
 
 
-def share_of(dataset: DatasetProfile, *, seed: int) -> float:
-    """Share of rows to hold out, exact where there are few."""
+def split_arrays(dataset: DatasetProfile, *, seed: int) -> dict[str, Any]:
+    """Which rows are held out: by a list where there are few, see :func:`.recipe.heldout_rule`."""
     rows = dataset.usable_rows // dataset.every_nth_row
-    share = heldout_share(rows)
+    split = {"seed": seed, "share": heldout_share(rows)}
     if rows > EXACT_SPLIT_ROWS:
-        return share
-    keys: Iterable[str] = array_keys(
-        Path(dataset.path), every=dataset.every_nth_row, task=to_json(dataset.task)
-    )
-    return exact_share(Counter(keys), share, seed=seed, source=dataset.source)
+        return split
+    keys = array_keys(Path(dataset.path), every=dataset.every_nth_row, task=to_json(dataset.task))
+    return {**split, "hashes": choose_keys(keys, split["share"], seed=seed, source=dataset.source)}
 
 
-def rows_key(dataset: DatasetProfile, seed: int, share: float) -> str:
+def rows_key(dataset: DatasetProfile, split: Mapping[str, Any]) -> str:
     """Equal for equal rows on disk."""
     task = to_json(dataset.task) | {"reason": ""}
     return digest(
@@ -124,12 +126,12 @@ def rows_key(dataset: DatasetProfile, seed: int, share: float) -> str:
             "data": dataset.sha256,
             "every_nth_row": dataset.every_nth_row,
             "task": task,
-            "split": [seed, share],
+            "split": [split["seed"], split["share"], *split.get("hashes", ())],
         }
     )
 
 
-def write_rows(folder: Path, dataset: DatasetProfile, *, seed: int, share: float) -> None:
+def write_rows(folder: Path, dataset: DatasetProfile, *, split: Mapping[str, Any]) -> None:
     """Write the rows unless they are there."""
     if folder.is_dir():
         return
@@ -139,6 +141,6 @@ def write_rows(folder: Path, dataset: DatasetProfile, *, seed: int, share: float
         Path(dataset.path),
         every=dataset.every_nth_row,
         task=to_json(task),
-        split={"seed": seed, "share": share},
+        split=split,
     )
     write_token_files(folder, rows, layout=array_layout(task.arrays, has_class=bool(task.labels)))

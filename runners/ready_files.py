@@ -119,7 +119,7 @@ def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> 
         "has_weights": facts.model.has_weights,
         "seed": derive_seed(study.request.seed, "model", replicate),
         "order_seed": derive_seed(study.request.seed, "order", replicate),
-        "split": {"seed": study.request.seed, "share": facts.heldout_share},
+        "split": dict(facts.split) or {"seed": study.request.seed, "share": facts.heldout_share},
         "trust_remote_code": facts.model.runs_remote_code,
         "factory": None if facts.model.factory is None else to_json(facts.model.factory),
         "on_cpu": not facts.hardware.gpus,

@@ -11,7 +11,7 @@ import hashlib
 import random
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -63,8 +63,25 @@ def heldout_share(rows: int) -> float:
 
 def is_heldout(text: str, *, seed: int, share: float) -> bool:
     """Decide by a hash of the text: duplicates fall on the same side, and no list needs to be kept."""
-    value = hashlib.sha256(f"{seed}\0{text}".encode(errors="surrogatepass")).digest()
-    return int.from_bytes(value[:8], "big") < share * 2**64
+    return int(row_hash(text, seed=seed), 16) < share * 2**64
+
+
+def row_hash(text: str, *, seed: int) -> str:
+    """The first 64 bits of a hash, in hexadecimal digits."""
+    return hashlib.sha256(f"{seed}\0{text}".encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def heldout_rule(split: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether a row with this key is held out: its hash is listed, or chance decides where none are.
+
+    A split is a plain mapping with ``seed`` and ``share``; and with ``hashes`` in one text, ``group_column``,
+    or ``time_column`` and ``border`` where these decide.
+    """
+    seed, share = split["seed"], split["share"]
+    if "hashes" not in split:
+        return lambda key: is_heldout(key, seed=seed, share=share)
+    hashes = frozenset(split["hashes"].split())
+    return lambda key: row_hash(key, seed=seed) in hashes
 
 
 def pack_training_rows(

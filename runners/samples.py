@@ -1,8 +1,8 @@
 """From a row to what a model learns from it: the sample's texts, its tokens, and which of them are learnt.
 
-Imports nothing of rankwise but :mod:`..probes.rows` and :mod:`.recipe`, which are free of it too: trials and
-the exported script share this source. A *task* and a *recipe* are plain mappings with the fields of
-``TaskProfile`` and ``Recipe``.
+Imports nothing of rankwise but :mod:`..probes.rows`, :mod:`..probes.array_sources` and :mod:`.recipe`, which
+are free of it too: trials and the exported script share this source. A *task* and a *recipe* are plain
+mappings with the fields of ``TaskProfile`` and ``Recipe``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import json
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from ..probes.rows import conversation, read_rows, row_label, row_number, row_text
-from .recipe import Example, is_heldout
+from ..probes.array_sources import read_time
+from ..probes.rows import cell, conversation, read_rows, row_label, row_number, row_text
+from .recipe import Example, heldout_rule
 
 PROMPT_SHARE = 4
 """A long completion leaves its prompt one token in so many of ``max_length``, if it has as many."""
@@ -51,10 +52,20 @@ class Sample:
     messages: tuple[dict[str, str], ...] = ()
     row: int = 0
     """Number of the row in the data, from 1."""
+    group: str = ""
+    """Rows that have one in common stay on one side of the split."""
+    time: float | None = None
+    """Where rows are split by it: seconds, or a number of the data's own."""
 
     @property
     def split_key(self) -> str:
-        """Equal for rows that must fall on the same side of the split: those with the same input."""
+        """Equal for rows that must fall on the same side of the split: those of a group, else with the same
+        input."""
+        return f"\0{self.group}" if self.group else self.input_key
+
+    @property
+    def input_key(self) -> str:
+        """Equal for rows with the same input."""
         if self.messages:
             return json.dumps(self.messages, ensure_ascii=False, sort_keys=True)
         return f"{self.text}\0{self.context}" if self.context else self.text
@@ -93,16 +104,33 @@ def encode_rows(
         RowError: a row cannot be read.
         SampleError: see :func:`encode`.
     """
-    for sample in read_samples(path, every=every, task=task):
+    is_listed, border = heldout_rule(split), split.get("border")
+    for sample in read_samples(path, every=every, task=task, split=split):
         encoded = encode(sample, tokenizer=tokenizer, task=task, recipe=recipe)
-        yield encoded, is_heldout(sample.split_key, seed=split["seed"], share=split["share"])
+        if border is None or sample.time is None:
+            yield encoded, is_listed(sample.split_key)
+        else:
+            yield encoded, sample.time >= border
 
 
-def read_samples(path: Path, *, every: int, task: Mapping[str, Any]) -> Iterator[Sample]:
-    """Every nth row of the data, without those that cannot be used."""
+def read_samples(
+    path: Path, *, every: int, task: Mapping[str, Any], split: Mapping[str, Any] | None = None
+) -> Iterator[Sample]:
+    """Every nth row of the data, without those that cannot be used.
+
+    With what the split looks at, which may be no more than the names of its columns; where that is the time,
+    rows without one cannot be used.
+    """
+    group, time = ((split or {}).get(name) for name in ("group_column", "time_column"))
     for number, row in enumerate(read_rows(path, every=every)):
         sample = read_sample(row, task, number=1 + every * number)
-        if sample is not None:
+        if sample is None:
+            continue
+        if group is not None:
+            sample = replace(sample, group=row_text(row, group).strip())
+        if time is not None:
+            sample = replace(sample, time=read_time(cell(row, time)))
+        if time is None or sample.time is not None:
             yield sample
 
 

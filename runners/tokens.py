@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,8 @@ def write_token_files(
     Args:
         folder: appears with everything in it; if somebody else makes it first, theirs stays.
         rows: the pairs, read once.
-        counts_of_reading: written beside them, as they are once the rows have been read.
+        counts_of_reading: written beside them, as they are once the rows have been read; and how many rows
+            each class has on either side, see :func:`read_classes`.
         layout: of the files; None for tokens.
 
     Returns:
@@ -168,9 +170,12 @@ def write_token_files(
             writers = (train_writer, heldout_writer)
             pending: tuple[list[Example], list[Example]] = ([], [])
             tokens = [0, 0]
+            classes: Counter[tuple[int, int]] = Counter()
             for example, is_heldout in rows:
                 side = int(is_heldout)
                 counts[side] += 1
+                if example.label is not None:
+                    classes[example.label, side] += 1
                 pending[side].append(example)
                 tokens[side] += layout.size(example)
                 if len(pending[side]) >= BATCH_ROWS or tokens[side] >= BATCH_TOKENS:
@@ -180,7 +185,10 @@ def write_token_files(
             for writer, examples in zip(writers, pending, strict=True):
                 if examples:
                     writer.write_batch(layout.to_batch(examples))
-        (staging / COUNTS_NAME).write_text(json.dumps(dict(counts_of_reading or {})), encoding="utf-8")
+        labels = sorted({label for label, _ in classes})
+        by_class = [[label, classes[label, 0], classes[label, 1]] for label in labels]
+        written = {**(counts_of_reading or {}), "classes": by_class}
+        (staging / COUNTS_NAME).write_text(json.dumps(written), encoding="utf-8")
         try:
             staging.replace(folder)
         except OSError:
@@ -189,6 +197,15 @@ def write_token_files(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return counts[0], counts[1]
+
+
+def read_classes(folder: Path) -> dict[int, tuple[int, int]]:
+    """How many rows of each class are trained on and held out, of a folder of written files.
+
+    Empty where rows have no class, or share rows.
+    """
+    counts = json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8"))
+    return {label: (trained, heldout) for label, trained, heldout in counts.get("classes", ())}
 
 
 def to_batch(examples: Sequence[Example]) -> Any:

@@ -95,20 +95,32 @@ def read_examples(
     Args:
         as_in_trial: only the rows that the trial met. Those held out always are.
     """
+    sides = split_examples(path, tokenizer, VALUES["split"], as_in_trial=as_in_trial)
+    by_chance = {name: VALUES["split"][name] for name in ("seed", "share")}
+    if all(sides) or as_in_trial or by_chance == VALUES["split"]:
+        return sides
+    say("these are other data than those that were measured: chance decides which rows are held out")
+    return split_examples(path, tokenizer, by_chance, as_in_trial=False)
+
+
+def split_examples(
+    path: str, tokenizer: Any | None, split: Mapping[str, Any], *, as_in_trial: bool
+) -> tuple[list[Example], list[Example]]:
+    """See :func:`read_examples`; ``split`` decides."""
     every, recipe = VALUES["every_nth_row"], VALUES["candidate"]["recipe"]
 
     def rows(step: int) -> Iterator[tuple[Example, bool]]:
         if tokenizer is None:
-            yield from array_examples(Path(path), every=step, task=VALUES["task"], split=VALUES["split"])
+            yield from array_examples(Path(path), every=step, task=VALUES["task"], split=split)
             return
-        shared = {"tokenizer": tokenizer, "task": VALUES["task"], "recipe": recipe, "split": VALUES["split"]}
+        shared = {"tokenizer": tokenizer, "task": VALUES["task"], "recipe": recipe, "split": split}
         for encoded, heldout in encode_rows(Path(path), every=step, **shared):
             if encoded.example is not None:
                 yield encoded.example, heldout
 
     pairs = rows(every if as_in_trial else 1)
     if recipe["packing"]:
-        pairs = pack_training_rows(pairs, max_length=recipe["max_length"], seed=VALUES["split"]["seed"])
+        pairs = pack_training_rows(pairs, max_length=recipe["max_length"], seed=split["seed"])
     sides: tuple[list[Example], list[Example]] = ([], [])
     for example, heldout in pairs:
         sides[heldout].append(example)

@@ -103,7 +103,6 @@ def test_the_users_choices_win(tmp_path: Path) -> None:
             "no column looks like a label",
             "--label-column",
         ),
-        ("text,label\na,1\nb,1\n", {}, "'label' has the same value '1' in every row", "causal-lm"),
         ("text,label\na,x\nb,y\nc,z\n", {}, "different in most rows", "causal-lm"),
         ("text,label\n", {}, "no rows", "add rows"),
         ("a,b\n1,2\n", {}, "no column holds text (it has: a, b)", "--text-column"),
@@ -305,3 +304,73 @@ def test_lengths_are_summarised_by_nearest_rank() -> None:
     assert (found.mean, found.rows_measured, found.estimated) == (50.5, 100, True)
     only = length_profile([7], estimated=False)
     assert (only.p50, only.p99, only.max) == (7, 7, 7)
+
+
+def test_one_class_is_learnt_beside_one_that_no_row_has(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na film,spam\nb film,spam\n")
+    found = profile_dataset(tmp_path / "a.csv", source="a.csv")
+    assert found.task.kind is TaskKind.TEXT_CLASSIFICATION
+    assert found.task.labels == ("spam", "not spam")
+    assert found.label_counts == {"spam": 2, "not spam": 0}
+    assert found.notes == (
+        "every row has the value 'spam' in 'label': there is nothing to learn; the class 'not spam', which "
+        "no row has, is added",
+    )
+
+
+@pytest.mark.parametrize("task", [None, "regression"])
+def test_a_constant_number_is_learnt_all_the_same(tmp_path: Path, task: str | None) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na film,0.5\nb film,0.5\n")
+    found = profile_dataset(tmp_path / "a.csv", Asked(task=task), source="a.csv")
+    assert (found.task.kind, found.task.labels) == (TaskKind.REGRESSION, ())
+    assert found.notes == ("every row has the value '0.5' in 'label': there is nothing to learn",)
+
+
+def test_a_constant_word_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na film,x\nb film,x\n")
+    with pytest.raises(DatasetError, match="'x', which is no number"):
+        profile_dataset(tmp_path / "a.csv", Asked(task="regression"), source="a.csv")
+
+
+def test_labels_that_are_no_numbers_are_no_class(tmp_path: Path) -> None:
+    """JSON's NaN, and words for it."""
+    lines = [
+        f'{{"text": "film {number}", "label": {label}}}'
+        for number, label in enumerate(["NaN", "1", "0", '"nan"', "null", "Infinity", "1", "0"])
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    found = profile_dataset(tmp_path / "a.jsonl", source="a.jsonl")
+    assert found.task.labels == ("0", "1")
+    assert found.notes == ("4 of 8 rows are set aside: without a label in 'label'",)
+
+
+DATED = "day,text\n" + "".join(f"2024-01-{day:02},text number {day}\n" for day in range(1, 29))
+
+
+def test_a_time_beside_texts_makes_no_series_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(DATED)
+    found = profile_dataset(tmp_path / "a.csv", Asked(time_column="day"), source="a.csv")
+    assert (found.task.kind, found.task.text_column) == (TaskKind.CAUSAL_LM, "text")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"group_column": "user"}, "no column 'user'"),
+        ({"group_column": "text", "text_column": "text"}, "text and group at once"),
+        ({"group_column": "day", "time_column": "day"}, "--group-column day was given beside what orders"),
+        ({"group_column": "day", "task": "forecasting"}, "has no use for a group"),
+    ],
+)
+def test_a_group_that_cannot_be(tmp_path: Path, chosen: dict[str, str], message: str) -> None:
+    (tmp_path / "a.csv").write_text(DATED)
+    with pytest.raises(InputError, match=message):
+        profile_dataset(tmp_path / "a.csv", Asked(**chosen), source="a.csv")
+
+
+def test_a_group_names_no_text(tmp_path: Path) -> None:
+    """Though its cells are the longest."""
+    rows = "".join(f"{chr(97 + day % 5) * 90},text number {day}\n" for day in range(20))
+    (tmp_path / "a.csv").write_text("user,words\n" + rows)
+    found = profile_dataset(tmp_path / "a.csv", Asked(group_column="user"), source="a.csv")
+    assert found.task.text_column == "words"

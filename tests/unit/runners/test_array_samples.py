@@ -21,7 +21,7 @@ from rankwise.runners.array_samples import array_examples, array_keys
 from rankwise.runners.input_forms import with_images, with_windows
 from rankwise.runners.prepare_arrays import every_nth, shaped, write_rows
 from rankwise.runners.recipe import collate, count_scored, count_tokens
-from rankwise.runners.tokens import write_token_files
+from rankwise.runners.tokens import read_classes, write_token_files
 
 HALF: dict[str, Any] = {"seed": 0, "share": 0.5}
 
@@ -75,10 +75,10 @@ def images(tmp_path: Path) -> Path:
 
 def test_windows_of_both_sides_share_no_row_and_lack_no_value(series_csv: Path) -> None:
     request = make_request(context_length=6, prediction_length=2)
-    dataset, share = shaped(profile(series_csv), make_model(), request)
+    dataset, split = shaped(profile(series_csv), make_model(), request)
     task = to_json(dataset.task)
-    assert task["arrays"]["mean"][0] == pytest.approx(np.arange(round(100 - 100 * share)).mean())
-    rows = list(array_examples(series_csv, every=1, task=task, split={"seed": 0, "share": share}))
+    assert task["arrays"]["mean"][0] == pytest.approx(np.arange(round(100 - 100 * split["share"])).mean())
+    rows = list(array_examples(series_csv, every=1, task=task, split=split))
     days: tuple[list[int], list[int]] = ([], [])
     for example, heldout in rows:
         assert example.arrays is not None
@@ -94,7 +94,7 @@ def test_windows_of_both_sides_share_no_row_and_lack_no_value(series_csv: Path) 
     assert max(days[1]) == 99
     heldout_rows = [example for example, heldout in rows if heldout]
     assert len(heldout_rows) >= 20
-    every_third = list(array_examples(series_csv, every=3, task=task, split={"seed": 0, "share": share}))
+    every_third = list(array_examples(series_csv, every=3, task=task, split=split))
     assert sum(not heldout for _, heldout in every_third) == pytest.approx(len(days[0]) / 8 / 3, abs=2)
 
 
@@ -170,11 +170,11 @@ def test_a_preprocessor_says_how_images_are_normalised(
 
 
 def test_rows_are_written_once_and_read_as_they_were(images: Path, tmp_path: Path) -> None:
-    dataset, share = shaped(profile(images), make_model(), make_request())
-    write_rows(tmp_path / "rows", dataset, seed=0, share=share)
+    dataset, split = shaped(profile(images), make_model(), make_request())
+    write_rows(tmp_path / "rows", dataset, split=split)
     sides = [open_rows(tmp_path / "rows" / f"{side}.arrow") for side in ("train", "heldout")]
     assert list(map(len, sides)) == [20, 20]
-    pairs = array_examples(images, every=1, task=to_json(dataset.task), split={"seed": 0, "share": share})
+    pairs = array_examples(images, every=1, task=to_json(dataset.task), split=split)
     expected: tuple[list[Any], list[Any]] = ([], [])
     for example, heldout in pairs:
         expected[heldout].append(example)
@@ -221,7 +221,9 @@ def test_equal_inputs_fall_on_the_same_side(tmp_path: Path) -> None:
     sides = [heldout for _, heldout in array_examples(tmp_path / "a.npz", every=1, task=task, split=HALF)]
     assert sides[::2] == sides[1::2]
     assert 0 < sum(sides) < 40
-    assert len(set(array_keys(tmp_path / "a.npz", every=1, task=task))) == 20
+    keys = list(array_keys(tmp_path / "a.npz", every=1, task=task))
+    assert len({key for key, _ in keys}) == 20
+    assert [label for _, label in keys[:4]] == ["0", "1", "0", "1"]
 
 
 def test_of_large_data_every_nth_row_is_written(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +234,15 @@ def test_of_large_data_every_nth_row_is_written(images: Path, monkeypatch: pytes
 
 
 def test_an_image_that_cannot_be_read_is_named(images: Path) -> None:
-    dataset, share = shaped(profile(images), make_model(), make_request())
+    dataset, split = shaped(profile(images), make_model(), make_request())
     (images / "b" / "1.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=re.escape("1.png: not readable as an image")):
-        list(array_examples(images, every=1, task=to_json(dataset.task), split={"seed": 0, "share": share}))
+        list(array_examples(images, every=1, task=to_json(dataset.task), split=split))
+
+
+def test_each_class_of_few_arrays_is_on_both_sides(tmp_path: Path) -> None:
+    classes = np.repeat([0, 1, 2], [40, 8, 2])
+    np.savez(tmp_path / "a.npz", x=np.arange(50.0), y=classes)
+    dataset, split = shaped(profile(tmp_path / "a.npz"), make_model(), make_request())
+    write_rows(tmp_path / "rows", dataset, split=split)
+    assert read_classes(tmp_path / "rows") == {0: (24, 16), 1: (5, 3), 2: (1, 1)}

@@ -23,16 +23,14 @@ from rankwise.runners.prepare import (
     given_template,
     run,
     set_chat_template,
-    share_of,
     tokenizer_for,
     tokens_key,
     with_lengths,
     write_tokens,
 )
 from rankwise.runners.random_tokens import RandomTokens
-from rankwise.runners.recipe import is_heldout
 from rankwise.runners.samples import SampleError
-from rankwise.runners.splits import split_hash
+from rankwise.runners.text_splits import split_texts
 from rankwise.runners.tokens import TokenFile
 
 CHATML = (
@@ -49,6 +47,7 @@ TASKS = {
     )
     for kind in TEXT_TASKS
 }
+SPLIT = {"seed": 0, "share": 0.1}
 MASKS = {TaskKind.CHAT: LossMask.ASSISTANT, TaskKind.PROMPT_COMPLETION: LossMask.COMPLETION}
 
 
@@ -86,6 +85,10 @@ def profile(path: Path, kind: TaskKind, **changes: Any) -> DatasetProfile:
     return DatasetProfile(**{**values, **changes})
 
 
+def split_of(dataset: DatasetProfile, **asked: Any) -> dict[str, Any]:
+    return split_texts(dataset, StudyRequest(model="m", dataset="d", **asked))[1]
+
+
 @pytest.fixture
 def tokenizer(tiny_llama: Path) -> Any:
     tokenizer = load_tokenizer(str(tiny_llama))
@@ -105,7 +108,7 @@ def test_rows_of_every_task_become_tokens(
     dataset = with_lengths(profile(rows_jsonl, kind), tokenizer, seed=0)
     assert dataset.lengths is not None
     recipe = Recipe(max_length=dataset.lengths.max, packing=packing, loss_mask=MASKS.get(kind, LossMask.ALL))
-    truncated = write_tokens(tmp_path / "t", dataset, tokenizer, recipe, seed=0)
+    truncated = write_tokens(tmp_path / "t", dataset, tokenizer, recipe, split=split_of(dataset))
     assert truncated == (0, 0.0)
     train, heldout = (TokenFile(tmp_path / "t" / f"{name}.arrow") for name in ("train", "heldout"))
     assert max(len(row.input_ids) for row in train) <= dataset.lengths.max
@@ -124,7 +127,7 @@ def test_rows_of_every_task_become_tokens(
 def test_what_is_cut_off_is_counted(tmp_path: Path, rows_jsonl: Path, tokenizer: Any) -> None:
     dataset = with_lengths(profile(rows_jsonl, TaskKind.CAUSAL_LM), tokenizer, seed=0)
     assert dataset.lengths is not None
-    rows, share = write_tokens(tmp_path / "t", dataset, tokenizer, Recipe(max_length=20), seed=0)
+    rows, share = write_tokens(tmp_path / "t", dataset, tokenizer, Recipe(max_length=20), split=SPLIT)
     kept = sum(
         len(row.input_ids)
         for name in ("train", "heldout")
@@ -132,13 +135,13 @@ def test_what_is_cut_off_is_counted(tmp_path: Path, rows_jsonl: Path, tokenizer:
     )
     assert 0 < rows < 300
     assert share == pytest.approx(1 - kept / (300 * dataset.lengths.mean))
-    again = write_tokens(tmp_path / "t", dataset, tokenizer, Recipe(max_length=20), seed=0)
+    again = write_tokens(tmp_path / "t", dataset, tokenizer, Recipe(max_length=20), split=SPLIT)
     assert again == (rows, share), "read from the files that are there"
 
 
 def test_of_skipped_rows_nothing_is_written(tmp_path: Path, rows_jsonl: Path, tokenizer: Any) -> None:
     dataset = profile(rows_jsonl, TaskKind.CAUSAL_LM, every_nth_row=3)
-    write_tokens(tmp_path / "t", dataset, tokenizer, Recipe(max_length=200), seed=0)
+    write_tokens(tmp_path / "t", dataset, tokenizer, Recipe(max_length=200), split=split_of(dataset))
     texts = {
         tokenizer.decode(row.input_ids).partition(".")[0]
         for name in ("train", "heldout")
@@ -148,44 +151,18 @@ def test_of_skipped_rows_nothing_is_written(tmp_path: Path, rows_jsonl: Path, to
     assert len(TokenFile(tmp_path / "t" / "heldout.arrow")) == 20, "a fifth of the 100 rows that are met"
 
 
-@pytest.mark.parametrize("count", [3, 4, 10, 20, 39, 50, 120])
-@pytest.mark.parametrize("seed", range(5))
-def test_of_few_rows_not_more_than_half_are_held_out(tmp_path: Path, count: int, seed: int) -> None:
-    path = tmp_path / "few.jsonl"
-    path.write_text("".join(json.dumps({"text": f"film {n}"}) + "\n" for n in range(count)), encoding="utf-8")
-    dataset = profile(path, TaskKind.CAUSAL_LM, rows=count, usable_rows=count)
-    share = share_of(dataset, seed=seed)
-    held = sum(is_heldout(f"film {n}", seed=seed, share=share) for n in range(count))
-    assert held == min(count // 2, 20)
-
-
-def test_few_rows_that_mostly_have_the_same_input(tmp_path: Path) -> None:
-    path = tmp_path / "same.jsonl"
-    texts = ["same"] * 40 + [f"film {n}" for n in range(5)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    dataset = profile(path, TaskKind.CAUSAL_LM, rows=45, usable_rows=45)
-    lowest = {seed: min(set(texts), key=lambda text: split_hash(text, seed=seed)) for seed in range(30)}
-    refused = [seed for seed, text in lowest.items() if text == "same"]
-    assert 0 < len(refused) < 30
-    for seed in lowest.keys() - refused:
-        share = share_of(dataset, seed=seed)
-        assert 1 <= sum(is_heldout(text, seed=seed, share=share) for text in texts) <= 5
-    with pytest.raises(DatasetError, match=r"hold out 40 of 45 rows.*have the same input.*--seed"):
-        share_of(dataset, seed=refused[0])
-
-
 def test_rows_with_nothing_left_to_learn(tmp_path: Path, rows_jsonl: Path, tokenizer: Any) -> None:
     dataset = profile(rows_jsonl, TaskKind.CHAT)
     recipe = Recipe(max_length=6, loss_mask=LossMask.ASSISTANT)
     with pytest.raises(DatasetError, match=r"leaves 0 rows .*300 rows have nothing left to learn within 6"):
-        write_tokens(tmp_path / "t", dataset, tokenizer, recipe, seed=0)
+        write_tokens(tmp_path / "t", dataset, tokenizer, recipe, split=SPLIT)
 
 
 def test_a_template_that_hides_who_speaks(tmp_path: Path, rows_jsonl: Path, tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     recipe = Recipe(max_length=99, loss_mask=LossMask.ASSISTANT)
     with pytest.raises(SampleError, match="row 1: no token"):
-        write_tokens(tmp_path / "t", profile(rows_jsonl, TaskKind.CHAT), tokenizer, recipe, seed=0)
+        write_tokens(tmp_path / "t", profile(rows_jsonl, TaskKind.CHAT), tokenizer, recipe, split=SPLIT)
     assert not (tmp_path / "t").exists()
 
 
@@ -196,23 +173,34 @@ def test_a_template_that_hides_who_speaks(tmp_path: Path, rows_jsonl: Path, toke
 )
 def test_other_recipes_have_other_tokens(rows_jsonl: Path, tokenizer: Any, change: dict[str, Any]) -> None:
     dataset, recipe = profile(rows_jsonl, TaskKind.CAUSAL_LM), Recipe(max_length=64)
-    key = tokens_key(dataset, tokenizer, recipe, 0)
-    assert key == tokens_key(dataset, tokenizer, replace(recipe, epochs=9.0), 0)
-    assert key != tokens_key(dataset, tokenizer, replace(recipe, **change), 0)
+    key = tokens_key(dataset, tokenizer, recipe, SPLIT)
+    assert key == tokens_key(dataset, tokenizer, replace(recipe, epochs=9.0), SPLIT)
+    assert key != tokens_key(dataset, tokenizer, replace(recipe, **change), SPLIT)
+
+
+def test_other_splits_have_other_tokens(rows_jsonl: Path, tokenizer: Any) -> None:
+    dataset = profile(rows_jsonl, TaskKind.CAUSAL_LM)
+    splits = [
+        SPLIT,
+        {**SPLIT, "seed": 1},
+        *(split_of(dataset, **it) for it in ({}, {"group_column": "label"})),
+    ]
+    keys = {tokens_key(dataset, tokenizer, Recipe(max_length=64), split) for split in splits}
+    assert len(keys) == 4
 
 
 def test_other_rows_and_other_tokenizers_have_other_tokens(rows_jsonl: Path, tokenizer: Any) -> None:
     dataset, recipe = profile(rows_jsonl, TaskKind.CAUSAL_LM), Recipe(max_length=64)
     tokenizers = [tokenizer, RandomTokens(500, seed=0), RandomTokens(600, seed=0)]
-    keys = [tokens_key(dataset, each, recipe, 0) for each in tokenizers]
-    keys.append(tokens_key(replace(dataset, every_nth_row=2), tokenizer, recipe, 0))
+    keys = [tokens_key(dataset, each, recipe, SPLIT) for each in tokenizers]
+    keys.append(tokens_key(replace(dataset, every_nth_row=2), tokenizer, recipe, SPLIT))
     assert len(set(keys)) == 4
 
 
 def test_keys_of_texts_stay_what_they_were(rows_jsonl: Path) -> None:
     """Else everybody's tokens would be made again: a new field of the task must not count."""
     dataset = replace(profile(rows_jsonl, TaskKind.CAUSAL_LM), task=TASKS[TaskKind.CAUSAL_LM])
-    key = tokens_key(dataset, RandomTokens(500, seed=0), Recipe(max_length=64), 0)
+    key = tokens_key(dataset, RandomTokens(500, seed=0), Recipe(max_length=64), SPLIT)
     assert key == "0b01ef9937b12f9c2450e10afac95c71a55ac09a26064d7d13abc26b67a4b9af"
 
 
