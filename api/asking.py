@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from os import PathLike, fspath
@@ -53,6 +54,9 @@ class StudyOptions(TypedDict, total=False):
     label_column: str | None
     time_column: str | None
     channels: str | Collection[str]
+    group_column: str | None
+    eval_command: str | Sequence[str]
+    eval_lower_is_better: bool
     context_length: int | None
     prediction_length: int | None
     max_length: int | None
@@ -159,6 +163,17 @@ def _names(value: str | Collection[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def _command(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Program and arguments, split as a shell would."""
+    try:
+        return tuple(shlex.split(value) if isinstance(value, str) else value)
+    except ValueError as error:
+        raise InputError(
+            f"the command {value!r} cannot be split into words: {str(error).lower()}",
+            next_step="close its quotation marks",
+        ) from None
+
+
 def _weights(value: Weights | str | Mapping[str, float]) -> Weights:
     if isinstance(value, Mapping):
         return parse_weights(",".join(f"{part}={number}" for part, number in value.items()))
@@ -193,6 +208,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "budget": parse_seconds,
     "task": partial(choice, TaskKind),
     "channels": _names,
+    "eval_command": _command,
     "loss_mask": partial(choice, LossMask),
     "chat_template": fspath,
     "methods": partial(_choices, Method),

@@ -132,7 +132,12 @@ def recommend(
             - text_column, context_column, target_column, label_column: the text or prompt, a second part of
               it, the text to be written, the label (of an ``.npz`` the array to be predicted).
             - time_column, channels, context_length, prediction_length: of a series what orders its rows, the
-              columns of its values, rows that the model sees, and rows that it predicts from them.
+              columns of its values, rows that the model sees, and rows that it predicts from them. Of texts,
+              the last ones by ``time_column`` are held out.
+            - group_column: rows with the same value here are held out together, or not at all.
+            - eval_command: ``"python judge.py"``, run after each training with a folder that holds what was
+              trained; the last line that it prints is a number.
+            - eval_lower_is_better: of that number; False.
             - max_length: tokens per row; from the data if left out.
             - effective_batch: rows per optimizer step; 16.
             - epochs: passes over the data that the final training will make; 3.

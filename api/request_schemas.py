@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ..errors import InputError
@@ -43,7 +43,7 @@ POINTERS = {name: "/" + "/".join(place) for name, place in _PLACES.items()}
 """The same as JSON pointers."""
 
 UNIT_ERROR = "unit"
-"""Type of the validation errors about sizes and durations; their message shows the value itself."""
+"""Type of the validation errors that say all themselves, as those about sizes and durations do."""
 
 
 def _within(field: str) -> Any:
@@ -64,6 +64,15 @@ def _parsed_by(parse: Callable[[Any], float], *, written_as: Any) -> BeforeValid
             ) from error
 
     return BeforeValidator(validate, json_schema_input_type=written_as)
+
+
+def _refused_command(command: tuple[str, ...]) -> tuple[str, ...]:
+    """A program that a body named would run with the server's rights."""
+    if command:
+        message = "no command can be asked for over HTTP: the server would run it with its own rights"
+        step = "ask on the server's machine, with rankwise recommend --eval-command"
+        raise PydanticCustomError(UNIT_ERROR, "{message}", {"message": message, "next_step": step})
+    return command
 
 
 Size = Annotated[int, _parsed_by(parse_bytes, written_as=int | str)]
@@ -176,13 +185,19 @@ class StudyBody(_Body):
     label_column: Column | None = None
     """The class, or the number of a regression; of an ``.npz`` the array of either."""
     time_column: Column | None = None
-    """Of a series: what orders its rows."""
+    """Of a series: what orders its rows. Of texts: the last ones in time are held out."""
     channels: tuple[Column, ...] = ()
     """Of a series: the columns that are its values; empty means all that hold numbers."""
     context_length: Annotated[Count, _within("context_length")] | None = None
     """Of a series: rows that the model sees; null for what the model was made for."""
     prediction_length: Annotated[Count, _within("prediction_length")] | None = None
     """Of a series: rows that it is to predict from them."""
+    group_column: Column | None = None
+    """Rows with the same value here are held out together, or not at all."""
+    eval_command: Annotated[tuple[str, ...], AfterValidator(_refused_command)] = ()
+    """What judges trained adapters, of studies that were asked for on a command line; no body may have it."""
+    eval_lower_is_better: Switch = False
+    """Of the number that it prints."""
     effective_batch: Annotated[Count, _within("effective_batch")] = 16
     epochs: Annotated[Number, _within("epochs")] = 3.0
     packing: Switch | None = None

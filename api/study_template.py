@@ -22,7 +22,8 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 # context_column: context       # a second part of the input
 # target_column: answer         # the text to be written
 # label_column: label
-# time_column: date             # orders the rows of a series
+# time_column: date             # orders the rows of a series; of texts, the last are held out
+# group_column: user_id         # rows with the same value are held out together
 # channels: [load]              # columns with its values
 # context_length: 96            # rows of a series that the model sees; by the model if left out
 # prediction_length: 24         # rows that it predicts from them
@@ -37,6 +38,8 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 # objective: balanced           # {objectives}
 # weights: {{speed: 0.4, memory: 0.2, quality: 0.4}}    # in place of the objective
 # scoring: comparable           # {scorings}
+# eval_command: python judge.py # judges what was trained: gets a folder, prints a number
+# eval_lower_is_better: false   # of that number
 # methods: [lora, ia3]          # only these of {methods}
 # quantizations: [none, nf4]    # only these of {quantizations}
 # use_tiers: false              # only the first design's few for the free memory

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,16 @@ def examine_request(
         check_dataset(path, request.asked)
         return str(path)
 
+    def command(words: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return _checked_command(words)
+        except InputError as error:
+            problems.append(RequestProblem("eval_command", error))
+            return words
+
     checked = dataclasses.replace(
         request,
+        eval_command=command(request.eval_command),
         model=looked_up("model", model),
         dataset=looked_up("dataset", dataset),
         model_folder=str(Path.cwd()) if is_factory(request.model) else None,
@@ -175,6 +184,20 @@ def _checked_template(source: str, roots: Sequence[Path] | None) -> Path:
     return path
 
 
+def _checked_command(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The command with absolute paths: it will run in another folder."""
+    if not words:
+        return words
+    program = shutil.which(words[0])
+    if program is None:
+        raise InputError(
+            f"the program {words[0]!r} of the evaluation command is not found",
+            next_step="name one that can be run from here, such as python judge.py",
+        )
+    arguments = (str(Path(word).absolute()) if Path(word).is_file() else word for word in words[1:])
+    return (str(Path(program).absolute()), *arguments)
+
+
 def _combination_problems(request: StudyRequest) -> Iterator[RequestProblem]:
     """Choices that contradict each other, whatever model and data are."""
 
@@ -192,6 +215,10 @@ def _combination_problems(request: StudyRequest) -> Iterator[RequestProblem]:
         yield problem("only_presets", "only presets are asked for, and none is named", "name a preset")
     if request.use_tiers and begins:
         yield problem("use_tiers", "the tiers leave no place for presets", "ask for one of the two")
+    if request.eval_lower_is_better and not request.eval_command:
+        yield problem(
+            "eval_lower_is_better", "there is no number of which lower is better", "name an eval_command too"
+        )
     if request.lora is not None:
         for error in problems_of(request.lora):
             yield RequestProblem("lora", error)

@@ -118,7 +118,11 @@ def recommend(
         str | None, _task_option(metavar="NAME", help="Column, or array, with the labels or numbers.")
     ] = None,
     time_column: Annotated[
-        str | None, _task_option(metavar="NAME", help="Column that orders the rows of a series.")
+        str | None,
+        _task_option(metavar="NAME", help="Column that orders a series; the last texts are held out."),
+    ] = None,
+    group_column: Annotated[
+        str | None, _task_option(metavar="NAME", help="Rows with the same value are held out together.")
     ] = None,
     channel: Annotated[
         list[str] | None,
@@ -161,6 +165,18 @@ def recommend(
     scoring: Annotated[
         Scoring, _choice_option(metavar="NAME", help=f"{' or '.join(Scoring)}, the first design's formula.")
     ] = _default.scoring,
+    eval_command: Annotated[
+        str | None,
+        _choice_option(
+            metavar="CMD",
+            help="Judges what was trained: gets a folder with adapter_config.json and "
+            "adapter_model.safetensors, or with the model where there is no adapter, and labels.json of "
+            "classes; the last line that it prints is a number.",
+        ),
+    ] = None,
+    eval_lower_is_better: Annotated[
+        bool, _choice_option("--eval-lower-is-better", metavar="", help="Of that number.")
+    ] = False,
     method: Annotated[
         list[Method] | None,
         _choice_option(metavar="NAME", help=f"Only this of {', '.join(Method)}; may be repeated."),
@@ -231,6 +247,9 @@ def recommend(
         "target_column": target_column,
         "label_column": label_column,
         "time_column": time_column,
+        "group_column": group_column,
+        "eval_command": eval_command or (),
+        "eval_lower_is_better": eval_lower_is_better,
         "channels": channel or (),
         "context_length": context_length,
         "prediction_length": prediction_length,

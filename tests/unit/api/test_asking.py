@@ -50,6 +50,9 @@ WRITTEN: dict[str, Any] = {
     "model_arguments": {"depth": 2},
     "time_column": "d",
     "channels": "a",
+    "group_column": "u",
+    "eval_command": "python 'my judge.py' --fast",
+    "eval_lower_is_better": True,
     "context_length": 32,
     "prediction_length": 8,
 }
@@ -84,6 +87,9 @@ UNDERSTOOD = StudyRequest(
     model_arguments={"depth": 2},
     time_column="d",
     channels=("a",),
+    group_column="u",
+    eval_command=("python", "my judge.py", "--fast"),
+    eval_lower_is_better=True,
     context_length=32,
     prediction_length=8,
 )
@@ -110,6 +116,7 @@ def test_what_is_left_out_has_the_default() -> None:
         ({"quantizations": ["nf4", "nf8"]}, "quantization 'nf8' is unknown"),
         ({"max_trials": "many"}, "max_trials"),
         ({"packing": "perhaps"}, "packing"),
+        ({"eval_command": "python 'judge.py"}, "split into words: no closing quotation — close its"),
         ({"memory_limit": "much"}, "'much' is not a size"),
         ({"budget": None}, "budget_s"),
     ],

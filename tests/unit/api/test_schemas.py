@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from datetime import UTC, datetime
+
+import pytest
+from pydantic import ValidationError
 
 from rankwise.api.request_schemas import StudyBody
 from rankwise.api.response_schemas import StudyDocument, TrialDocument
@@ -69,6 +73,9 @@ UNUSUAL = StudyRequest(
     chat_template="chat.jinja",
     time_column="d",
     channels=("a", "b"),
+    group_column="u",
+    eval_command=("python", "judge.py"),
+    eval_lower_is_better=True,
     context_length=32,
     prediction_length=8,
 )
@@ -79,7 +86,14 @@ def test_no_field_of_a_request_is_lost_on_the_wire() -> None:
         assert getattr(UNUSUAL, field.name) not in (field.default, {}), f"{field.name} is not tested"
     body = StudyBody.from_request(UNUSUAL)
     assert body.to_request() == UNUSUAL
-    assert StudyBody.model_validate_json(body.model_dump_json()).to_request() == UNUSUAL
+    sent = body.model_copy(update={"eval_command": ()})
+    received = StudyBody.model_validate_json(sent.model_dump_json()).to_request()
+    assert received == dataclasses.replace(UNUSUAL, eval_command=())
+
+
+def test_no_body_has_the_server_run_a_command() -> None:
+    with pytest.raises(ValidationError, match="no command can be asked for over HTTP"):
+        StudyBody.model_validate({"model": "m", "dataset": "d", "eval_command": ["rm", "-r", "/"]})
 
 
 def test_times_are_utc_and_unknown_is_null() -> None:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,28 @@ def test_rows_that_are_no_text_have_no_length(request_in: StudyRequest) -> None:
     asked = dataclasses.replace(request_in, task="forecasting", max_length=64)
     with pytest.raises(InputError, match="rows of the task forecasting have no tokens"):
         check_request(asked, roots=None)
+
+
+def test_a_command_comes_back_as_it_can_be_run_elsewhere(
+    request_in: StudyRequest, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "judge.py").write_text("print(1)\n")
+    monkeypatch.chdir(root)
+    asked = dataclasses.replace(request_in, eval_command=(sys.executable, "judge.py", "--rows", "9"))
+    checked = check_request(asked, roots=None)
+    assert checked.eval_command == (sys.executable, str(root / "judge.py"), "--rows", "9")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"eval_command": ("no-such-program", "x")}, "'no-such-program' of the evaluation command is not"),
+        ({"eval_lower_is_better": True}, "no number of which lower is better"),
+    ],
+)
+def test_a_command_that_cannot_be_run(request_in: StudyRequest, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_request(dataclasses.replace(request_in, **asked), roots=None)
 
 
 def test_a_hub_id_is_left_to_the_study(request_in: StudyRequest) -> None:

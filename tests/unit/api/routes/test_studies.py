@@ -66,6 +66,9 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
         "model_arguments": {},
         "time_column": None,
         "channels": [],
+        "group_column": None,
+        "eval_command": [],
+        "eval_lower_is_better": False,
         "context_length": None,
         "prediction_length": None,
     }
