@@ -109,7 +109,8 @@ def recommend(
         out: folder to write the ready files to.
         options: any of
 
-            - objective: ``balanced`` (the default), ``speed``, ``quality`` or ``memory``: what counts most.
+            - objective: ``balanced`` (the default), ``speed``, ``quality``, ``memory`` or ``cost``: what
+              counts most.
             - weights: what counts how much, instead of an objective: ``"speed=1,quality=2"``.
             - scoring: ``comparable`` (the default), or ``classic`` for the first design's formula.
             - methods: consider only these, one or several of ``lora``, ``adalora``, ``ia3``, ``oft``,
@@ -123,8 +124,12 @@ def recommend(
             - use_tiers, complexity: only what the first design fixed for the free memory, and for a task
               that is ``simple``, ``medium``, ``complex`` or ``very complex``.
             - memory_limit: most memory a trial may take: ``"10GiB"`` or a number of bytes.
+            - finish_limit: most time that the whole training may take: ``"6h"`` or a number of seconds.
+            - quality_within: how much more held-out loss than the best may be: ``"1%"`` or 0.01; what the
+              objective lets pass if left out.
+            - price_per_hour: of the device, to know what the training costs.
             - budget: time to spend: ``"10m"`` (the default) or a number of seconds.
-            - max_trials: most trials to run; 16.
+            - max_trials: most trials to run; 64.
             - seed: equal seeds make equal choices; 0.
             - task: ``text-classification``, ``regression``, ``causal-lm``, ``prompt-completion``, ``chat``
               or ``seq2seq``, ``image-classification``, ``forecasting``, ``array-classification``,

@@ -36,6 +36,8 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 # --- How to choose ------------------------------------------------------------------------------------
 # objective: balanced           # {objectives}
 # weights: {{speed: 0.4, memory: 0.2, quality: 0.4}}    # in place of the objective
+# quality_within: 1%            # more held-out loss than the best that may be; by the objective if left out
+# price_per_hour: 2.50          # of the device, to know what the training costs
 # scoring: comparable           # {scorings}
 # methods: [lora, ia3]          # only these of {methods}
 # quantizations: [none, nf4]    # only these of {quantizations}
@@ -71,8 +73,9 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 
 # --- Limits -------------------------------------------------------------------------------------------
 # memory_limit: 10GiB           # most memory that a trial may take
+# finish_limit: 6h              # most time that the whole training may take
 # budget: 10m                   # time to spend
-# max_trials: 16
+# max_trials: 64
 # seed: 0                       # equal seeds make equal choices
 """
 

@@ -209,6 +209,7 @@ def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
         --complexity "very complex" --context-column c --target-column g --no-packing --loss-mask all
         --chat-template x.jinja --model-arg depth=2 --model-arg kind=deep --model-arg 'sizes=[1, 2]'
         --time-column d --channel a --channel b --context-length 32 --prediction-length 8
+        --finish-within 6h --quality-within 2% --price-per-hour 2.5
     """
     run("recommend", *shlex.split(options))
 
@@ -220,6 +221,7 @@ def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
     assert asked[0].model_arguments == {"depth": 2, "kind": "deep", "sizes": [1, 2]}
     assert asked[0].quantizations == (Quantization.NF4,)
     assert asked[0].channels == ("a", "b")
+    assert (asked[0].finish_limit_s, asked[0].quality_within, asked[0].price_per_hour) == (21_600, 0.02, 2.5)
     assert asked[0].memory_limit_bytes == 10 * 2**30
 
 
