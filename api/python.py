@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..home import Home
 from ..optimizer import domain
 from ..optimizer.domain import Candidate, Estimate, Measurement, Study, Trial
+from ..optimizer.overview import enumerated_of
 from ..runners.ready_files import write_ready_files
 from ..store import Store
 from .asking import StudyOptions, read_request
@@ -74,7 +75,9 @@ class Recommendation:
 
     def to_dict(self) -> dict[str, Any]:
         """The study, its trials and the recommendation as plain JSON data."""
-        return report_document(self.study, self.trials, self.estimates, self.choice)
+        with closing(Store.open(self.home.database)) as store:
+            enumerated = enumerated_of(store.events_after(self.study.id, 0))
+        return report_document(self.study, self.trials, self.estimates, self.choice, enumerated=enumerated)
 
     def save(self, folder: str | PathLike[str]) -> list[Path]:
         """Write the ready files (evidence, adapter configuration, training script); returns their paths.
