@@ -31,7 +31,7 @@ from ..optimizer.domain import (
 )
 from ..probes.profiles import TaskKind
 from .own_lora import read_own_lora
-from .units import parse_bytes, parse_seconds
+from .units import parse_bytes, parse_seconds, parse_share
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -44,6 +44,9 @@ class StudyOptions(TypedDict, total=False):
     weights: Weights | str | None
     scoring: str
     memory_limit: str | int | None
+    finish_limit: str | float | None
+    quality_within: str | float | None
+    price_per_hour: float | None
     budget: str | float
     max_trials: int
     seed: int
@@ -197,7 +200,7 @@ def _own_lora(value: Mapping[str, Any] | OwnLora) -> OwnLora | None:
     return own
 
 
-_FIELDS = {"memory_limit": "memory_limit_bytes", "budget": "budget_s"}
+_FIELDS = {"memory_limit": "memory_limit_bytes", "finish_limit": "finish_limit_s", "budget": "budget_s"}
 """Fields of StudyRequest that are called differently because people write a unit."""
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
@@ -205,6 +208,8 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "weights": _weights,
     "scoring": partial(choice, Scoring),
     "memory_limit": parse_bytes,
+    "finish_limit": parse_seconds,
+    "quality_within": parse_share,
     "budget": parse_seconds,
     "task": partial(choice, TaskKind),
     "channels": _names,

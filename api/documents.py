@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..optimizer.codec import to_json
 from ..optimizer.domain import (
     SCHEMA_VERSION,
     Candidate,
@@ -16,6 +17,7 @@ from ..optimizer.domain import (
     TrialState,
 )
 from ..optimizer.exports.peft import adapter_config
+from ..optimizer.overview import funnel, rate_sweeps
 from ..optimizer.recipe import steps_for
 from .response_schemas import RecommendationDocument, RuledOut, StudyDocument, TrialDocument
 
@@ -27,8 +29,21 @@ def report_document(
     trials: Sequence[Trial],
     estimates: Mapping[Candidate, Estimate],
     recommendation: Recommendation | None,
+    *,
+    enumerated: int | None = None,
 ) -> dict[str, Any]:
-    """A study with its trials and what it recommends; ``recommendation`` is null unless it succeeded."""
+    """A study with its trials and what it recommends; ``recommendation`` is null unless it succeeded.
+
+    Args:
+        enumerated: how many candidates the search began with; None where that is not known.
+    """
+    stages = funnel(
+        trials,
+        estimates,
+        enumerated=enumerated,
+        ranking=recommendation.ranking if recommendation else (),
+        memory_limit_bytes=study.request.memory_limit_bytes,
+    )
     best = recommendation and RecommendationDocument.of(
         recommendation, adapter_config=adapter_config_of(study, recommendation)
     )
@@ -37,6 +52,8 @@ def report_document(
         "study": study_document(study, Counter(trial.state for trial in trials)),
         "trials": [TrialDocument.of(trial).model_dump(mode="json") for trial in trials],
         "ruled_out": [each.model_dump(mode="json") for each in RuledOut.among(estimates)],
+        "funnel": [to_json(stage) for stage in stages],
+        "sweeps": [to_json(sweep) for sweep in rate_sweeps(trials)],
         "recommendation": best and best.model_dump(mode="json", exclude=_ONLY_HTTP),
     }
 

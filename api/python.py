@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..home import Home
 from ..optimizer import domain
 from ..optimizer.domain import Candidate, Estimate, Measurement, Study, Trial
+from ..optimizer.overview import enumerated_of
 from ..runners.ready_files import write_ready_files
 from ..store import Store
 from .asking import StudyOptions, read_request
@@ -74,7 +75,9 @@ class Recommendation:
 
     def to_dict(self) -> dict[str, Any]:
         """The study, its trials and the recommendation as plain JSON data."""
-        return report_document(self.study, self.trials, self.estimates, self.choice)
+        with closing(Store.open(self.home.database)) as store:
+            enumerated = enumerated_of(store.events_after(self.study.id, 0))
+        return report_document(self.study, self.trials, self.estimates, self.choice, enumerated=enumerated)
 
     def save(self, folder: str | PathLike[str]) -> list[Path]:
         """Write the ready files (evidence, adapter configuration, training script); returns their paths.
@@ -109,7 +112,8 @@ def recommend(
         out: folder to write the ready files to.
         options: any of
 
-            - objective: ``balanced`` (the default), ``speed``, ``quality`` or ``memory``: what counts most.
+            - objective: ``balanced`` (the default), ``speed``, ``quality``, ``memory`` or ``cost``: what
+              counts most.
             - weights: what counts how much, instead of an objective: ``"speed=1,quality=2"``.
             - scoring: ``comparable`` (the default), or ``classic`` for the first design's formula.
             - methods: consider only these, one or several of ``lora``, ``adalora``, ``ia3``, ``oft``,
@@ -123,8 +127,12 @@ def recommend(
             - use_tiers, complexity: only what the first design fixed for the free memory, and for a task
               that is ``simple``, ``medium``, ``complex`` or ``very complex``.
             - memory_limit: most memory a trial may take: ``"10GiB"`` or a number of bytes.
+            - finish_limit: most time that the whole training may take: ``"6h"`` or a number of seconds.
+            - quality_within: how much more held-out loss than the best may be: ``"1%"`` or 0.01; what the
+              objective lets pass if left out.
+            - price_per_hour: of the device, to know what the training costs.
             - budget: time to spend: ``"10m"`` (the default) or a number of seconds.
-            - max_trials: most trials to run; 16.
+            - max_trials: most trials to run; 64.
             - seed: equal seeds make equal choices; 0.
             - task: ``text-classification``, ``regression``, ``causal-lm``, ``prompt-completion``, ``chat``
               or ``seq2seq``, ``image-classification``, ``forecasting``, ``array-classification``,

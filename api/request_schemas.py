@@ -28,10 +28,12 @@ from ..optimizer.domain import (
 )
 from ..probes.profiles import TaskKind
 from .submission import BOUNDS
-from .units import parse_bytes, parse_seconds
+from .units import parse_bytes, parse_seconds, parse_share
 
 _GROUPED = {
     "memory_limit_bytes": ("constraints", "memory_limit"),
+    "finish_limit_s": ("constraints", "finish_limit"),
+    "quality_within": ("constraints", "quality_within"),
     "max_length": ("constraints", "max_length"),
     "budget_s": ("budget", "seconds"),
     "max_trials": ("budget", "max_trials"),
@@ -77,6 +79,7 @@ def _refused_command(command: tuple[str, ...]) -> tuple[str, ...]:
 
 Size = Annotated[int, _parsed_by(parse_bytes, written_as=int | str)]
 Duration = Annotated[float, _parsed_by(parse_seconds, written_as=float | str)]
+Share = Annotated[float, _parsed_by(parse_share, written_as=float | str)]
 Count = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
@@ -105,6 +108,11 @@ class ConstraintsBody(_Body):
 
     memory_limit: Size | None = None
     """Bytes, or text such as ``"10GiB"``."""
+    finish_limit: Annotated[Duration, _within("finish_limit_s")] | None = None
+    """Most time that the whole training may take: seconds, or text such as ``"6h"``."""
+    quality_within: Share | None = None
+    """How much more held-out loss than the best may be: a share, or text such as ``"1%"``. What the objective
+    lets pass if left out."""
     max_length: Annotated[Count, _within("max_length")] | None = None
     """Tokens per row; longer rows are cut. Derived from the data if left out."""
 
@@ -114,7 +122,7 @@ class BudgetBody(_Body):
 
     seconds: Duration = 600.0
     """Seconds, or text such as ``"10m"``."""
-    max_trials: Annotated[Count, _within("max_trials")] = 16
+    max_trials: Annotated[Count, _within("max_trials")] = 64
 
 
 class LoraBody(_Body):
@@ -171,6 +179,8 @@ class StudyBody(_Body):
     weights: WeightsBody | None = None
     """Overrides the objective's weights."""
     scoring: Scoring = Scoring.COMPARABLE
+    price_per_hour: Annotated[Number, _within("price_per_hour")] | None = None
+    """Of the device, in any currency: costs are told in it."""
     constraints: ConstraintsBody = ConstraintsBody()
     budget: BudgetBody = BudgetBody()
     seed: Annotated[Count, _within("seed")] = 0

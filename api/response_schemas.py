@@ -16,9 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from ..optimizer.domain import (
     SCHEMA_VERSION,
     Candidate,
+    Comparison,
     Estimate,
     Event,
+    Finish,
     Measurement,
+    Named,
     Outcome,
     Recipe,
     Recommendation,
@@ -290,6 +293,16 @@ class RecommendationDocument(_Document):
     weights: Weights
     reasons: tuple[str, ...]
     ranking: tuple[ScoredTrial, ...]
+    comparisons: tuple[Comparison, ...]
+    """Held-out loss of the recommended candidate against every other that was trained as long."""
+    confidence: float | None
+    """With which the intervals of all comparisons hold together."""
+    named: tuple[Named, ...]
+    """What would be recommended under other objectives, from the same trials."""
+    finish: Finish | None
+    """How long the whole training takes, and what it costs."""
+    stopped: str | None
+    """Why the search ended."""
     evidence: Measurement
     estimate: Estimate | None
     """What a dry run had told of speed and memory before they were measured."""

@@ -28,6 +28,7 @@ ALIASES = {
     "preset": "presets",
     "tiers": "use_tiers",
     "model_args": "model_arguments",
+    "finish_within": "finish_limit",
 }
 """Other names of keys: those of the command line, and of other tools."""
 

@@ -37,6 +37,8 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 # --- How to choose ------------------------------------------------------------------------------------
 # objective: balanced           # {objectives}
 # weights: {{speed: 0.4, memory: 0.2, quality: 0.4}}    # in place of the objective
+# quality_within: 1%            # more held-out loss than the best that may be; by the objective if left out
+# price_per_hour: 2.50          # of the device, to know what the training costs
 # scoring: comparable           # {scorings}
 # eval_command: python judge.py # judges what was trained: gets a folder, prints a number
 # eval_lower_is_better: false   # of that number
@@ -74,8 +76,9 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 
 # --- Limits -------------------------------------------------------------------------------------------
 # memory_limit: 10GiB           # most memory that a trial may take
+# finish_limit: 6h              # most time that the whole training may take
 # budget: 10m                   # time to spend
-# max_trials: 16
+# max_trials: 64
 # seed: 0                       # equal seeds make equal choices
 """
 

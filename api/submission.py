@@ -24,7 +24,7 @@ from ..probes.paths import nearest_names, resolve_path
 from ..probes.profiles import TaskKind
 from ..probes.tasks import check_asked
 from .own_lora import problems_of
-from .units import MAX_BYTES, MAX_SECONDS, format_bytes, format_seconds
+from .units import MAX_BYTES, MAX_SECONDS, MAX_SHARE, format_bytes, format_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,9 @@ class Bounds:
 
 BOUNDS = {
     "memory_limit_bytes": Bounds(2**20, MAX_BYTES, f"{format_bytes(2**20)} to {format_bytes(MAX_BYTES)}"),
+    "finish_limit_s": Bounds(1, MAX_SECONDS, f"{format_seconds(1)} to a year"),
+    "quality_within": Bounds(0, MAX_SHARE, f"0 to {MAX_SHARE:.0%}, like 1%"),
+    "price_per_hour": Bounds(0.001, 1_000_000, "0.001 to 1000000"),
     "budget_s": Bounds(1, MAX_SECONDS, f"{format_seconds(1)} to a year"),
     "max_trials": Bounds(1, 10_000, "1 to 10000"),
     "seed": Bounds(0, 2**63 - 1, "0 to 2**63 - 1"),

@@ -23,6 +23,10 @@ MAX_BYTES = 2**50
 MAX_SECONDS = 366 * 86400.0
 """A year: no study runs longer, so more is a slip of the unit."""
 
+MAX_SHARE = 10.0
+"""Ten times as much: beyond it, nobody means a share."""
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:ms|[dhms])\s*)+", re.IGNORECASE | re.ASCII)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[dhms])", re.IGNORECASE | re.ASCII)
@@ -78,6 +82,28 @@ def parse_seconds(value: str | float) -> float:
             f"duration {value!r} is not between 0 and a year", next_step="write it like 90s, 10m or 1h30m"
         )
     return float(seconds)
+
+
+def parse_share(value: str | float) -> float:
+    """``"1%"``, ``"0.01"`` or 0.01, as a share of one.
+
+    Raises:
+        InputError: no number, less than nothing, or more than ten times as much.
+    """
+    if isinstance(value, str):
+        match = _SHARE.fullmatch(value.strip())
+        if match is None:
+            raise InputError(f"{value!r} is not a share", next_step="write it like 1% or 0.01")
+        share = float(match[1]) / (100 if match[2] else 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        share = float(value)
+    else:
+        raise InputError(f"{value!r} is not a share", next_step='write it like "1%" or 0.01')
+    if not 0 <= share <= MAX_SHARE:
+        raise InputError(
+            f"share {value!r} is not between 0 and {MAX_SHARE:.0%}", next_step="write 1% or 0.01"
+        )
+    return share
 
 
 def format_bytes(size_bytes: int) -> str:

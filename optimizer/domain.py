@@ -644,6 +644,18 @@ ASKED_FIELDS = tuple(field for field in fields(StudyRequest) if field.metadata.g
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What earlier studies of the same structure and kind of task found of an adapter: a prior."""
+
+    adapter: Adapter
+    learning_rate: float
+    """That suited it best, in the latest of them."""
+    excess: float
+    """Held-out loss over the lowest of each study, as a share of it, on average."""
+    studies: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyFacts:
     """What the probes found for a study, with the recipe that was derived from it."""
 
@@ -665,6 +677,8 @@ class StudyFacts:
     """The template's text, where it is not the tokenizer's own."""
     tokens_estimated: bool = False
     """No tokenizer was at hand: rows hold random tokens, one for every four characters."""
+    known: tuple[Known, ...] = ()
+    """From the store when the study began; orders what is tried, and counts for nothing else."""
     split: Mapping[str, Any] = field(default_factory=dict)
     """What decides which rows are held out, as ``runners/recipe.py`` reads it. Empty in studies from before
     it was kept, where a hash and ``heldout_share`` do."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 from ..probes.profiles import GpuProfile, HardwareProfile
 from .codec import digest, to_json
-from .domain import Candidate, Method, StudyFacts
+from .domain import Candidate, Method, StudyFacts, TrialPlan
 from .recipe import steps_for
+
+TRAINING_VERSION = 1
+"""Of what a trial does when it trains and judges, as MEASURING_VERSION of what it measures."""
 
 MEASURING_VERSION = 2
 """Of what a trial does when it measures. Raised with every change of it that moves figures: older ones are
@@ -80,5 +85,37 @@ def measurement_key(
             "steps": steps_for(facts.train_rows, candidate.recipe) if adalora else None,
             "memory_limit_bytes": memory_limit_bytes if facts.hardware.gpus else None,
             "environment": environment_key(facts.hardware),
+        }
+    )
+
+
+def training_key(
+    facts: StudyFacts, plan: TrialPlan, *, seed: int = 0, memory_limit_bytes: int | None = None
+) -> str | None:
+    """Identifies what a training learns: weights + rows + split + candidate + length + seeds + machine.
+
+    None where it cannot be told whether weights are the same.
+
+    Args:
+        facts: model, data and machine.
+        plan: of which the candidate, the length and the replicate count.
+        seed: the study's, which all others are derived from.
+        memory_limit_bytes: as in :func:`measurement_key`.
+    """
+    if facts.model.weights_sha256 is None:
+        return None
+    return digest(
+        {
+            "v": TRAINING_VERSION,
+            "measurement": measurement_key(
+                facts, plan.candidate, seed=seed, memory_limit_bytes=memory_limit_bytes
+            ),
+            "weights": facts.model.weights_sha256,
+            "data": facts.dataset.sha256,
+            "tokens": PurePath(facts.tokens_path).name,
+            "heldout": [facts.heldout_rows, facts.heldout_share],
+            "candidate": plan.candidate.id,
+            "steps": plan.train_steps,
+            "replicate": plan.replicate,
         }
     )

@@ -393,7 +393,7 @@ class Training:
         besides = [
             trial.wall_s - trial.measurement.measured_s
             for trial in self.evidence.trainings
-            if trial.wall_s is not None and trial.measurement is not None
+            if trial.wall_s is not None and trial.measurement is not None and trial.reused_from is None
         ]
         return max(0.0, median(besides)) if besides else self.room.setup_s
 

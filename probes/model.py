@@ -30,7 +30,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..errors import ModelError
 from .attention import CANNOT_BUILD, attention_kernels, supports_packing
-from .model_source import TensorHeader, has_weights, weight_headers
+from .model_source import TensorHeader, has_weights, sample_weights, weight_headers
 from .profiles import ARRAY_TASKS, Factory, ModelProfile, TaskKind, TaskProfile
 from .roles import in_body, is_of_transformers, layer_of, module_profiles
 from .structure import Call, block_numbers
@@ -102,6 +102,7 @@ def inspect_model(
         if headers is None
         else sum(header.stored_bytes for header in headers.values()),
         structure_sha256=_structure_sha256(model),
+        weights_sha256=None if headers is None else sample_weights(path),
         hidden_size=getattr(text_config, "hidden_size", None),
         layers=getattr(text_config, "num_hidden_layers", None),
         max_positions=_max_positions(model),

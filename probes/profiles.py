@@ -214,6 +214,8 @@ class ModelProfile:
     """Size of the stored tensors in the weight files."""
     structure_sha256: str
     """Over names, shapes and kinds of all parameters: equal for models of equal memory and speed."""
+    weights_sha256: str | None = None
+    """Over samples of the weight files: different for models that learn differently. None where unknown."""
     hidden_size: int | None
     layers: int | None
     max_positions: int | None

@@ -27,6 +27,7 @@ from ..optimizer.exports.peft import adapter_config
 from ..optimizer.exports.recommendation import recommendation_document
 from ..optimizer.exports.trainer import training_arguments
 from ..optimizer.keys import derive_seed
+from ..optimizer.overview import enumerated_of
 from ..optimizer.recipe import steps_for
 from ..store import Store
 
@@ -63,7 +64,8 @@ def write_ready_files(store: Store, study_id: str, folder: Path) -> list[Path]:
     """
     chosen = store.get_recommendation(study_id)
     study, trials = store.get_study(study_id), store.list_trials(study_id)
-    texts = ready_files(chosen, study, trials, store.list_estimates(study_id))
+    enumerated = enumerated_of(store.events_after(study_id, 0))
+    texts = ready_files(chosen, study, trials, store.list_estimates(study_id), enumerated=enumerated)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -76,11 +78,20 @@ def write_ready_files(store: Store, study_id: str, folder: Path) -> list[Path]:
 
 
 def ready_files(
-    chosen: Recommendation, study: Study, trials: list[Trial], estimates: Mapping[Candidate, Estimate]
+    chosen: Recommendation,
+    study: Study,
+    trials: list[Trial],
+    estimates: Mapping[Candidate, Estimate],
+    *,
+    enumerated: int | None = None,
 ) -> dict[str, str]:
-    """File name → text. Full fine-tuning has no ``adapter_config.json``."""
+    """File name → text. Full fine-tuning has no ``adapter_config.json``.
+
+    Args:
+        enumerated: how many candidates the search began with; None where that is not known.
+    """
     assert study.facts is not None  # noqa: S101 - a recommendation is made of facts
-    document = recommendation_document(chosen, study, trials, estimates)
+    document = recommendation_document(chosen, study, trials, estimates, enumerated=enumerated)
     texts = {
         "recommendation.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     }

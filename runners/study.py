@@ -26,13 +26,15 @@ from ..optimizer.domain import (
     Rung,
     Study,
     StudyFacts,
+    StudyRequest,
     StudyState,
     Trial,
     TrialPlan,
 )
 from ..optimizer.estimates.trials import Judge
+from ..optimizer.experience import by_experience, learn
 from ..optimizer.exports.peft import adapter_config
-from ..optimizer.keys import derive_seed, measurement_key, trial_device
+from ..optimizer.keys import derive_seed, measurement_key, training_key, trial_device
 from ..optimizer.levels import enumerate_candidates
 from ..optimizer.recipe import steps_for
 from ..optimizer.scorer import recommend
@@ -112,6 +114,8 @@ class StudyRun:
         )
         self.follow(job)
         facts = read_facts(job)
+        alike = self.store.list_alike(facts.model.structure_sha256, facts.dataset.task.kind)
+        facts = replace(facts, known=learn(alike))
         self.store.save_facts(self.study.id, facts)
         return facts
 
@@ -136,6 +140,8 @@ class StudyRun:
         """Run trials until the search has seen enough; why it has, in a sentence."""
         request = self.study.request
         candidates = enumerate_candidates(facts, request)
+        if not asks_for_an_order(request):
+            candidates = by_experience(candidates, facts.known)
         self.store.append_event(self.study.id, "search.started", {"candidates": len(candidates)})
         while True:
             self.bank_wall()
@@ -235,15 +241,17 @@ class StudyRun:
     def key_of(self, facts: StudyFacts, trial: Trial) -> str | None:
         """What the trial measures; None where no other study can use it.
 
-        A training is run for what it learns, a replicate to be compared with the first. What code from a
-        model's folder, or a factory, does no key can tell.
+        What code from a model's folder, a factory or an evaluation command does no key can tell.
         """
-        if trial.plan.rung is not Rung.PROBE or trial.plan.replicate or facts.model.runs_own_code:
-            return None
         request = self.study.request
-        return measurement_key(
-            facts, trial.candidate, seed=request.seed, memory_limit_bytes=request.memory_limit_bytes
-        )
+        if facts.model.runs_own_code:
+            return None
+        seed, limit_bytes = request.seed, request.memory_limit_bytes
+        if trial.plan.rung is Rung.PROBE:
+            return measurement_key(facts, trial.candidate, seed=seed, memory_limit_bytes=limit_bytes)
+        if request.eval_command:
+            return None
+        return training_key(facts, trial.plan, seed=seed, memory_limit_bytes=limit_bytes)
 
     def attempt(
         self, server: WarmServer, facts: StudyFacts, claim: Claim, device: GpuProfile | None
@@ -266,6 +274,7 @@ class StudyRun:
             kernel_oom_kills=kernel_oom_kills() - oom_kills_before,
             log_tail=log_tail,
         )
+        ending = judged_by_own(ending, lower_is_better=self.study.request.eval_lower_is_better)
         disturbances = watch.disturbances
         if disturbances and is_spoilt(ending, claim.trial.plan.rung):
             again = self.may_repeat(claim, wall_s=time.monotonic() - started_s)
@@ -383,6 +392,20 @@ class StudyRun:
         return recommend(
             study, trials, estimates, wall_s=self.bank_wall(), measured_s=measured_s, stopped=stopped
         )
+
+
+def judged_by_own(ending: Ending, *, lower_is_better: bool) -> Ending:
+    """With the user's own number, if there is one, as a loss."""
+    measurement = ending.measurement
+    if measurement is None or measurement.own_metric is None:
+        return ending
+    loss = measurement.own_metric if lower_is_better else -measurement.own_metric
+    return replace(ending, measurement=replace(measurement, own_loss=loss))
+
+
+def asks_for_an_order(request: StudyRequest) -> bool:
+    """What comes first is what was asked for."""
+    return bool(request.presets or request.lora or request.use_tiers)
 
 
 def is_untold(plan: TrialPlan, estimates: Mapping[Candidate, Estimate]) -> bool:

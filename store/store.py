@@ -415,6 +415,30 @@ class Store:
             raise NotFound(f"there is no trial {trial_id}")
         return trial_of(*found)
 
+    def list_alike(self, structure_sha256: str, task: str, *, limit: int = 10) -> list[list[Trial]]:
+        """Trials of the latest studies that succeeded with a model of this structure on this kind of task.
+
+        Returns a list for each study, the oldest first.
+        """
+        facts = col(StudyRow.facts)
+        query = (
+            select(StudyRow)
+            .where(
+                col(StudyRow.state) == StudyState.SUCCEEDED,
+                facts["model"]["structure_sha256"].as_string() == structure_sha256,
+                facts["dataset"]["task"]["kind"].as_string() == task,
+            )
+            .order_by(col(StudyRow.id).desc())
+            .limit(limit)
+        )
+        with self._read() as session:
+            names = {study.id: study.ulid for study in session.scalars(query)}
+            of_study: dict[int, list[Trial]] = {study_id: [] for study_id in sorted(names)}
+            trials = select(TrialRow).where(col(TrialRow.study_id).in_(of_study)).order_by(col(TrialRow.id))
+            for row in session.scalars(trials):
+                of_study[row.study_id].append(trial_of(row, names[row.study_id]))
+        return list(of_study.values())
+
     def find_measurement(self, measurement_key: str) -> Trial | None:
         """The newest trial, of any study, that measured this undisturbed; None if there is none.
 

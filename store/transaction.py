@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import col
@@ -241,6 +241,14 @@ class Transaction:
         row = self.session.scalars(finish).one_or_none()
         if row is None:
             raise Conflict(f"trial {trial_id} is not queued: nothing can be taken over for it")
+        self.session.execute(
+            insert(HeldoutRow).from_select(
+                ["trial_id", "scores"],
+                select(literal(row.id), col(HeldoutRow.scores))
+                .join(TrialRow, col(TrialRow.id) == HeldoutRow.trial_id)
+                .where(col(TrialRow.ulid) == source.id),
+            )
+        )
         trial = trial_of(row, study.ulid)
         self.append_event(study, EventKind.TRIAL_FINISHED, events.trial_finished(trial))
         return trial

@@ -23,9 +23,9 @@ from ...optimizer.domain import (
 )
 from ...optimizer.search import RunTrial, SearchLimits, next_step
 from ..units import format_bytes, format_seconds
+from ..wording import describe_settings
 from .console import print_json, results
 from .progress import describe_facts, describe_task
-from .report import describe_settings
 
 FIRST_TRIALS = 5
 """Trials that are listed: the further ahead, the more what will be measured decides."""

@@ -20,8 +20,9 @@ from rich.text import Text
 from ...errors import NothingFits
 from ...optimizer.domain import Outcome, Study, StudyFacts, StudyRequest, StudyState, Trial, TrialState
 from ...optimizer.scorer import recommend
+from ..wording import describe_evidence, describe_request, name_source
 from .console import notes, print_note
-from .report import REUSED, describe_evidence, describe_request, name_source
+from .report import REUSED
 
 READING = "reading data and model"
 

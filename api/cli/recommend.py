@@ -42,6 +42,8 @@ rankwise recommend --model ./all-MiniLM-L6-v2 --data reviews.csv
 
 rankwise recommend --model ./llama --data chats.jsonl --memory-limit 10GiB --budget 30m --out tuned
 
+rankwise recommend --model ./llama --data chats.jsonl --objective cost --price-per-hour 2.5 --finish-within 6h
+
 rankwise recommend --model ./llama --data chats.jsonl --method lora --quantization nf4 --plan
 
 rankwise recommend --model ./bert --data reviews.csv --preset balanced --preset qlora_memory
@@ -61,6 +63,7 @@ _PARAMETERS = {
     "quantizations": "quantization",
     "presets": "preset",
     "use_tiers": "tiers",
+    "finish_limit": "finish_within",
 }
 """Parameters that are called otherwise than what is asked with them."""
 
@@ -162,6 +165,13 @@ def recommend(
     weights: Annotated[
         str | None, _choice_option(metavar="W", help="In its place, like speed=0.5,memory=0.1,quality=0.4.")
     ] = None,
+    quality_within: Annotated[
+        str | None,
+        _choice_option(metavar="SHARE", help="More held-out loss than the best that may be, like 1%."),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, _choice_option(metavar="P", help="Of the device, to know what the training costs.")
+    ] = None,
     scoring: Annotated[
         Scoring, _choice_option(metavar="NAME", help=f"{' or '.join(Scoring)}, the first design's formula.")
     ] = _default.scoring,
@@ -204,6 +214,9 @@ def recommend(
     ] = None,
     memory_limit: Annotated[
         str | None, _limit_option(metavar="SIZE", help="Most memory a trial may take, like 10GiB.")
+    ] = None,
+    finish_within: Annotated[
+        str | None, _limit_option(metavar="TIME", help="Most time for the whole training, like 6h.")
     ] = None,
     budget: Annotated[
         str, _limit_option(metavar="TIME", help="Time to spend, like 90s, 10m or 1h30m.")
@@ -261,6 +274,8 @@ def recommend(
         "epochs": epochs,
         "objective": objective,
         "weights": weights,
+        "quality_within": quality_within,
+        "price_per_hour": price_per_hour,
         "scoring": scoring,
         "methods": method or (),
         "quantizations": quantization or (),
@@ -270,6 +285,7 @@ def recommend(
         "use_tiers": tiers,
         "complexity": complexity,
         "memory_limit": memory_limit,
+        "finish_limit": finish_within,
         "budget": budget,
         "max_trials": max_trials,
         "seed": seed,

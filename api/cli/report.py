@@ -5,7 +5,7 @@ Shared by ``recommend`` and ``studies show``. Computes nothing: every number com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
@@ -20,6 +20,7 @@ from ...optimizer.domain import (
     Measurement,
     Outcome,
     Recommendation,
+    Relation,
     Rung,
     Study,
     StudyRequest,
@@ -27,7 +28,24 @@ from ...optimizer.domain import (
     Trial,
     TrialState,
 )
+from ...optimizer.overview import Place, Stage, Sweep, enumerated_of, funnel, leaderboard, rate_sweeps
 from ..units import format_bytes, format_seconds
+from ..wording import (
+    UNKNOWN,
+    cost_of,
+    describe_confidence,
+    describe_cost,
+    describe_count,
+    describe_finish,
+    describe_left,
+    describe_limits,
+    describe_loss,
+    describe_place,
+    describe_request,
+    describe_settings,
+    describe_sweep,
+    name_source,
+)
 from .console import results
 
 if TYPE_CHECKING:
@@ -35,9 +53,6 @@ if TYPE_CHECKING:
     from ...store import Store
 
 Value = TypeVar("Value", int, float)
-
-UNKNOWN = "–"
-"""Stands where a value was not measured."""
 
 REUSED = "reused"
 DISTURBED = "disturbed"
@@ -47,6 +62,17 @@ GAP = 2
 """Spaces between columns."""
 
 LEAST_ADAPTER_WIDTH = 16
+
+MOST_PLACES = 15
+"""Of a leaderboard at the terminal; all are in the documents."""
+
+RELATION_STYLES = {
+    Relation.BETTER: "yellow",
+    Relation.WORSE: "cyan",
+    Relation.NO_DIFFERENCE: "green",
+    Relation.UNKNOWN: "dim",
+}
+"""Of what was found between the recommended candidate and another."""
 
 STATE_STYLES = {
     StudyState.SUCCEEDED: "green",
@@ -69,6 +95,8 @@ class Report:
     estimates: Mapping[Candidate, Estimate] = field(default_factory=dict)
     """What dry runs told, of shapes that were not run too."""
     recommendation: Recommendation | None = None
+    enumerated: int | None = None
+    """Candidates that the search began with; None where that is not known."""
     sources: Mapping[str, Trial] = field(default_factory=dict)
     """The trials, by id, that measurements were taken over from."""
     files: Sequence[Path] = ()
@@ -82,8 +110,19 @@ class Report:
             study=study,
             trials=trials,
             estimates=store.list_estimates(study.id),
+            enumerated=enumerated_of(store.events_after(study.id, 0)),
             sources={t.reused_from: store.get_trial(t.reused_from) for t in trials if t.reused_from},
             recommendation=store.get_recommendation(study.id) if has_recommendation else None,
+        )
+
+    def stages(self) -> Sequence[Stage]:
+        """How candidates became few."""
+        return funnel(
+            self.trials,
+            self.estimates,
+            enumerated=self.enumerated,
+            ranking=self.recommendation.ranking if self.recommendation else (),
+            memory_limit_bytes=self.study.request.memory_limit_bytes,
         )
 
     def document(self) -> dict[str, Any]:
@@ -91,55 +130,47 @@ class Report:
         from ..documents import report_document
 
         return {
-            **report_document(self.study, self.trials, self.estimates, self.recommendation),
+            **report_document(
+                self.study, self.trials, self.estimates, self.recommendation, enumerated=self.enumerated
+            ),
             "files": [str(path) for path in self.files],
         }
 
-    def print(self, holder: LockHolder | None = None) -> None:
-        """Write it to standard output for people. ``holder`` is who runs studies now."""
+    def print(self, holder: LockHolder | None = None, *, all_trials: bool = False) -> None:
+        """Write it to standard output for people.
+
+        Args:
+            holder: who runs studies now.
+            all_trials: each in a line of its own, those too that only tried a learning rate.
+        """
         results.print(_heading(self.study, holder))
         for note in self.study.facts.dataset.notes if self.study.facts else ():
             results.print(Text(f"data: {note}", "yellow"))
         results.print()
-        if self.trials:
-            _print_trials(self.trials, self.study.request, self.recommendation)
-        for footnote in _footnotes(self.trials, self.sources):
-            results.print(Text(footnote, "yellow"))
-        if self.recommendation is not None:
-            _print_recommendation(self.recommendation)
+        best, request = self.recommendation, self.study.request
+        sweeps = rate_sweeps(self.trials)
+        if best is None or all_trials:
+            shown = self.trials if all_trials else _without_sweeps(self.trials, sweeps)
+            if shown:
+                _print_trials(shown, request, best)
+            for footnote in _footnotes(self.trials, self.sources):
+                results.print(Text(footnote, "yellow"))
+            if shown and best is not None:
+                results.print()
+        if best is not None:
+            _print_funnel(self.stages())
+            _print_leaderboard(
+                leaderboard(self.trials, best, memory_limit_bytes=request.memory_limit_bytes), request
+            )
+            if not all_trials:
+                for footnote in _footnotes(self.trials, self.sources):
+                    results.print(Text(footnote, "yellow"))
+        _print_sweeps(sweeps)
+        if best is not None:
+            _print_recommendation(best, self.trials, request)
         if self.files:
             names = ", ".join(sorted(path.name for path in self.files))
             results.print(f"\nWritten to {self.files[0].parent}: {names}", soft_wrap=True)
-
-
-def describe_evidence(measurement: Measurement) -> str:
-    """One line of what was measured: ``1,234 tokens/s ± 3 %, 410 MiB, held-out loss 0.412 ± 0.011``."""
-    parts = []
-    if measurement.speed is not None:
-        speed = f"{measurement.speed:,.0f} {measurement.speed_unit}"
-        if measurement.tokens_per_s_rel_halfwidth is not None:
-            speed += f" ± {measurement.tokens_per_s_rel_halfwidth:.0%}"
-        parts.append(speed)
-    if measurement.memory_bytes is not None:
-        parts.append(f"{format_bytes(measurement.memory_bytes)} at its peak")
-    if measurement.heldout_loss is not None:
-        loss = f"held-out loss {measurement.heldout_loss:.3f}"
-        if measurement.heldout_loss_se is not None:
-            loss += f" ± {measurement.heldout_loss_se:.3f}"
-        parts.append(loss)
-    if measurement.metric_name is not None and measurement.metric_value is not None:
-        parts.append(f"{measurement.metric_name} {measurement.metric_value:.3f}")
-    return ", ".join(parts)
-
-
-def describe_settings(candidate: Candidate) -> str:
-    """What surrounds the adapter: ``GradCP + AMP bfloat16, batch 4×4, lr 0.0002``."""
-    batch = (
-        f"{candidate.micro_batch}×{candidate.accumulation}"
-        if candidate.accumulation > 1
-        else candidate.micro_batch
-    )
-    return f"{candidate.level.describe()}, batch {batch}, lr {candidate.learning_rate:g}"
 
 
 def outcome_text(trial: Trial) -> Text:
@@ -153,13 +184,6 @@ def outcome_text(trial: Trial) -> Text:
     if trial.reused_from is not None:
         return Text(REUSED, "green")
     return Text("probed" if trial.plan.rung is Rung.PROBE else "trained", "green")
-
-
-def describe_request(request: StudyRequest) -> str:
-    """What was asked, in the words that people call the files by: ``MiniLM on reviews.csv, balanced``."""
-    model, dataset = (path.rstrip("/").rsplit("/", 1)[-1] for path in (request.model, request.dataset))
-    counts = request.objective.value if request.weights is None else "own weights"
-    return f"{model} on {dataset}, {counts}"
 
 
 def is_interrupted(study: Study, holder: LockHolder | None) -> bool:
@@ -177,16 +201,11 @@ def state_text(study: Study, holder: LockHolder | None) -> Text:
     return Text(study.state, STATE_STYLES[study.state])
 
 
-def name_source(trial: Trial) -> str:
-    """Which trial of which study something was taken over from."""
-    return f"study {trial.study_id}, trial {trial.number}"
-
-
 def _heading(study: Study, holder: LockHolder | None) -> Text:
     heading = Text.assemble(("Study ", "bold"), (study.id, "bold"), "  ", state_text(study, holder))
     heading.append(f"\n{describe_request(study.request)}")
-    if study.request.memory_limit_bytes is not None:
-        heading.append(f", at most {format_bytes(study.request.memory_limit_bytes)}")
+    if limits := describe_limits(study.request):
+        heading.append(f", {limits}")
     if study.facts is not None:
         heading.append(f"\n{study.facts.dataset.task.kind}: {study.facts.dataset.task.reason}", "dim")
     return heading
@@ -205,28 +224,123 @@ class _Row:
 
 
 def _print_trials(trials: Sequence[Trial], request: StudyRequest, best: Recommendation | None) -> None:
-    """One table for all trials. Lines are laid out here because cells of rich's tables span no columns."""
-    units = {
-        trial.measurement.speed_unit for trial in trials if trial.measurement and trial.measurement.speed
-    }
-    titles = (next(iter(units), "tokens/s"), *FIGURES[1:])
-    head = _Row("#", "configuration", titles, Text("outcome"), "", "bold")
-    rows = [head, *_rows(trials, request, best)]
+    """One table for all trials."""
+    titles = (_speed_unit(trial.measurement for trial in trials), *FIGURES[1:])
+    _print_table(
+        _Row("#", "configuration", titles, Text("outcome"), "", "bold"), _rows(trials, request, best)
+    )
+
+
+def _print_leaderboard(places: Sequence[Place], request: StudyRequest) -> None:
+    """The compared candidates, best first: what was measured of each, and how it stands to the first."""
+    has_finish = any(place.scored.finish_s is not None for place in places)
+    has_cost = has_finish and request.price_per_hour is not None
+    titles = [_speed_unit(place.measurement for place in places), "memory", "held-out loss", "seeds"]
+    titles += ["your run"] if has_finish else []
+    titles += ["cost"] if has_cost else []
+    rows = []
+    for place in places[:MOST_PLACES]:
+        measured, finish_s = place.measurement, place.scored.finish_s
+        figures = [
+            _shown(measured.speed, "{:,.0f}".format),
+            _shown(measured.memory_bytes, format_bytes),
+            describe_loss(place.heldout_loss, measured.heldout_loss_se),
+            str(place.seeds) if place.heldout_loss is not None else UNKNOWN,
+        ]
+        figures += [_shown(finish_s, format_seconds)] if has_finish else []
+        figures += [_shown(cost_of(finish_s, request.price_per_hour), describe_cost)] if has_cost else []
+        style = RELATION_STYLES[_relation(place)]
+        rows.append(
+            _Row(
+                number=f"{'→ ' if place.is_recommended else ''}{place.scored.rank}",
+                adapter=place.trial.candidate.adapter.describe(),
+                figures=tuple(figures),
+                outcome=Text("" if place.is_recommended else describe_place(place), style),
+                settings=f"#{place.trial.number}  {describe_settings(place.trial.candidate)}",
+                style="bold" if place.is_recommended else "",
+            )
+        )
+    head = _Row("", "compared", tuple(titles), Text("held-out loss beside → 1"), "", "bold")
+    _print_table(head, rows)
+    if len(places) > MOST_PLACES:
+        results.print(f"… and {len(places) - MOST_PLACES} more: --json has all")
+
+
+def _relation(place: Place) -> Relation:
+    return Relation.UNKNOWN if place.comparison is None else place.comparison.relation
+
+
+def _print_table(head: _Row, body: Iterable[_Row]) -> None:
+    """Lines are laid out here because cells of rich's tables span no columns.
+
+    Where the terminal is too narrow for all, the last column comes down into the line of the settings.
+    """
+    rows = [head, *body]
     number_width = max(len(row.number) for row in rows)
-    widths = [max(len(row.figures[column]) for row in rows) for column in range(len(FIGURES))]
+    widths = [max(len(row.figures[column]) for row in rows) for column in range(len(head.figures))]
     outcome_width = max(len(row.outcome) for row in rows)
-    taken = number_width + sum(widths) + outcome_width + GAP * (len(widths) + 2)
-    room = max(LEAST_ADAPTER_WIDTH, min(results.width - taken, max(len(row.adapter) for row in rows)))
+    widest = max(len(row.adapter) for row in rows)
+    taken = number_width + sum(widths) + GAP * (len(widths) + 1)
+    has_room = results.width - taken - outcome_width - GAP >= min(widest, LEAST_ADAPTER_WIDTH)
+    if has_room:
+        taken += outcome_width + GAP
+    room = max(LEAST_ADAPTER_WIDTH, min(results.width - taken, widest))
     gap, indent = " " * GAP, " " * (number_width + GAP)
     for row in rows:
         first, *rest = wrap(row.adapter, room)
         figures = [text.rjust(width) for text, width in zip(row.figures, widths, strict=True)]
         line = gap.join((row.number.rjust(number_width), first.ljust(room), *figures))
-        results.print(Text.assemble((line + gap, row.style), row.outcome), soft_wrap=True)
+        end = Text.assemble(gap, row.outcome) if has_room else Text()
+        results.print(Text.assemble((line, row.style), end), soft_wrap=True)
         for part in rest:
             results.print(Text(indent + part, row.style), soft_wrap=True)
+        if row.outcome and row is not head and not has_room:
+            results.print(Text.assemble(indent, row.outcome), soft_wrap=True)
         for part in wrap(row.settings, results.width - len(indent)):
             results.print(Text(indent + part, "dim"), soft_wrap=True)
+
+
+def _speed_unit(measurements: Iterable[Measurement | None]) -> str:
+    units = {measured.speed_unit for measured in measurements if measured and measured.speed}
+    return next(iter(units), "tokens/s")
+
+
+def _print_funnel(stages: Sequence[Stage]) -> None:
+    """A line for each stage, and one in which those that left say why."""
+    width = max((len(stage.name) for stage in stages), default=0)
+    for stage in stages:
+        results.print(Text.assemble((stage.name.rjust(width), "bold"), f"  {describe_count(stage)}"))
+        if stage.left:
+            indent = " " * (width + GAP)
+            _print_wrapped("; ".join(describe_left(stage)), f"{indent}– ", f"{indent}  ", "dim")
+    if stages:
+        results.print()
+
+
+def _print_sweeps(sweeps: Sequence[Sweep]) -> None:
+    """The learning rates that were tried, a line for each adapter."""
+    if not sweeps:
+        return
+    results.print(Text("\nLearning rates, with the held-out loss at each", "bold"))
+    for sweep in sweeps:
+        text = f"{sweep.adapter.describe()}, {sweep.train_steps} steps: {describe_sweep(sweep)}"
+        _print_wrapped(text, "  ", "    ")
+
+
+def _print_wrapped(text: str, first: str, rest: str, style: str = "") -> None:
+    for line in wrap(text, results.width, initial_indent=first, subsequent_indent=rest):
+        results.print(Text(line, style), soft_wrap=True)
+
+
+def _without_sweeps(trials: Sequence[Trial], sweeps: Sequence[Sweep]) -> Sequence[Trial]:
+    """All but those at learning rates that their adapter did not go on with: sweeps are shown apart."""
+    passed = {
+        point.trial_number
+        for sweep in sweeps
+        for point in sweep.points
+        if point.outcome is not None and point.learning_rate != sweep.kept
+    }
+    return [trial for trial in trials if trial.number not in passed]
 
 
 def _rows(trials: Sequence[Trial], request: StudyRequest, best: Recommendation | None) -> Iterator[_Row]:
@@ -287,14 +401,35 @@ def _remarks(trial: Trial, sources: Mapping[str, Trial]) -> Iterator[str]:
         yield f"{DISTURBED}: {disturbance}"
 
 
-def _print_recommendation(best: Recommendation) -> None:
+def _print_recommendation(best: Recommendation, trials: Sequence[Trial], request: StudyRequest) -> None:
     heading = "Recommended: " if best.quality_measured else "Recommended by speed and memory alone: "
     adapter = best.candidate.adapter.describe()
     results.print(Text.assemble("\n", (heading, "bold green"), (adapter, "bold")))
     results.print(f"  {describe_settings(best.candidate)}")
+    if best.finish is not None:
+        line = f"{describe_finish(best.finish, request.epochs)}, evaluation and saving not counted"
+        _print_wrapped(line[0].upper() + line[1:], "  ", "  ")
     for reason in best.reasons:
-        for line in wrap(reason, results.width - 4, initial_indent="• ", subsequent_indent="  "):
-            results.print(f"  {line}", soft_wrap=True)
+        _print_wrapped(reason, "  • ", "    ")
+    if confidence := describe_confidence(best):
+        _print_wrapped(confidence, "  • ", "    ")
+    _print_named(best, {trial.id: trial for trial in trials})
+    if best.stopped is not None:
+        results.print()
+        _print_wrapped(f"The search ended: {best.stopped}", "", "")
     if best.overhead_share is not None:
         share = f"{best.overhead_share:.0%} of the wall time ({format_seconds(best.wall_s)})"
         results.print(f"\n{share} was spent outside measured steps.")
+
+
+def _print_named(best: Recommendation, trials: Mapping[str, Trial]) -> None:
+    """What would be recommended under other objectives, a line each."""
+    if not best.named:
+        return
+    results.print(Text("\nFrom the same trials", "bold"))
+    width = max(len(named.name) for named in best.named)
+    for named in best.named:
+        trial = trials.get(named.trial_id)
+        what = f"trial {named.number}" if trial is None else trial.candidate.adapter.describe()
+        indent = " " * (width + 2 + GAP)
+        _print_wrapped(f"#{named.number} {what}: {named.reason}", f"  {named.name.ljust(width)}  ", indent)

@@ -11,9 +11,10 @@ from rich.text import Text
 
 from ...home import Home
 from ...optimizer.domain import SCHEMA_VERSION, StudyState
+from ..wording import describe_request
 from .console import print_json, print_note, results
 from .options import AsJson
-from .report import STATE_STYLES, Report, describe_request, is_interrupted, state_text
+from .report import STATE_STYLES, Report, is_interrupted, state_text
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -63,8 +64,14 @@ def list_(
 
 
 @app.command(epilog="Example: rankwise studies show 01K5ZJ9V0M3Q8R7T6Y2X4W1N0B")
-def show(study_id: StudyId, as_json: AsJson = False) -> None:
-    """Show a study's trials and its recommendation."""
+def show(
+    study_id: StudyId,
+    all_trials: Annotated[
+        bool, typer.Option("--trials", metavar="", help="Every trial in a line of its own.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a study compared and what it recommends; its trials while it is under way."""
     from ...runners.lock import lock_holder
 
     home = Home.from_environment()
@@ -74,7 +81,7 @@ def show(study_id: StudyId, as_json: AsJson = False) -> None:
         print_json(report.document())
         return
     holder = lock_holder(home)
-    report.print(holder)
+    report.print(holder, all_trials=all_trials)
     if is_interrupted(report.study, holder):
         results.print("interrupted: nobody works on it any more; what was measured is kept", soft_wrap=True)
     if report.study.reason is not None:

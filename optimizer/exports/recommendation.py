@@ -14,6 +14,7 @@ from ..comparison import PROBED_COLUMNS
 from ..domain import SCHEMA_VERSION, Candidate, Estimate, Outcome, Recommendation, Rung, Study, Trial
 from ..estimates.intervals import Fits
 from ..keys import environment_key, measurement_key
+from ..overview import funnel, rate_sweeps
 from ..priors import PRIOR_SOURCE, published_quality
 
 MEASURED, ESTIMATED, PUBLISHED = "measured here", "estimated by a dry run", "published prior"
@@ -25,9 +26,22 @@ def recommendation_document(
     study: Study,
     trials: Sequence[Trial],
     estimates: Mapping[Candidate, Estimate],
+    *,
+    enumerated: int | None = None,
 ) -> dict[str, Any]:
-    """Plain JSON data; bytes, seconds, UTC; null where nothing was measured."""
+    """Plain JSON data; bytes, seconds, UTC; null where nothing was measured.
+
+    Args:
+        enumerated: how many candidates the search began with; None where that is not known.
+    """
     facts = study.facts
+    stages = funnel(
+        trials,
+        estimates,
+        enumerated=enumerated,
+        ranking=recommendation.ranking,
+        memory_limit_bytes=study.request.memory_limit_bytes,
+    )
     return {
         "schema_version": SCHEMA_VERSION,
         "study_id": study.id,
@@ -47,6 +61,13 @@ def recommendation_document(
             "accuracy": published_quality(recommendation.candidate.adapter),
         },
         "ranking": [to_json(scored) for scored in recommendation.ranking],
+        "comparisons": [to_json(each) for each in recommendation.comparisons],
+        "confidence": recommendation.confidence,
+        "named": [to_json(named) for named in recommendation.named],
+        "finish": to_json(recommendation.finish) if recommendation.finish else None,
+        "stopped": recommendation.stopped,
+        "funnel": [to_json(stage) for stage in stages],
+        "sweeps": [to_json(sweep) for sweep in rate_sweeps(trials)],
         "trials": [_trial(trial) for trial in trials],
         "ruled_out": [
             {"candidate": _candidate(candidate), "estimated": _estimate(told)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -11,12 +13,17 @@ from rankwise.home import Home
 from rankwise.optimizer.domain import (
     Adapter,
     Candidate,
+    Comparison,
+    Estimate,
+    Finish,
     Level,
     Measurement,
     Method,
+    Named,
     Outcome,
     Recipe,
     Recommendation,
+    Relation,
     Rung,
     ScoredTrial,
     Scoring,
@@ -26,7 +33,9 @@ from rankwise.optimizer.domain import (
     StudyState,
     Trial,
     TrialPlan,
+    TrialState,
 )
+from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.optimizer.estimates.need import Need
 from rankwise.optimizer.estimates.prediction import Prediction, Terms
 from rankwise.optimizer.estimates.tape import Kind, Phase, Work
@@ -297,3 +306,218 @@ class ScriptedDryRun:
 @pytest.fixture
 def dry_run() -> ScriptedDryRun:
     return ScriptedDryRun()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A study that went through every stage, with all that is kept of it."""
+
+    study: Study
+    trials: tuple[Trial, ...]
+    estimates: dict[Candidate, Estimate]
+    recommendation: Recommendation
+    enumerated: int
+
+
+class _Trials:
+    """Numbers trials and gives them ids, in the order of their making."""
+
+    def __init__(self, study_id: str) -> None:
+        self.study_id = study_id
+        self.all: list[Trial] = []
+
+    def add(
+        self,
+        candidate: Candidate,
+        measurement: Measurement | None,
+        *,
+        steps: int = 0,
+        replicate: int = 0,
+        outcome: Outcome = Outcome.OK,
+        reason: str | None = None,
+        estimate: Estimate | None = None,
+    ) -> Trial:
+        rung = Rung.TRAIN if steps else Rung.PROBE
+        trial = Trial(
+            id=f"T{len(self.all) + 1:02}",
+            study_id=self.study_id,
+            number=len(self.all) + 1,
+            plan=TrialPlan(candidate=candidate, rung=rung, replicate=replicate, train_steps=steps),
+            state=TrialState.FINISHED,
+            attempts=1,
+            outcome=outcome,
+            reason=reason,
+            measurement=measurement,
+            wall_s=12.0 + steps * 0.2,
+            estimate=estimate,
+        )
+        self.all.append(trial)
+        return trial
+
+
+def _losses(final: float, steps: int) -> tuple[float | None, ...]:
+    """A falling curve with some noise that is the same every time."""
+    return tuple(
+        final + (1.2 - final) * math.exp(-4 * step / steps) + 0.05 * math.sin(step * 2.3)
+        for step in range(steps)
+    )
+
+
+def finished_study(
+    name: str = "01FINISHED", *, faster: float = 1.0, hardware: HardwareProfile | None = None
+) -> Finished:
+    """Four adapters that are probed, trained at three rates, two of them to the end, one with two seeds.
+
+    Args:
+        name: the study's id.
+        faster: factor on every speed.
+        hardware: in place of the usual.
+    """
+    request = StudyRequest(
+        model="models/MiniLM", dataset="data/reviews.csv", budget_s=1800.0, price_per_hour=2.5
+    )
+    facts = replace(FACTS, hardware=hardware or FACTS.hardware)
+    trials = _Trials(name)
+    adapters = {
+        "lora": LORA.adapter,
+        "wide": replace(LORA.adapter, rank=64, alpha=128.0, targets=("dense", "query"), target_set="full"),
+        "ia3": Adapter(method=Method.IA3, targets=("key", "value"), trained_modules=("classifier",)),
+        "full": FULL.adapter,
+    }
+    speeds = {"lora": 2345.6, "wide": 1890.0, "ia3": 2470.0, "full": 1210.0}
+    sizes = {"lora": 430, "wide": 512, "ia3": 425, "full": 980}
+    losses = {"lora": 0.4123, "wide": 0.409, "ia3": 0.474, "full": 0.431}
+    candidates = {key: replace(LORA, adapter=adapter) for key, adapter in adapters.items()}
+    for key, candidate in candidates.items():
+        told_bytes = int(sizes[key] * 1.06) * 2**20
+        trials.add(
+            candidate,
+            Measurement(
+                tokens_per_s=speeds[key] * faster,
+                tokens_per_s_rel_halfwidth=0.02,
+                peak_process_bytes=sizes[key] * 2**20,
+                measured_s=4.0,
+            ),
+            estimate=Estimate(
+                device="a CPU",
+                fits=Fits.YES,
+                peak_process_bytes=told_bytes,
+                low_bytes=told_bytes * 9 // 10,
+                high_bytes=told_bytes * 11 // 10,
+                tokens_per_s=speeds[key] * 1.1,
+                tokens_per_s_low=speeds[key] * 0.8,
+                tokens_per_s_high=speeds[key] * 1.4,
+            ),
+        )
+    trials.add(
+        replace(LORA, level=Level(gradient_checkpointing=True)),
+        replace(PROBED, tokens_per_s=1700.0 * faster, peak_process_bytes=395 * 2**20),
+    )
+    trials.add(FULL, None, outcome=Outcome.OOM, reason="the limit of 500 MiB was exceeded")
+    for key, candidate in candidates.items():
+        for rate, worse in ((1e-4, 0.16), (5e-4, 0.1), (2e-3, 0.13)):
+            rated = replace(candidate, learning_rate=rate)
+            if key == "full" and rate == 2e-3:
+                trials.add(rated, None, steps=20, outcome=Outcome.DIVERGED, reason="the loss was NaN")
+                continue
+            trained = replace(TRAINED, heldout_loss=losses[key] + worse, train_losses=_losses(0.5, 20))
+            trials.add(rated, trained, steps=20)
+    last: dict[str, Trial] = {}
+    for key in ("lora", "wide", "ia3"):
+        trained = replace(TRAINED, heldout_loss=losses[key], train_losses=_losses(losses[key], 60))
+        last[key] = trials.add(candidates[key], trained, steps=60)
+    again = trials.add(candidates["lora"], replace(TRAINED, heldout_loss=0.4137), steps=60, replicate=1)
+    full_steps = 2400
+    ranking = tuple(
+        ScoredTrial(
+            trial_id=last[key].id,
+            number=last[key].number,
+            rank=rank,
+            score=score,
+            parts={"speed": 0.9, "memory": 0.9, "quality": 0.98},
+            on_pareto_front=key != "ia3",
+            tied_with_best=False,
+            replicates=(last[key].id, again.id) if key == "lora" else (last[key].id,),
+            heldout_loss=losses[key],
+            is_as_good=key != "ia3",
+            finish_s=7800.0 * 2345.6 / speeds[key] / faster,
+        )
+        for rank, (key, score) in enumerate((("lora", 93.1), ("wide", 90.2), ("ia3", 70.0)), start=1)
+    )
+    winner = last["lora"]
+    recommendation = Recommendation(
+        study_id=name,
+        trial_id=winner.id,
+        candidate=winner.candidate,
+        evidence=replace(
+            TRAINED,
+            tokens_per_s=2345.6 * faster,
+            tokens_per_s_rel_halfwidth=0.02,
+            train_losses=winner.measurement.train_losses if winner.measurement else (),
+        ),
+        score=93.1,
+        scoring=Scoring.COMPARABLE,
+        weights=request.effective_weights,
+        ranking=ranking,
+        reasons=("It learnt as much as the others in less time.", "Full fine-tuning learnt no more."),
+        quality_measured=True,
+        wall_s=640.0,
+        measured_s=410.0,
+        estimate=trials.all[0].estimate,
+        comparisons=(
+            Comparison(
+                trial_id=last["wide"].id,
+                difference=0.0033,
+                low=-0.011,
+                high=0.018,
+                relation=Relation.NO_DIFFERENCE,
+            ),
+            Comparison(
+                trial_id=last["ia3"].id, difference=-0.0617, low=-0.081, high=-0.042, relation=Relation.BETTER
+            ),
+        ),
+        confidence=0.95,
+        named=(
+            Named(name="fastest", trial_id=last["ia3"].id, number=last["ia3"].number, reason="5 % faster."),
+            Named(name="smallest", trial_id=last["ia3"].id, number=last["ia3"].number, reason="425 MiB."),
+            Named(
+                name="best quality",
+                trial_id=last["wide"].id,
+                number=last["wide"].number,
+                reason="The lowest held-out loss, though no difference was found.",
+            ),
+            Named(name="balanced", trial_id=winner.id, number=winner.number, reason="The best of all parts."),
+        ),
+        finish=Finish(
+            steps=full_steps,
+            seconds=7800.0 / faster,
+            low_s=7500.0 / faster,
+            high_s=8160.0 / faster,
+            cost=5.42 / faster,
+        ),
+        stopped="the leaders can be told apart from all others.",
+    )
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    too_large = replace(FULL, micro_batch=64)
+    return Finished(
+        study=Study(
+            id=name,
+            request=request,
+            state=StudyState.SUCCEEDED,
+            created_at=moment,
+            updated_at=moment,
+            facts=facts,
+        ),
+        trials=tuple(trials.all),
+        estimates={
+            **{trial.candidate: trial.estimate for trial in trials.all if trial.estimate},
+            too_large: Estimate(device="a CPU", fits=Fits.NO, reason="it needs 20 GiB of 8"),
+        },
+        recommendation=recommendation,
+        enumerated=412,
+    )
+
+
+@pytest.fixture
+def finished() -> Finished:
+    return finished_study()

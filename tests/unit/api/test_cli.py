@@ -210,6 +210,7 @@ def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
         --chat-template x.jinja --model-arg depth=2 --model-arg kind=deep --model-arg 'sizes=[1, 2]'
         --time-column d --channel a --channel b --context-length 32 --prediction-length 8
         --group-column u --eval-command 'python judge.py --fast' --eval-lower-is-better
+        --finish-within 6h --quality-within 2% --price-per-hour 2.5
     """
     run("recommend", *shlex.split(options))
 
@@ -222,6 +223,7 @@ def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
     assert asked[0].quantizations == (Quantization.NF4,)
     assert asked[0].channels == ("a", "b")
     assert asked[0].eval_command == ("python", "judge.py", "--fast")
+    assert (asked[0].finish_limit_s, asked[0].quality_within, asked[0].price_per_hour) == (21_600, 0.02, 2.5)
     assert asked[0].memory_limit_bytes == 10 * 2**30
 
 
@@ -286,7 +288,7 @@ def test_a_recommendation_is_printed_with_its_trials_and_reasons(run: Run, scrip
     result = run("recommend", "--resume", script.id)
 
     assert result.code == 0
-    assert "→ 3" in result.out
+    assert "→ 1  LORA r=16 α=32 minimal" in result.out
     assert "Recommended: LORA r=16 α=32 minimal" in result.out
     assert "#2 oom: the limit of 500 MiB was exceeded" in result.out
     assert "• It learnt as much as the others in less time." in result.out
@@ -393,7 +395,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(
     script.recommend(script.run(elaborate, Rung.TRAIN, trained))
     monkeypatch.setattr(results, "_width", width)
 
-    table = run("recommend", "--resume", script.id).out.split("\n\n")[1]
+    table = run("studies", "show", script.id, "--trials").out.split("\n\n")[1]
 
     assert max(map(len, table.splitlines())) <= width
     assert table.count("\n     GradCP + AMP bfloat16 + nf4, batch 4×4, lr 0.0005") == 2
@@ -403,7 +405,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(
 def test_a_training_is_shown_with_the_figures_that_its_score_rests_on(run: Run, script):
     script.play()
 
-    lines = run("recommend", "--resume", script.id).out.splitlines()
+    lines = run("studies", "show", script.id, "--trials").out.splitlines()
 
     [training] = [line for line in lines if line.startswith("→ 3")]
     assert re.search(r"2,346 +441 MiB +– +0\.412 +87\.5 +trained", training)
@@ -446,6 +448,90 @@ def test_what_was_noticed_of_the_data_is_shown(run: Run, script, store):
     ]
     shown = StudyDocument.of(replace(study, facts=facts), {}).model_dump(mode="json")
     assert shown["facts"]["dataset"]["notes"] == [note]
+
+
+# What is shown of a study that went through every stage
+
+
+@pytest.fixture
+def shown(finished, monkeypatch) -> Callable[..., str]:
+    """The text that is printed of the finished study, at a width."""
+
+    def printed(width: int = 100, *, all_trials: bool = False, **changes: object) -> str:
+        monkeypatch.setattr(results, "_width", width)
+        parts = {
+            "study": finished.study,
+            "trials": finished.trials,
+            "estimates": finished.estimates,
+            "recommendation": finished.recommendation,
+            "enumerated": finished.enumerated,
+        }
+        with results.capture() as captured:
+            Report(**parts | changes).print(all_trials=all_trials)
+        return captured.get()
+
+    return printed
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_report_keeps_within_the_terminal(shown, width: int):
+    assert max(map(len, shown(width).splitlines())) <= width
+
+
+def test_the_funnel_says_how_many_were_left_and_why(shown):
+    text = shown()
+
+    assert re.search(r"enumerated  412 candidates\n +– 1 cannot fit, by a dry run\n", text)
+    assert re.search(r"probed  6 candidates of 4 adapters\n", text)
+    assert "1 ran out of memory" in " ".join(text.split())
+    assert re.search(r"trained 20 steps  12 candidates of 4 adapters\n", text)
+    assert "6 learnt less than at another learning rate; 2 learnt less at this rung; 1 diverged" in text
+    assert re.search(r"compared  3 candidates\n", text)
+    assert "enumerated" not in shown(enumerated=None)
+
+
+def test_the_leaderboard_has_a_line_for_each_compared_candidate(shown):
+    lines = shown(110).splitlines()
+
+    [first] = [line for line in lines if line.startswith("→ 1")]
+    assert re.search(r"2,346 +441 MiB +0\.412 ± 0\.011 +2 +2 h 10 m +5\.42$", first.rstrip())
+    assert any(re.search(r"^  2  LORA r=64.* no difference$", line) for line in lines)
+    assert any(
+        re.search(r"^  3  IA3.* 0\.474 ± 0\.011 .*5\.14  worse by 0\.042 … 0\.081$", line) for line in lines
+    )
+
+
+def test_what_has_no_room_in_the_line_comes_below_it(shown):
+    assert "\n     worse by 0.042 … 0.081\n     #21  float32" in shown(80)
+
+
+def test_sweeps_are_a_line_for_each_adapter(shown):
+    text = shown(110)
+
+    assert "full fine-tuning, 20 steps: 0.0001: 0.591, 0.0005: 0.531 (kept), 0.002: diverged" in text
+    assert not re.search(r"(?m)^ *(?:→ )?7  ", text)
+    assert re.search(r"(?m)^ *7  ", shown(110, all_trials=True))
+
+
+def test_the_time_to_finish_and_other_choices_are_told(shown):
+    text = shown(120)
+
+    assert (
+        "Your 3 epochs (2,400 steps): 2 h 10 m (2 h 05 m … 2 h 16 m), about 5.42, evaluation and saving "
+        "not counted"
+    ) in text
+    assert re.search(r"fastest +#21 IA3 key,value: 5 % faster\.", text)
+    assert "hold with 95% confidence" in " ".join(text.split())
+    assert "The search ended: the leaders can be told apart from all others." in text
+
+
+def test_a_study_under_way_shows_no_trial_that_only_tried_a_rate(shown, finished):
+    running = replace(finished.study, state=StudyState.RUNNING)
+    text = shown(study=running, recommendation=None, trials=finished.trials[:14])
+
+    assert re.search(r"(?m)^ *8  .*trained$", text)
+    assert not re.search(r"(?m)^ *7  ", text)
+    assert "IA3" in text
 
 
 # studies, db

@@ -11,6 +11,7 @@ from rankwise.api.units import (
     format_seconds,
     parse_bytes,
     parse_seconds,
+    parse_share,
 )
 from rankwise.errors import InputError
 
@@ -99,6 +100,23 @@ def test_what_is_no_duration_is_refused(value: str | float) -> None:
 def test_a_duration_without_unit_is_answered_with_two() -> None:
     with pytest.raises(InputError, match="write it like 90s or 90m"):
         parse_seconds("90")
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("1%", 0.01), (" 2.5 % ", 0.025), ("0.01", 0.01), ("0", 0), (0.5, 0.5), (1, 1)],
+)
+def test_shares_are_read(text: str | float, share: float) -> None:
+    assert parse_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "%", "-1%", "1 percent", "2000%", "1e3", 11, -0.1, True, None, float("nan"), float("inf")]
+)
+def test_what_is_no_share_is_refused(value: str | float) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_share(value)
+    assert caught.value.next_step
 
 
 @pytest.mark.parametrize(
