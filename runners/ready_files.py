@@ -113,7 +113,7 @@ def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> 
     """What ``train.py`` needs to repeat the trial and to go on to the full training."""
     facts = study.facts
     assert facts is not None  # noqa: S101 - a recommendation is made of facts
-    trained = find_trained(chosen.candidate, trials)
+    trained = find_trained(chosen, trials)
     losses = trained.measurement.train_losses if trained and trained.measurement else ()
     replicate = trained.plan.replicate if trained else 0
     trial_steps = trained.plan.train_steps if trained else 0
@@ -154,13 +154,13 @@ def exported_adapter(candidate: Candidate, facts: StudyFacts, total_steps: int) 
     )
 
 
-def find_trained(candidate: Candidate, trials: list[Trial]) -> Trial | None:
-    """The training trial of this candidate, if it was taken that far."""
+def find_trained(chosen: Recommendation, trials: list[Trial]) -> Trial | None:
+    """The recommended trial, if it was taken as far as training."""
     return next(
         (
             trial
             for trial in trials
-            if trial.plan.rung is Rung.TRAIN and trial.candidate.id == candidate.id and trial.measurement
+            if trial.id == chosen.trial_id and trial.plan.rung is Rung.TRAIN and trial.measurement
         ),
         None,
     )

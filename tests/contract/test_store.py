@@ -801,6 +801,42 @@ class TestReuse:
         last = store.events_after(trial.study_id, 0)[-1]
         assert (last.kind, last.payload["reused_from"]) == ("trial.finished", source.id)
 
+    def test_rows_are_taken_over_with_a_training(self, store: Store) -> None:
+        trained = make_plan(rung=Rung.TRAIN, train_steps=20)
+        trial = store.plan_trial(start_study(store).id, trained)
+        claim = store.claim_trial(trial.id, devices=[GPU], worker="w", measurement_key="k")
+        assert claim is not None
+        scores = HeldoutScores(losses=(0.5, 1.5), items=(1, 2))
+        store.finish_attempt(
+            claim, outcome=Outcome.OK, measurement=Measurement(heldout_loss=0.7), heldout=scores
+        )
+        source = store.find_measurement("k")
+        assert source is not None
+        planned = store.plan_trial(start_study(store).id, trained)
+        store.reuse_measurement(planned.id, source)
+        (taken,) = store.list_trials(planned.study_id, with_heldout=True)
+        assert (taken.reused_from, taken.heldout) == (trial.id, scores)
+
+    def test_studies_of_the_same_structure_and_kind_of_task_are_alike(self, store: Store) -> None:
+        facts = make_facts()
+        another = dataclasses.replace(
+            facts, model=dataclasses.replace(facts.model, structure_sha256="another")
+        )
+        succeeded = []
+        for own in (facts, another, facts):
+            study = start_study(store)
+            store.save_facts(study.id, own)
+            trial = finish_first(store, study.id)
+            store.finish_study(study.id, StudyState.SUCCEEDED, recommendation=make_recommendation(trial))
+            succeeded.append(store.list_trials(study.id))
+        failed = start_study(store)
+        store.save_facts(failed.id, facts)
+        store.finish_study(failed.id, StudyState.FAILED, "it did not work")
+        sha256, kind = facts.model.structure_sha256, facts.dataset.task.kind
+        assert store.list_alike(sha256, kind) == [succeeded[0], succeeded[2]]
+        assert store.list_alike(sha256, kind, limit=1) == [succeeded[2]]
+        assert store.list_alike(sha256, TaskKind.REGRESSION) == []
+
     def test_what_was_taken_over_is_no_source(self, store: Store, clock: HandClock) -> None:
         source = self.measure(store, "k", tokens_per_s=2.0)
         trial = store.plan_trial(start_study(store).id, make_plan())
