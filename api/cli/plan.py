@@ -55,7 +55,7 @@ def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_
         can_learn=facts.model.has_weights,
     )
     expected = outline(candidates, limits)
-    trials = expected.max_probes + expected.max_trainings
+    trials = min(limits.max_trials, expected.max_probes + expected.max_trainings)
     first = list(first_probes(candidates, limits, request.effective_weights))
     bytes_read = facts.dataset.size_bytes + facts.model.weight_bytes
     if as_json:
@@ -84,7 +84,8 @@ def show_plan(home: Home, request: StudyRequest, *, as_json: bool, allow_remote_
     table.add_column()
     table.add_row("candidates", f"{expected.candidates:,}, made of {expected.adapters} adapters")
     table.add_row(
-        "trials", f"{trials} at most: {expected.max_probes} probes, {expected.max_trainings} trainings"
+        "trials",
+        f"{trials} at most: up to {expected.max_probes} probes, up to {expected.max_trainings} trainings",
     )
     table.add_row("time", f"{format_seconds(expected.max_trials_s)} at most, then the last trial is finished")
     table.add_row("read", f"{format_bytes(bytes_read)} of model and data")
