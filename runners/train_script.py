@@ -338,8 +338,8 @@ def train(
 def finish(session: Session, heldout: list[Example], folder: Path, tokenizer: Any | None) -> None:
     """Evaluate, save the result, and remove the checkpoint, which nobody needs any more."""
     result = evaluate(session, heldout)
-    metric = "" if result.metric_value is None else f", {result.metric_name} {result.metric_value:.4f}"
-    say(f"held-out loss {result.loss:.4f} on {result.rows} rows{metric}")
+    metrics = "".join(f", {name} {value:.4f}" for name, value in result.metrics.items())
+    say(f"held-out loss {result.loss:.4f} on {result.rows} rows{metrics}")
     model: Any = session.accelerator.unwrap_model(session.model)
     if VALUES["adapter_config"] is not None:
         model.create_or_update_model_card = lambda *_: None  # PEFT's is a form with nothing filled in

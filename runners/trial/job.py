@@ -249,7 +249,8 @@ def train(
         "heldout_loss_se": finite_or_none(evaluation.loss_se),
         "heldout_rows": evaluation.rows,
         "metric_name": evaluation.metric_name,
-        "metric_value": finite_or_none(evaluation.metric_value),
+        "metric_value": evaluation.metric_value,
+        "metrics": dict(evaluation.metrics),
         "trained_tokens": sum(step.tokens for step in taken) if has_tokens else None,
         "train_losses": [step.loss for step in taken],
     }
