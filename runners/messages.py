@@ -24,6 +24,9 @@ from typing import Any
 
 from ..optimizer.domain import SCHEMA_VERSION
 
+JUDGING = "judge"
+"""The phase of a trial in which the user's command runs: what it takes is not the trial's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
@@ -52,6 +55,9 @@ class TrialSpec:
     """False: only a configuration is at hand, and the weights are random."""
     factory: Mapping[str, Any] | None = None
     """What makes the model; None where transformers does."""
+    judge: Mapping[str, Any] | None = None
+    """The user's evaluation of a training: ``command``, the ``folder`` that it gets, ``limit_s``, and whether
+    of its number ``lower_is_better``."""
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> TrialSpec:

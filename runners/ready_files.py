@@ -45,6 +45,7 @@ SCRIPT_SOURCES = (
     "runners/losses.py",
     "runners/forward.py",
     "runners/trial/loop.py",
+    "runners/saving.py",
     "runners/trial/evaluation.py",
     "runners/train_script.py",
 )

@@ -45,7 +45,7 @@ from .classify import Ending, classify
 from .disturbance import disturbed, is_spoilt, marked, may_repeat
 from .guard import Limits
 from .jobs import read_facts, read_predictions, start_estimate_trials, start_prepare
-from .messages import TrialSpec
+from .messages import JUDGING, TrialSpec
 from .warm_client import Job, WarmServer, read_tail
 from .watch import DeviceWatch
 
@@ -317,7 +317,20 @@ class StudyRun:
             trust_remote_code=facts.model.runs_remote_code,
             has_weights=facts.model.has_weights,
             factory=None if facts.model.factory is None else to_json(facts.model.factory),
+            judge=self.judge(trial, device),
         )
+
+    def judge(self, trial: Trial, device: GpuProfile | None) -> dict[str, Any] | None:
+        """How the user's command evaluates a training, in half of the time that a trial may take at most."""
+        request = self.study.request
+        if not request.eval_command or trial.plan.rung is not Rung.TRAIN:
+            return None
+        return {
+            "command": list(request.eval_command),
+            "folder": str(self.home.trial_folder(trial.id) / "trained"),
+            "limit_s": (self.limits(device).time_s or MIN_TRIAL_LIMIT_S) / 2,
+            "lower_is_better": request.eval_lower_is_better,
+        }
 
     def limits(self, device: GpuProfile | None) -> Limits:
         """On a CPU the study's memory limit is the process's; on a GPU the allocator holds it."""
@@ -345,7 +358,7 @@ class StudyRun:
                 if claim and now_s >= next_heartbeat_s:
                     self.store.heartbeat(claim, lease_s=LEASE_S)
                     next_heartbeat_s = now_s + HEARTBEAT_S
-                if watch and now_s >= next_sample_s:
+                if watch and now_s >= next_sample_s and not is_judged(job):
                     next_sample_s = now_s + SAMPLE_S
                     watch.sample(trial_pids(job))
                 if now_s >= next_check_s:
@@ -424,6 +437,11 @@ def ladder_of(candidate: Candidate, candidates: Sequence[Candidate]) -> list[Can
         if each.micro_batch <= candidate.micro_batch
         and each == replace(candidate, micro_batch=each.micro_batch)
     ]
+
+
+def is_judged(job: Job) -> bool:
+    """The trial has measured all, and the user's command runs."""
+    return (job.last("progress") or {}).get("phase") == JUDGING
 
 
 def trial_pids(job: Job) -> list[int]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file, save_model
+from safetensors.torch import load_file, save_file
 
 from ..probes.rows import RowError
 from .adalora import rank_state, restore_ranks
@@ -26,6 +26,7 @@ from .build import InvalidTrial, load_tokenizer, trainable_sha256
 from .modules import InvalidQuantization
 from .recipe import Example, pack_training_rows, step_rows, training_steps
 from .samples import SampleError, encode_rows
+from .saving import save_trained
 from .trial.evaluation import evaluate
 from .trial.loop import Session, Step, open_session, run_steps
 
@@ -338,21 +339,9 @@ def train(
 def finish(session: Session, heldout: list[Example], folder: Path, tokenizer: Any | None) -> None:
     """Evaluate, save the result, and remove the checkpoint, which nobody needs any more."""
     result = evaluate(session, heldout)
-    metric = "" if result.metric_value is None else f", {result.metric_name} {result.metric_value:.4f}"
-    say(f"held-out loss {result.loss:.4f} on {result.rows} rows{metric}")
-    model: Any = session.accelerator.unwrap_model(session.model)
-    if VALUES["adapter_config"] is not None:
-        model.create_or_update_model_card = lambda *_: None  # PEFT's is a form with nothing filled in
-    if hasattr(model, "save_pretrained"):
-        # PEFT would look on the hub for a base called like the factory, to tell whether embeddings grew.
-        unlike = VALUES["factory"] is not None and VALUES["adapter_config"] is not None
-        model.save_pretrained(folder, **({"save_embedding_layers": False} if unlike else {}))
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(model, str(folder / "model.safetensors"))
-    if VALUES["adapter_config"] is not None and VALUES["task"]["labels"]:
-        # An adapter's configuration has no place for them; a model's has.
-        (folder / "labels.json").write_text(json.dumps(VALUES["task"]["labels"]), encoding="utf-8")
+    metrics = "".join(f", {name} {value:.4f}" for name, value in result.metrics.items())
+    say(f"held-out loss {result.loss:.4f} on {result.rows} rows{metrics}")
+    save_trained(session, folder, labels=VALUES["task"]["labels"], is_made=VALUES["factory"] is not None)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     for name in ("checkpoint", "checkpoint.previous", "checkpoint.writing"):

@@ -7,9 +7,10 @@ made of these sources. Knows nothing about trials.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ from .loop import Session
 SAME_LOSS = 0.01
 """Losses that differ by less, relatively, are one: 16-bit arithmetic rounds by about so much."""
 
+PAST = "past_values"
+"""Under this name a batch holds what precedes the numbers to be predicted, if it is a series."""
+
 LARGEST_EXPONENT = 50.0
 """The perplexity of a higher loss is not given: it means no more than the loss does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Held-out loss (mean over scored items) with its standard error over rows, and the task's metric."""
+    """Held-out loss (mean over scored items) with its standard error over rows, and the task's metrics."""
 
     loss: float
     loss_se: float | None
@@ -38,6 +42,8 @@ class Evaluation:
 
     None where all that is known is a module's own loss."""
     metric_value: float | None
+    metrics: Mapping[str, float]
+    """All that can be said beside the loss, the metric above first; see :func:`all_metrics`."""
     losses: tuple[float, ...]
     """Of each row, summed over its items, in the order of the rows; of each batch where ``shared``."""
     items: tuple[int, ...]
@@ -57,6 +63,15 @@ class RowScore:
     none: NaN."""
     shared: bool = False
     """Of a batch, by a module's own loss: nobody can tell its rows apart."""
+    square: float = math.nan
+    """Of numbers: the mean of their squared errors."""
+    scaled: float = math.nan
+    """Of a series: its absolute error in units of what a naive forecast errs by."""
+    label: int | None = None
+    guess: int | None = None
+    """Of a class: what it is, and what it was taken for."""
+    hits: int = 0
+    """Of tokens: how many were the most likely ones."""
 
 
 @torch.no_grad()
@@ -73,20 +88,48 @@ def evaluate(session: Session, rows: Sequence[Example]) -> Evaluation:
     session.model.train()
     losses, items = tuple(row.loss for row in scores), tuple(row.items for row in scores)
     loss, standard_error = ratio_with_error(losses, items)
-    name, value = main_metric(rows[0], scores, loss)
-    return Evaluation(loss, standard_error, len(rows), name, value, losses, items)
+    found = all_metrics(rows[0], scores, loss)
+    metrics = {name: value for name, value in found.items() if math.isfinite(value)}
+    name = next(iter(found), None)
+    if rows[0].arrays is not None and name not in metrics:
+        name = None
+    value = metrics.get(name) if name else None
+    return Evaluation(loss, standard_error, len(rows), name, value, metrics, losses, items)
 
 
-def main_metric(row: Example, scores: Sequence[RowScore], loss: float) -> tuple[str | None, float | None]:
-    """Name and value of the metric of a task that has such rows."""
-    mean = sum(score.metric * score.items for score in scores) / sum(score.items for score in scores)
-    if row.label is not None and not math.isnan(mean):
-        return "accuracy", mean
-    if row.value is not None or (row.numbers is not None and not math.isnan(mean)):
-        return "mae", mean
-    if row.arrays is not None:
-        return None, None
-    return "perplexity", math.exp(loss) if loss < LARGEST_EXPONENT else None
+def all_metrics(row: Example, scores: Sequence[RowScore], loss: float) -> dict[str, float]:
+    """Name → value, of a task that has such rows, the main one first; NaN where nothing tells it.
+
+    ``accuracy`` and ``macro_f1`` of classes; ``mae`` and ``rmse`` of numbers, of series ``mase``, too;
+    ``perplexity`` and ``token_accuracy`` of texts. A module's own loss has none.
+    """
+    items = sum(score.items for score in scores)
+    mean = sum(score.metric * score.items for score in scores) / items
+    if row.label is not None:
+        found = {"accuracy": mean, "macro_f1": macro_f1(scores)}
+    elif row.value is not None or row.numbers is not None:
+        squares = sum(score.square * score.items for score in scores) / items
+        scaled = [score.scaled for score in scores if not math.isnan(score.scaled)]
+        found = {"mae": mean, "rmse": math.sqrt(squares)}
+        if scaled and not math.isnan(mean):
+            found["mase"] = sum(scaled) / len(scaled)
+    elif row.arrays is not None:
+        found = {}
+    else:
+        perplexity = math.exp(loss) if loss < LARGEST_EXPONENT else math.nan
+        found = {"perplexity": perplexity, "token_accuracy": sum(score.hits for score in scores) / items}
+    return found
+
+
+def macro_f1(scores: Sequence[RowScore]) -> float:
+    """The mean over classes of 2·TP / (2·TP + FP + FN), of those that there are or that were guessed.
+
+    As scikit-learn's ``f1_score(average="macro")``; NaN where no class is known.
+    """
+    right = Counter(score.label for score in scores if score.label == score.guess)
+    seen = Counter(name for score in scores for name in (score.label, score.guess))
+    del seen[None]  # where there were no scores of classes
+    return sum(2 * right[name] / count for name, count in seen.items()) / len(seen) if seen else math.nan
 
 
 def judged(session: Session, rows: Sequence[Example]) -> list[RowScore]:
@@ -137,19 +180,20 @@ def score_rows(session: Session, examples: Sequence[Example]) -> list[RowScore]:
         raise InvalidTrial("the module returned no scores in evaluation")
     if examples[0].value is not None:
         errors = (logits.float().reshape(-1) - labels).tolist()
-        return [RowScore(error**2, 1, abs(error)) for error in errors]
+        return [RowScore(error**2, 1, abs(error), square=error**2) for error in errors]
     if examples[0].label is not None:
         return score_classes(logits, labels)
     if not writes:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    return [
-        RowScore(
-            float(torch.nn.functional.cross_entropy(row_logits.float(), row_labels, reduction="sum")),
-            int((row_labels != IGNORED_LABEL).sum()),
-            math.nan,
-        )
-        for row_logits, row_labels in zip(logits, labels, strict=True)
-    ]
+    return [score_tokens(*pair) for pair in zip(logits, labels, strict=True)]
+
+
+def score_tokens(logits: torch.Tensor, labels: torch.Tensor) -> RowScore:
+    """A row's tokens, each by the scores that it was predicted with."""
+    learnt = labels != IGNORED_LABEL
+    loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    hits = int((logits.argmax(-1) == labels)[learnt].sum())
+    return RowScore(float(loss), int(learnt.sum()), math.nan, hits=hits)
 
 
 @contextmanager
@@ -176,14 +220,20 @@ def score_arrays(output: Any, batch: Mapping[str, torch.Tensor]) -> list[RowScor
     scores: list[RowScore] = []
     if target is not None and predicted is not None and (own is None or is_fitting(predicted, target)):
         scores = score_predictions(predicted.float(), target)
+        past = batch.get(PAST)
+        if past is not None and past.dim() == 3 and past.shape[2:] == target.shape[2:]:
+            errors = scaled_errors(fitted(predicted.float(), target), target, past)
+            scores = [replace(score, scaled=error) for score, error in zip(scores, errors, strict=True)]
     if own is None:
         return scores
     rows, loss = len(next(iter(batch.values()))), float(own)
     if scores and math.isclose(loss, sum(score.loss for score in scores) / rows, rel_tol=SAME_LOSS):
         return scores
     means_little = target is None or (target.is_floating_point() and has_logits(output))
-    metric = math.nan if means_little or not scores else sum(score.metric for score in scores) / rows
-    return [RowScore(loss * rows, rows, metric, shared=True)]
+    if means_little or not scores:
+        return [RowScore(loss * rows, rows, math.nan, shared=True)]
+    metric = sum(score.metric for score in scores) / rows
+    return [replace(scores[0], loss=loss * rows, items=rows, metric=metric, shared=True)]
 
 
 def score_predictions(predicted: torch.Tensor, target: torch.Tensor) -> list[RowScore]:
@@ -192,14 +242,28 @@ def score_predictions(predicted: torch.Tensor, target: torch.Tensor) -> list[Row
         return score_classes(class_scores(predicted, target), target)
     errors = (fitted(predicted, target) - target).reshape(len(target), -1)
     squares, sizes = errors.square().mean(1).tolist(), errors.abs().mean(1).tolist()
-    return [RowScore(square, 1, size) for square, size in zip(squares, sizes, strict=True)]
+    return [RowScore(square, 1, size, square=square) for square, size in zip(squares, sizes, strict=True)]
+
+
+def scaled_errors(predicted: torch.Tensor, target: torch.Tensor, past: torch.Tensor) -> list[float]:
+    """Of each row, the mean over steps and channels of |error| / (mean |y(t) - y(t-1)| of its own past).
+
+    What the error is divided by is that of the naive forecast "as the last value", one step ahead; below 1 a
+    forecast errs less than that. The mean over rows is the mean absolute scaled error (Hyndman & Koehler,
+    Another look at measures of forecast accuracy, 2006). A channel whose past stands still is left out; NaN
+    where all do. (rows, steps, channels), all three.
+    """
+    naive = past.diff(dim=1).abs().mean(1)
+    moves = naive > 0
+    errors = (predicted - target).abs().mean(1) / naive.where(moves, torch.ones_like(naive))
+    return ((errors * moves).sum(1) / moves.sum(1)).tolist()  # 0 / 0 is NaN
 
 
 def score_classes(logits: torch.Tensor, labels: torch.Tensor) -> list[RowScore]:
     """Rows with a class each."""
     losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none").tolist()
-    right = (logits.argmax(-1) == labels).tolist()
-    return [RowScore(loss, 1, float(hit)) for loss, hit in zip(losses, right, strict=True)]
+    rows = zip(losses, labels.tolist(), logits.argmax(-1).tolist(), strict=True)
+    return [RowScore(loss, 1, float(label == guess), label=label, guess=guess) for loss, label, guess in rows]
 
 
 def ratio_with_error(totals: Sequence[float], counts: Sequence[float]) -> tuple[float, float | None]:

@@ -5,7 +5,9 @@ Knows nothing about the database or the search: it reads a spec, trains, measure
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -17,9 +19,10 @@ import torch
 from ..adalora import pruned_away
 from ..array_files import open_rows
 from ..build import InvalidTrial, trainable_sha256, trained_parts
-from ..messages import Report, TrialSpec
+from ..messages import JUDGING, Report, TrialSpec
 from ..modules import InvalidQuantization
 from ..recipe import step_rows
+from ..saving import save_trained
 from ..tokens import RowFile
 from .checks import (
     STEPS_BEFORE_CHECK,
@@ -29,6 +32,7 @@ from .checks import (
     require_separate_samples,
 )
 from .evaluation import evaluate
+from .judge import own_metric
 from .loop import Session, Step, open_session, run_step, run_steps
 from .measure import (
     ProcessMemory,
@@ -138,14 +142,28 @@ def measure_trial(trial: TrialSpec, report: Report) -> tuple[dict[str, Any], dic
         measured, scores = probe(session, rows, steps), None
     else:
         measured, scores = train(session, steps, heldout, report)
-    return {
+    found = {
         **measured,
         "peak_process_bytes": memory.peak_bytes(),
         **cuda_peaks(session.accelerator.device),
         "trainable_params": sum(p.numel() for p in session.model.parameters() if p.requires_grad),
         "total_params": count_parameters(session.model),
         "trainable_sha256": trainable_sha256(session.model),
-    }, scores
+    }
+    if trial.judge is not None and not probing:
+        folder = Path(trial.judge["folder"])
+        report("progress", phase=JUDGING)
+        try:
+            save_trained(session, folder, labels=trial.task["labels"], is_made=trial.factory is not None)
+            del session, steps  # the command may need the memory
+            gc.collect()
+            torch.cuda.empty_cache()
+            metric = own_metric(trial.judge["command"], folder, limit_s=trial.judge["limit_s"])
+            found["own_metric"] = metric
+            found["own_loss"] = metric if trial.judge["lower_is_better"] else -metric
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return found, scores
 
 
 def constant_rate(candidate: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,7 +267,8 @@ def train(
         "heldout_loss_se": finite_or_none(evaluation.loss_se),
         "heldout_rows": evaluation.rows,
         "metric_name": evaluation.metric_name,
-        "metric_value": finite_or_none(evaluation.metric_value),
+        "metric_value": evaluation.metric_value,
+        "metrics": dict(evaluation.metrics),
         "trained_tokens": sum(step.tokens for step in taken) if has_tokens else None,
         "train_losses": [step.loss for step in taken],
     }

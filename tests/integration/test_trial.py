@@ -6,8 +6,10 @@ import dataclasses
 import math
 import os
 import signal
+import sys
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -216,6 +218,62 @@ def test_the_speed_of_a_training_is_that_of_its_later_steps(reviews: StudyFacts,
     assert 3 * found.step_s_mean < found.measured_s
     too_short = measure(make_spec(reviews, make_candidate(LORA), total_steps=3))
     assert too_short.speed is too_short.step_s_mean is None
+
+
+JUDGE = """
+import json, os, sys
+names = sorted(os.listdir(sys.argv[-1]))
+assert os.environ["HF_HUB_OFFLINE"] == "1"
+print("some words first")
+print(len(names) if sys.argv[1] == "count" else names)
+"""
+
+
+def judged_by(tmp_path: Path, *command: str, lower_is_better: bool = False) -> dict[str, Any]:
+    return {
+        "command": [sys.executable, "-c", *command],
+        "folder": str(tmp_path / "judged" / "trained"),
+        "limit_s": PATIENCE_S,
+        "lower_is_better": lower_is_better,
+    }
+
+
+@pytest.mark.parametrize(("adapter", "files"), [(LORA, 3), (FULL, 2)], ids=["lora", "full"])
+def test_a_command_judges_what_was_trained(
+    reviews: StudyFacts, measure: Measure, tmp_path: Path, adapter: Adapter, files: int
+) -> None:
+    judge = judged_by(tmp_path, JUDGE, "count")
+    found = measure(make_spec(reviews, make_candidate(adapter), judge=judge))
+    assert (found.own_metric, found.own_loss) == (files, -files)
+    assert found.heldout_loss is not None
+    assert not (tmp_path / "judged" / "trained").exists(), "it may be large"
+
+
+def test_a_command_that_fails_makes_the_trial_invalid(
+    reviews: StudyFacts, launch: Launch, tmp_path: Path
+) -> None:
+    judge = judged_by(tmp_path, JUDGE, "names")
+    job = launch(make_spec(reviews, make_candidate(LORA), judge=judge))
+    job.wait(PATIENCE_S)
+    failure = job.last("failure")
+    assert failure
+    assert failure["outcome"] == "invalid"
+    assert (
+        "exit code 0, and its last line is \"['adapter_config.json', 'adapter_model.sa" in failure["reason"]
+    )
+
+
+def test_a_command_ends_with_its_trial(reviews: StudyFacts, launch: Launch, tmp_path: Path) -> None:
+    script = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    job = launch(make_spec(reviews, make_candidate(LORA), judge=judged_by(tmp_path, script)))
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline_s
+        deque(job.poll(0.1), maxlen=0)
+    pid = int((tmp_path / "pid").read_text())
+    job.cancel()
+    job.wait(PATIENCE_S)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_training_a_language_model(texts: StudyFacts, measure: Measure) -> None:

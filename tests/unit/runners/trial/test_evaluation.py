@@ -218,9 +218,20 @@ def test_loss_of_a_language_model_is_the_mean_over_what_it_is_to_predict(
     assert found.rows == len(rows)
     assert found.metric_name == "perplexity"
     assert found.metric_value == pytest.approx(math.exp(expected), rel=1e-4)
+    assert found.metrics["perplexity"] == found.metric_value
+    assert found.metrics["token_accuracy"] == pytest.approx(share_of_likeliest(model, rows))
     assert found.loss_se is not None
     assert found.loss_se > 0
     assert model.training
+
+
+@torch.no_grad()
+def share_of_likeliest(model: PreTrainedModel, rows: list[Example]) -> float:
+    batch = collate(rows, pad_id=PAD_ID)
+    model.eval()
+    guesses, labels = model(**batch).logits[:, :-1].argmax(-1), batch["labels"][:, 1:]
+    model.train()
+    return float((guesses == labels).sum() / (labels != -100).sum())
 
 
 def test_masked_tokens_do_not_count() -> None:
@@ -232,6 +243,15 @@ def test_masked_tokens_do_not_count() -> None:
         losses.append([evaluate(session_of(model), [row]).loss for row in (whole, part)])
     assert losses[0][1] != pytest.approx(losses[0][0], rel=1e-3)
     assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-3)
+
+
+def test_a_perplexity_beyond_all_numbers_is_none() -> None:
+    model = small_llama()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e4)
+    found = evaluate(session_of(model), texts(9, 4))
+    assert (found.metric_name, found.metric_value) == ("perplexity", None)
+    assert [*found.metrics] == ["token_accuracy"]
 
 
 def test_targets_of_an_encoder_decoder() -> None:
@@ -259,6 +279,10 @@ def test_numbers() -> None:
     assert found.loss == pytest.approx(output.loss.item(), rel=1e-5)
     assert (found.metric_name, found.rows) == ("mae", 5)
     assert found.metric_value == pytest.approx(errors.abs().mean().item(), rel=1e-5)
+    assert found.metrics == {
+        "mae": found.metric_value,
+        "rmse": pytest.approx(errors.square().mean().sqrt().item(), rel=1e-5),
+    }
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 5])
@@ -274,6 +298,7 @@ def test_classes(micro_batch: int) -> None:
     found = evaluate(session_of(model, micro_batch), rows)
     assert found.loss == pytest.approx(output.loss.item(), rel=1e-5)
     assert (found.metric_name, found.metric_value) == ("accuracy", pytest.approx(right.float().mean().item()))
+    assert [*found.metrics] == ["accuracy", "macro_f1"]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])

@@ -1,0 +1,42 @@
+"""What was trained, written into a folder as those who go on with it read it.
+
+Imports nothing of rankwise but :mod:`.trial.loop`, which is free of it too: trials and the exported script
+share this source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_model
+
+from .trial.loop import Session
+
+
+def save_trained(session: Session, folder: Path, *, labels: Sequence[str], is_made: bool) -> None:
+    """Write the adapter as PEFT does; without one the model as transformers does, or its weights alone.
+
+    With ``adapter_config.json`` and ``adapter_model.safetensors``, the head that was trained included, there
+    is a ``labels.json`` where there are classes: an adapter's configuration has no place for them.
+
+    Args:
+        session: whose model.
+        folder: made if missing.
+        labels: of the classes, in the order of their indices.
+        is_made: a factory made the model, so that it has no name on the hub.
+    """
+    model: Any = session.accelerator.unwrap_model(session.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    if session.has_adapter:
+        model.create_or_update_model_card = lambda *_: None  # PEFT's is a form with nothing filled in
+        # PEFT would look on the hub for a base called like the factory, to tell whether embeddings grew.
+        model.save_pretrained(folder, **({"save_embedding_layers": False} if is_made else {}))
+        if labels:
+            (folder / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+    elif hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    else:
+        save_model(model, str(folder / "model.safetensors"))
