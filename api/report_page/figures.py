@@ -171,8 +171,8 @@ def estimated(trials: Sequence[Trial]) -> Iterator[Figure]:
             ends = told.low_bytes, getattr(told, column), told.high_bytes
             memory.append((label, ends, float(getattr(measured, column))))
         if told.tokens_per_s is not None and measured.speed is not None:
-            ends = told.tokens_per_s_low, told.tokens_per_s, told.tokens_per_s_high
-            speed.append((label, ends, measured.speed))
+            rates = told.tokens_per_s_low, told.tokens_per_s, told.tokens_per_s_high
+            speed.append((label, rates, measured.speed))
     largest = max((measured for _, _, measured in memory), default=0.0)
     unit, divisor = ("GiB", 2**30) if largest >= 1.5 * 2**30 else ("MiB", 2**20)
     if memory:
