@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -40,7 +40,8 @@ from rankwise.probes.profiles import (
     TaskProfile,
 )
 from rankwise.runners import study as study_module
-from rankwise.runners.study import StudyRun
+from rankwise.runners.study import StudyRun, is_judged
+from rankwise.runners.warm_client import Job
 from rankwise.store import Store
 
 NEIGHBOUR = ("Another process took 2.0 GiB of the device.",)
@@ -269,6 +270,30 @@ def test_undisturbed(store: Store, home: Home, server: FakeServer) -> None:
     assert probe.measurement.peak_device_bytes == 3 * 2**30
     assert [spec["rung"] for spec in server.launched] == ["probe", "train"]
     assert store.get_recommendation(study.id).measured_s == 10.0
+
+
+def test_a_command_of_the_users_judges_trainings_only(store: Store, home: Home, server: FakeServer) -> None:
+    _, (_, training) = run_study(
+        store, home, server, eval_command=("judge", "--fast"), eval_lower_is_better=True, budget_s=400.0
+    )
+    assert [spec["judge"] for spec in server.launched] == [
+        None,
+        {
+            "command": ["judge", "--fast"],
+            "folder": str(home.trial_folder(training.id) / "trained"),
+            "limit_s": 400.0,
+            "lower_is_better": True,
+        },
+    ]
+
+
+def test_what_a_judge_takes_is_not_the_trials() -> None:
+    said = [{"type": "progress", "phase": "train"}, {"type": "progress", "phase": "judge"}]
+    assert [is_judged(cast(Job, FakeJob(said[:count], Path("log")))) for count in range(3)] == [
+        False,
+        False,
+        True,
+    ]
 
 
 class TestDisturbed:
