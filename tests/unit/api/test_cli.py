@@ -522,9 +522,9 @@ def test_the_time_to_finish_and_other_choices_are_told(shown):
         "Your 3 epochs (2,400 steps): 2 h 10 m (2 h 05 m … 2 h 16 m), about 5.42, evaluation and saving "
         "not counted"
     ) in text
-    assert re.search(r"fastest +#21 IA3 key,value: 5 % faster\.", text)
+    assert re.search(r"fastest +#21 IA3: 5 % faster\.", text)
     assert "hold with 95% confidence" in " ".join(text.split())
-    assert "The search ended: the leaders can be told apart from all others." in text
+    assert "The search is complete: the leaders can be told apart.\n" in text
 
 
 def test_a_study_under_way_shows_no_trial_that_only_tried_a_rate(shown, finished):
