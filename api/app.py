@@ -40,8 +40,9 @@ class _Application(FastAPI):
             for path in super().openapi()["paths"].values():
                 for operation in path.values():
                     for status, response in operation["responses"].items():
-                        if status >= "400" and "application/json" in response.get("content", {}):
-                            response["content"][MEDIA_TYPE] = response["content"].pop("application/json")
+                        if status >= "400" and "content" in response:
+                            # The framework names the type of the route's own answer: JSON, or a page.
+                            response["content"] = {MEDIA_TYPE: next(iter(response["content"].values()))}
         return super().openapi()
 
 

@@ -18,12 +18,12 @@ from ..home import Home
 from ..optimizer import domain
 from ..optimizer.domain import Candidate, Estimate, Measurement, Study, Trial
 from ..optimizer.overview import enumerated_of
-from ..runners.ready_files import write_ready_files
 from ..store import Store
 from .asking import StudyOptions, read_request
 from .documents import adapter_config_of, report_document
 from .estimates import EstimateOptions, answer_alone, read_question
 from .following import failure_of, follow
+from .handover import write_results
 from .response_schemas import EstimateDocument
 from .submission import check_request
 
@@ -80,13 +80,13 @@ class Recommendation:
         return report_document(self.study, self.trials, self.estimates, self.choice, enumerated=enumerated)
 
     def save(self, folder: str | PathLike[str]) -> list[Path]:
-        """Write the ready files (evidence, adapter configuration, training script); returns their paths.
+        """Write the ready files (evidence, report, adapter, training script); returns their paths.
 
         Raises:
             InputError: the folder cannot be written to.
         """
         with closing(Store.open(self.home.database)) as store:
-            return write_ready_files(store, self.study.id, Path(folder))
+            return write_results(store, self.study.id, Path(folder))
 
 
 def recommend(

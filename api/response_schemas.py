@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ..optimizer.differences import Difference, EnvironmentChange, ShapeChange
 from ..optimizer.domain import (
     SCHEMA_VERSION,
     Candidate,
@@ -61,6 +62,7 @@ class StudyLinks(_Part):
     trials: str
     recommendation: str
     events: str
+    report: str
 
     @classmethod
     def of(cls, study_id: str) -> StudyLinks:
@@ -71,6 +73,7 @@ class StudyLinks(_Part):
             trials=f"{base}/trials",
             recommendation=f"{base}/recommendation",
             events=f"{base}/events",
+            report=f"{base}/report",
         )
 
 
@@ -329,6 +332,30 @@ class RecommendationDocument(_Document):
             adapter_config=adapter_config,
             links=StudyLinks.of(recommendation.study_id),
         )
+
+
+class DifferenceDocument(_Document):
+    """What changed from one study to another of the same model and rows."""
+
+    then_id: str
+    now_id: str
+    same_environment: bool
+    environment: tuple[EnvironmentChange, ...]
+    shapes: tuple[ShapeChange, ...]
+    """What both measured."""
+    only_then: int
+    only_now: int
+    recommended_then: str | None
+    recommended_now: str | None
+    recommendation_changed: bool | None
+    """Null where either recommends nothing."""
+    notes: tuple[str, ...]
+    """What else makes figures differ, in sentences."""
+
+    @classmethod
+    def of(cls, difference: Difference) -> DifferenceDocument:
+        """As it was found."""
+        return cls(**_fields_of(difference))
 
 
 class EventDocument(_Part):

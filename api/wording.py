@@ -130,6 +130,11 @@ def describe_confidence(recommendation: Recommendation) -> str | None:
     )
 
 
+def as_sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 def describe_count(stage: Stage) -> str:
     """``16 candidates of 5 adapters``."""
     of = ""

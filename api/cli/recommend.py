@@ -349,8 +349,8 @@ def _run(
     resume += [flag for flag, is_given in flags.items() if is_given]
     try:
         with _terminated_like_interrupted():
-            from ...runners.ready_files import write_ready_files
             from ..following import failure_of, follow
+            from ..handover import write_results
 
             if out is not None:
                 _create_folder(out)
@@ -367,7 +367,7 @@ def _run(
         raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
     report = Report.load(store, study)
     if report.recommendation is not None and out is not None:
-        report = replace(report, files=tuple(write_ready_files(store, study_id, out)))
+        report = replace(report, files=tuple(write_results(store, study_id, out)))
     if as_json:
         print_json(report.document())
     else:

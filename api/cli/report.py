@@ -32,6 +32,7 @@ from ...optimizer.overview import Place, Stage, Sweep, enumerated_of, funnel, le
 from ..units import format_bytes, format_seconds
 from ..wording import (
     UNKNOWN,
+    as_sentence,
     cost_of,
     describe_confidence,
     describe_cost,
@@ -167,7 +168,7 @@ class Report:
                     results.print(Text(footnote, "yellow"))
         _print_sweeps(sweeps)
         if best is not None:
-            _print_recommendation(best, self.trials, request)
+            _print_recommendation(best, request)
         if self.files:
             names = ", ".join(sorted(path.name for path in self.files))
             results.print(f"\nWritten to {self.files[0].parent}: {names}", soft_wrap=True)
@@ -401,35 +402,33 @@ def _remarks(trial: Trial, sources: Mapping[str, Trial]) -> Iterator[str]:
         yield f"{DISTURBED}: {disturbance}"
 
 
-def _print_recommendation(best: Recommendation, trials: Sequence[Trial], request: StudyRequest) -> None:
+def _print_recommendation(best: Recommendation, request: StudyRequest) -> None:
     heading = "Recommended: " if best.quality_measured else "Recommended by speed and memory alone: "
     adapter = best.candidate.adapter.describe()
     results.print(Text.assemble("\n", (heading, "bold green"), (adapter, "bold")))
     results.print(f"  {describe_settings(best.candidate)}")
     if best.finish is not None:
         line = f"{describe_finish(best.finish, request.epochs)}, evaluation and saving not counted"
-        _print_wrapped(line[0].upper() + line[1:], "  ", "  ")
+        _print_wrapped(as_sentence(line), "  ", "  ")
     for reason in best.reasons:
         _print_wrapped(reason, "  • ", "    ")
     if confidence := describe_confidence(best):
         _print_wrapped(confidence, "  • ", "    ")
-    _print_named(best, {trial.id: trial for trial in trials})
+    _print_named(best)
     if best.stopped is not None:
         results.print()
-        _print_wrapped(f"The search ended: {best.stopped}", "", "")
+        _print_wrapped(as_sentence(best.stopped), "", "")
     if best.overhead_share is not None:
         share = f"{best.overhead_share:.0%} of the wall time ({format_seconds(best.wall_s)})"
         results.print(f"\n{share} was spent outside measured steps.")
 
 
-def _print_named(best: Recommendation, trials: Mapping[str, Trial]) -> None:
+def _print_named(best: Recommendation) -> None:
     """What would be recommended under other objectives, a line each."""
     if not best.named:
         return
     results.print(Text("\nFrom the same trials", "bold"))
     width = max(len(named.name) for named in best.named)
+    indent = " " * (width + 2 + GAP)
     for named in best.named:
-        trial = trials.get(named.trial_id)
-        what = f"trial {named.number}" if trial is None else trial.candidate.adapter.describe()
-        indent = " " * (width + 2 + GAP)
-        _print_wrapped(f"#{named.number} {what}: {named.reason}", f"  {named.name.ljust(width)}  ", indent)
+        _print_wrapped(f"#{named.number} {named.reason}", f"  {named.name.ljust(width)}  ", indent)

@@ -168,11 +168,11 @@ def estimated(trials: Sequence[Trial]) -> Iterator[Figure]:
             None,
         )
         if column is not None:
-            ends = told.low_bytes, getattr(told, column), told.high_bytes
-            memory.append((label, ends, float(getattr(measured, column))))
+            told_bytes = (told.low_bytes, float(getattr(told, column)), told.high_bytes)
+            memory.append((label, told_bytes, float(getattr(measured, column))))
         if told.tokens_per_s is not None and measured.speed is not None:
-            rates = told.tokens_per_s_low, told.tokens_per_s, told.tokens_per_s_high
-            speed.append((label, rates, measured.speed))
+            told_speed = (told.tokens_per_s_low, told.tokens_per_s, told.tokens_per_s_high)
+            speed.append((label, told_speed, measured.speed))
     largest = max((measured for _, _, measured in memory), default=0.0)
     unit, divisor = ("GiB", 2**30) if largest >= 1.5 * 2**30 else ("MiB", 2**20)
     if memory:

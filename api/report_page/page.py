@@ -35,6 +35,7 @@ from ...optimizer.overview import Place, funnel, leaderboard, rate_sweeps
 from ..units import format_bytes, format_seconds
 from ..wording import (
     UNKNOWN,
+    as_sentence,
     cost_of,
     describe_confidence,
     describe_cost,
@@ -158,7 +159,7 @@ class _View:
                 }
                 for stage in stages
             ],
-            "stopped": best.stopped,
+            "stopped": best.stopped and as_sentence(best.stopped),
             "pareto": pareto(places, self.trials),
             "curves": loss_curves(places),
             "sweeps": sweep_curves(sweeps),
@@ -221,22 +222,14 @@ class _View:
     def _named(self) -> Table | None:
         if not self.best.named:
             return None
-        by_id = {trial.id: trial for trial in self.trials}
         rows = [
             Line(
-                (
-                    named.name,
-                    f"#{named.number}",
-                    by_id[named.trial_id].candidate.adapter.describe()
-                    if named.trial_id in by_id
-                    else UNKNOWN,
-                    named.reason,
-                ),
+                (named.name, f"#{named.number}", named.reason),
                 is_winner=named.trial_id == self.best.trial_id,
             )
             for named in self.best.named
         ]
-        columns = [Column("objective"), Column("trial", number=True), Column("adapter"), Column("because")]
+        columns = [Column("objective"), Column("trial", number=True), Column("what, and why")]
         return Table(columns=columns, rows=rows)
 
     def _leaderboard(self, places: Sequence[Place]) -> Table:

@@ -25,6 +25,8 @@ MOST_POINTS = 160
 SMOOTHED_SHARE = 20
 """A curve's mean goes over this part of its points …"""
 ROW_HEIGHT = 46.0
+ROW_EDGE = 34.0
+"""Beside a plot of intervals: half of a tick's text."""
 LABEL_GAP = 15.0
 """Least distance between the labels at the ends of curves."""
 
@@ -129,14 +131,14 @@ def intervals(
     height = TOP + ROW_HEIGHT * len(rows) + BOTTOM
     svg = _frame(title, description, height)
     ends = [e for row in rows for e in (row.value, row.low, row.high, row.told) if e is not None]
-    x = _scale([*ends, *([] if reference is None else [reference])], 16.0, WIDTH - 16.0)
+    x = _scale([*ends, *([] if reference is None else [reference])], ROW_EDGE, WIDTH - ROW_EDGE)
     bottom = height - BOTTOM
     _x_axis(svg, x, bottom, TOP - 10, x_label)
     if reference is not None:
         _line(svg, x(reference), TOP - 10, x(reference), bottom, "reference")
     for index, row in enumerate(rows):
         at = TOP + ROW_HEIGHT * index + 28
-        _text(svg, 16.0, at - 14, row.label, "label")
+        _text(svg, 4.0, at - 14, row.label, "label")
         group = _add(svg, "g", {})
         _add(group, "title", {}).text = row.title
         if row.low is not None and row.high is not None:

@@ -10,15 +10,20 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse
 
 from ...errors import Conflict, RankwiseError
 from ...optimizer.domain import Study, StudyState
 from ...store import Store
+from ..comparing import compare_studies
 from ..documents import adapter_config_of
 from ..following import failure_of
+from ..handover import report_of
 from ..problems import problem_docs, problem_of, problem_response
+from ..report_page import CONTENT_SECURITY_POLICY
 from ..request_schemas import STUDY_EXAMPLES, StudyBody
 from ..response_schemas import (
+    DifferenceDocument,
     EventList,
     RecommendationDocument,
     RuledOut,
@@ -128,6 +133,28 @@ def list_trials(store: StoreDep, study_id: str) -> TrialList:
 def read_recommendation(store: StoreDep, study_id: str) -> RecommendationDocument:
     """404 until the study has succeeded."""
     return _recommendation_document(store, store.get_study(study_id))
+
+
+@router.get(
+    "/{study_id}/report",
+    summary="A finished study as a page",
+    response_class=HTMLResponse,
+    responses=problem_docs(404),
+)
+def read_report(store: StoreDep, study_id: str) -> HTMLResponse:
+    """One HTML file that loads and runs nothing. 404 until the study has succeeded."""
+    headers = {"Content-Security-Policy": f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'"}
+    return HTMLResponse(report_of(store, study_id), headers=headers)
+
+
+@router.get(
+    "/{study_id}/compare/{other}",
+    summary="What changed from another study to this one",
+    responses=problem_docs(404, 422),
+)
+def compare_with(store: StoreDep, study_id: str, other: str) -> DifferenceDocument:
+    """``other`` is the older: same model and rows, another environment. Shapes that both measured."""
+    return DifferenceDocument.of(compare_studies(store, other, study_id))
 
 
 @router.get("/{study_id}/events", summary="A study's history", responses=problem_docs(404))

@@ -478,7 +478,9 @@ def finished_study(
         ),
         confidence=0.95,
         named=(
-            Named(name="fastest", trial_id=last["ia3"].id, number=last["ia3"].number, reason="5 % faster."),
+            Named(
+                name="fastest", trial_id=last["ia3"].id, number=last["ia3"].number, reason="IA3: 5 % faster."
+            ),
             Named(name="smallest", trial_id=last["ia3"].id, number=last["ia3"].number, reason="425 MiB."),
             Named(
                 name="best quality",
@@ -495,7 +497,7 @@ def finished_study(
             high_s=8160.0 / faster,
             cost=5.42 / faster,
         ),
-        stopped="the leaders can be told apart from all others.",
+        stopped="the search is complete: the leaders can be told apart",
     )
     moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     too_large = replace(FULL, micro_batch=64)

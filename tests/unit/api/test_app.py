@@ -78,13 +78,15 @@ def operations(app: FastAPI) -> list[dict[str, Any]]:
 
 def test_every_operation_is_documented_with_its_problems(app: FastAPI) -> None:
     found = operations(app)
-    assert len(found) == 11
+    assert len(found) == 13
     for operation in found:
         assert operation["summary"]
         assert operation["description"]
         for status, response in operation["responses"].items():
             is_problem = not status.startswith("2")
-            assert list(response["content"]) == [MEDIA_TYPE if is_problem else "application/json"], operation
+            is_page = operation["operationId"] == "read_report"
+            shown = MEDIA_TYPE if is_problem else "text/html" if is_page else "application/json"
+            assert list(response["content"]) == [shown], operation
         assert "default" in operation["responses"]
     assert len({operation["operationId"] for operation in found}) == len(found)
 

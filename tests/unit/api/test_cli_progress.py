@@ -82,7 +82,7 @@ def test_the_live_display_shows_what_runs_what_is_best_and_what_is_left(script, 
     display.update(store.get_study(script.id), store.list_trials(script.id))
 
     text = drawn(display)
-    assert "1 of at most 16 trials" in text
+    assert "1 of at most 64 trials" in text
     assert re.search(r"at most 0:(49|50) left", text)
     assert f"#2 probe 0:00  {full.describe()}" in text
     assert f"#1 probe  {lora.describe()}" in text

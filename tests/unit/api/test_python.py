@@ -121,6 +121,7 @@ def test_files_are_saved(script, asked, tmp_path: Path):
         "recommendation.json",
         "adapter_config.json",
         "training_args.json",
+        "report.html",
         "train.py",
     }
     for path in paths:

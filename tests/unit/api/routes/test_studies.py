@@ -43,7 +43,13 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
         "objective": "quality",
         "weights": {"speed": 1, "memory": 0, "quality": 3},
         "scoring": "classic",
-        "constraints": {"memory_limit": "10GiB", "max_length": 64},
+        "constraints": {
+            "memory_limit": "10GiB",
+            "finish_limit": "6h",
+            "quality_within": "2%",
+            "max_length": 64,
+        },
+        "price_per_hour": 2.5,
         "budget": {"seconds": "10m", "max_trials": 4},
         "seed": 7,
         "task": "text-classification",
@@ -74,13 +80,20 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
     }
     study = client.post("/v1/studies", json=wanted).json()
     shown = wanted | {
-        "constraints": {"memory_limit": 10 * 2**30, "max_length": 64},
+        "constraints": {
+            "memory_limit": 10 * 2**30,
+            "finish_limit": 21_600.0,
+            "quality_within": 0.02,
+            "max_length": 64,
+        },
         "budget": {"seconds": 600.0, "max_trials": 4},
     }
     assert study["request"] == shown
     assert client.post("/v1/studies", json=shown).json()["request"] == shown
     request = store.get_study(study["id"]).request
     assert (request.memory_limit_bytes, request.budget_s, request.seed) == (10 * 2**30, 600.0, 7)
+    limits = (request.finish_limit_s, request.quality_within, request.price_per_hour)
+    assert limits == (21_600.0, 0.02, 2.5)
 
 
 def test_a_lora_of_ones_own_arrives_and_is_checked(
@@ -352,6 +365,42 @@ def test_a_study_without_a_recommendation_says_why(client: TestClient, script: A
     answer = client.get(f"/v1/studies/{script.id}/recommendation")
     assert answer.status_code == 404
     assert "queued" in answer.json()["detail"]
+
+
+def test_a_finished_study_is_a_page_that_runs_nothing(client: TestClient, script: Any) -> None:
+    script.play()
+    study = client.get(f"/v1/studies/{script.id}").json()
+    answer = client.get(study["links"]["report"])
+
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "LORA r=16 α=32 minimal" in answer.text
+
+
+def test_a_page_of_a_study_under_way_is_not_found(client: TestClient, script: Any) -> None:
+    script.begin()
+    answer = client.get(f"/v1/studies/{script.id}/report")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
+
+
+def test_two_studies_are_compared(client: TestClient, script: Any) -> None:
+    script.play()
+    older = script.id
+    script.id = script.store.create_study(script.request).id
+    script.play()
+    document = client.get(f"/v1/studies/{script.id}/compare/{older}").json()
+
+    assert (document["then_id"], document["now_id"]) == (older, script.id)
+    assert document["same_environment"] is True
+    assert [shape["speed"] for shape in document["shapes"]] == ["no difference"]
+    assert document["recommendation_changed"] is False
+    refused = client.get(f"/v1/studies/{script.id}/compare/{script.id}")
+    assert refused.status_code == 422
+    assert "compared with itself" in refused.json()["detail"]
 
 
 def test_events_are_read_on_from_where_one_left_off(client: TestClient, script: Any) -> None:
