@@ -634,6 +634,13 @@ class StudyRequest:
         )
 
     @property
+    def lets_pass(self) -> float | None:
+        """How much more held-out loss than the best is as good, as a share of it; None: any."""
+        if self.quality_within is not None or self.weights is not None:
+            return self.quality_within
+        return QUALITY_WITHIN[self.objective]
+
+    @property
     def effective_weights(self) -> Weights:
         """The user's weights, else the objective's."""
         return self.weights or OBJECTIVE_WEIGHTS[self.objective]

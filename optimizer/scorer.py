@@ -71,15 +71,12 @@ class Aim:
     def of(cls, study: Study) -> Aim:
         """What a study asks for."""
         request, facts = study.request, study.facts
-        within = request.quality_within
-        if within is None and request.weights is None:
-            within = QUALITY_WITHIN[request.objective]
         return cls(
             weights=request.effective_weights,
             scoring=request.scoring,
             memory_limit_bytes=request.memory_limit_bytes,
             memory_total_bytes=device_bytes(facts.hardware) if facts else None,
-            quality_within=within,
+            quality_within=request.lets_pass,
             finish_limit_s=request.finish_limit_s,
             full_steps=steps_for(facts.train_rows, facts.recipe) if facts else None,
         )

@@ -40,6 +40,8 @@ class SearchLimits:
     """Wall time of a probe, until one has been measured."""
     finish_limit_s: float | None = None
     """What would train longer than this is not trained at all, if anything else is left."""
+    quality_first: bool = True
+    """What learns less is not recommended, however fast it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ def _room(evidence: Evidence, limits: SearchLimits, launched: int) -> Room:
         full_steps=limits.full_steps,
         setup_s=max(0.0, max(besides, default=limits.probe_s_guess)),
         finish_limit_s=limits.finish_limit_s,
+        quality_first=limits.quality_first,
     )
 
 

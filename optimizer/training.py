@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from .comparison import comparable_parts, exceeds_finish, weighted_score
+from .comparison import comparable_parts, exceeds_finish, relative_excess, weighted_score
 from .domain import Adapter, Candidate, Outcome, Rung, Trial, TrialPlan, Weights
 from .evidence import Evidence, by_adapter
 from .paired import Run, compare, each_confidence, seed_spread
@@ -25,7 +25,14 @@ from .tuning import at_rate, is_plateau, is_unstable, with_less_alpha, with_more
 R = TypeVar("R")
 
 RUNG_FACTOR = 4
-"""Each rung trains so many times as long as the one before."""
+"""Each rung trains so many times as long as the one before, …"""
+
+SHORT_FACTOR = 2
+"""… and the finalists only so many times, where time allows: what is learnt late is seen early then."""
+
+SPEED_CREDIT = 0.04
+"""Where quality comes first: excess loss, as a share, that the fastest of the arms is forgiven when it is
+decided who goes on."""
 
 MIN_TRAIN_STEPS = 20
 """Below this a held-out loss tells of the warm-up, not of the adapter."""
@@ -43,8 +50,8 @@ MOST_RATES = 3
 WIDTH_SOUGHT = 0.02
 """Seeds are added until intervals between finalists are this share of the loss to either side."""
 
-STILL_IN = 0.85
-"""Share of the best score that a finalist needs after its first training to get another."""
+STILL_IN = 0.15
+"""A finalist whose first training is this far behind the best, as a share, gets no second."""
 
 SAME_RATE = 0.02
 """Two rates of one adapter whose losses differ by a smaller share may both go on."""
@@ -67,6 +74,8 @@ class Room:
     setup_s: float
     """Wall time of a training beside its steps, until one has been seen."""
     finish_limit_s: float | None = None
+    quality_first: bool = True
+    """What learns less is not recommended, however fast it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,31 +115,30 @@ class Training:
         front = self._front()
         if not front:
             return
-        goal = self._goal(front)
-        *shorter, _ = rungs(goal)
+        lengths = self._lengths(front)
         line = list(front)
-        for steps in shorter:
-            if steps == shorter[0]:
-                line = yield from self._first_rung(front, steps, goal)
+        for place in range(len(lengths) - 1):
+            if place == 0:
+                line = yield from self._first_rung(front, lengths)
             else:
-                line = yield from self._middle_rung(line, steps, goal)
-        yield from self._final_rung(line, goal)
+                line = yield from self._middle_rung(line, lengths, place)
+        yield from self._final_rung(line, lengths)
 
-    def _first_rung(self, front: Sequence[Candidate], steps: int, goal: int) -> _Asking[list[Candidate]]:
-        """Every adapter at its known best rate; then other rates for the better half of them.
+    def _first_rung(self, front: Sequence[Candidate], lengths: Sequence[int]) -> _Asking[list[Candidate]]:
+        """Every adapter at its usual rate, then at others, the best so far first.
 
         Returns those that go on, the best first.
         """
+        steps, goal = lengths[0], lengths[-1]
         arms: list[Candidate] = []
-        reserve_s = self._reserve_s(front, steps, goal)
+        reserve_s = self._reserve_s(front, lengths, 0)
         for place, candidate in enumerate(front):
             reason = "its method's usual rate" if place else "the front-runner, at its method's usual rate"
             arm = yield from self._attempt(candidate, steps, goal, reason, 0.0 if place == 0 else reserve_s)
             if arm is not None:
                 arms.append(arm)
         tried = list(arms)
-        ranked = self._ranked(arms, steps)
-        for arm in ranked[: math.ceil(len(ranked) / 2)]:
+        for arm in self._ranked(arms, steps):
             tried += yield from self._sweep(arm, steps, goal, reserve_s)
         for arm in self._ranked(tried, steps)[:1]:
             for moved, reason in self._moves(arm, steps):
@@ -201,20 +209,24 @@ class Training:
         """Each adapter's candidate at the level of this one."""
         return [level_like(arm, own) for own in by_adapter(self.candidates).values()]
 
-    def _middle_rung(self, line: Sequence[Candidate], steps: int, goal: int) -> _Asking[list[Candidate]]:
+    def _middle_rung(
+        self, line: Sequence[Candidate], lengths: Sequence[int], rung: int
+    ) -> _Asking[list[Candidate]]:
         """The first in line go on, more than will be finalists; they then stand before the rest."""
+        steps, goal = lengths[rung], lengths[-1]
         places = max(FINALISTS + 1, math.ceil(len(line) / RUNG_FACTOR))
-        reserve_s = self._reserve_s(line, steps, goal)
+        reserve_s = self._reserve_s(line, lengths, rung)
         tried = []
         for place, arm in enumerate(line[:places]):
-            reason = f"place {place + 1} after {steps // RUNG_FACTOR} steps"
+            reason = f"place {place + 1} after {lengths[rung - 1]} steps"
             if not (yield from self._train(arm, steps, goal, reason, reserve_s)):
                 break
             tried.append(arm)
         return [*self._ranked(tried, steps), *(arm for arm in line if arm not in tried)]
 
-    def _final_rung(self, line: Sequence[Candidate], goal: int) -> _Asking[None]:
+    def _final_rung(self, line: Sequence[Candidate], lengths: Sequence[int]) -> _Asking[None]:
         """Finalists, with as many seeds as it takes to tell them apart, if that can be paid for."""
+        goal = lengths[-1]
         finalists: list[Candidate] = []
         for candidate in line:
             if len(finalists) == FINALISTS:
@@ -227,6 +239,8 @@ class Training:
                 break
             if self.evidence.loss(candidate, goal) is not None:
                 finalists.append(candidate)
+        if len(lengths) > 1:  # else rates were compared at this very length
+            finalists += yield from self._final_rates(finalists, goal)
         contenders = self._contenders(finalists, goal)
         for replicate in range(1, MOST_SEEDS):
             if len(finalists) < 2 and replicate >= SEEDS:
@@ -237,6 +251,31 @@ class Training:
                 reason = "another seed" if replicate < SEEDS else "another seed, to tell finalists apart"
                 if not (yield from self._train(candidate, goal, goal, reason, 0.0, replicate=replicate)):
                     return
+
+    def _final_rates(self, finalists: Sequence[Candidate], goal: int) -> _Asking[list[Candidate]]:
+        """The leader at the rates beside its own: short trainings favour high ones, so the lower comes first.
+
+        Returns those that succeeded.
+        """
+        if not finalists:
+            return []
+        leader = self._ranked(finalists, goal)[0]
+        reserve_s = sum((SEEDS - 1) * self._cost_s(each, goal) for each in finalists[:2])
+        found: list[Candidate] = []
+        for direction, word in ((-1, "lower"), (1, "higher")):
+            rival = at_rate(leader, direction)
+            if rival in finalists:
+                continue
+            reason = f"the leader at a {word} rate, now that it trains longer"
+            if not (yield from self._train(rival, goal, goal, reason, reserve_s)):
+                break
+            loss, best = self.evidence.loss(rival, goal), self.evidence.loss(leader, goal)
+            if loss is None or best is None:
+                continue
+            found.append(rival)
+            if loss < best:
+                break
+        return found
 
     # What was found
 
@@ -265,16 +304,24 @@ class Training:
         return list(best.values())
 
     def _ranked(self, arms: Sequence[Candidate], steps: int) -> list[Candidate]:
-        """Arms that succeeded at this length, best score first; the lowest loss is first or second."""
+        """Arms that succeeded at this length, the most promising first.
+
+        Where quality comes first, by loss, with some credit for speed; else by score.
+        """
         losses = {arm: loss for arm in arms if (loss := self.evidence.loss(arm, steps)) is not None}
-        scores = self._scores(losses)
-        ranked = sorted(losses, key=lambda arm: -scores[arm])
-        if len(ranked) > 2:
-            lowest = min(losses, key=lambda arm: losses[arm])
-            if ranked.index(lowest) > 1:
-                ranked.remove(lowest)
-                ranked.insert(1, lowest)
-        return ranked
+        if not losses:
+            return []
+        if not self.room.quality_first:
+            scores = self._scores(losses)
+            return sorted(losses, key=lambda arm: -scores[arm])
+        excess = dict(zip(losses, relative_excess(list(losses.values())), strict=True))
+        speeds = {arm: self._speed(arm) for arm in losses}
+        fastest = max(speeds.values()) or 1.0
+        return sorted(losses, key=lambda arm: excess[arm] - SPEED_CREDIT * speeds[arm] / fastest)
+
+    def _speed(self, arm: Candidate) -> float:
+        measurement = self.evidence.measured(arm)
+        return (measurement.speed if measurement else None) or 0.0
 
     def _scores(self, losses: Mapping[Candidate, float]) -> dict[Candidate, float]:
         measurements = {arm: self.evidence.measured(arm) for arm in losses}
@@ -302,11 +349,16 @@ class Training:
         return [*chosen[:2], *seconds, *chosen[2:]]
 
     def _contenders(self, finalists: Sequence[Candidate], goal: int) -> list[Candidate]:
+        """Those that one seed does not rule out."""
         losses = {c: loss for c in finalists if (loss := self.evidence.loss(c, goal)) is not None}
+        if not losses:
+            return []
+        excess = dict(zip(losses, relative_excess(list(losses.values())), strict=True))
+        if self.room.quality_first:
+            return [c for c in losses if excess[c] <= STILL_IN]
         scores = self._scores(losses)
-        least = STILL_IN * max(scores.values(), default=0.0)
-        lowest = min(losses, key=lambda c: losses[c], default=None)
-        return [c for c in finalists if c == lowest or scores.get(c, 0.0) >= least]
+        best = max(scores.values())
+        return [c for c in losses if scores[c] >= (1 - STILL_IN) * best or excess[c] == 0]
 
     def _undecided(self, contenders: Sequence[Candidate], goal: int) -> list[Candidate]:
         """Those that are not known apart from the one with the lowest loss as well as is sought."""
@@ -377,16 +429,22 @@ class Training:
             return False
         return self._cost_s(candidate, steps) + reserve_s <= self.room.seconds
 
-    def _reserve_s(self, line: Sequence[Candidate], steps: int, goal: int) -> float:
+    def _reserve_s(self, line: Sequence[Candidate], lengths: Sequence[int], rung: int) -> float:
         """What the rungs after this one will cost, with two finalists."""
-        first = line[:2]
-        middle = [length for length in rungs(goal) if steps < length < goal]
-        shorter_s = [FINALISTS / len(first) * self._cost_s(arm, length) for length in middle for arm in first]
+        first, goal = line[:2], lengths[-1]
+        shorter_s = [
+            FINALISTS / len(first) * self._cost_s(arm, steps)
+            for steps in lengths[rung + 1 : -1]
+            for arm in first
+        ]
         return sum(shorter_s) + sum(SEEDS * self._cost_s(arm, goal) for arm in first)
 
     def _cost_s(self, candidate: Candidate, steps: int) -> float:
         measurement = self.evidence.measured(candidate)
-        step_s = (measurement.step_s_mean if measurement else None) or 0.0
+        step_s = measurement.step_s_mean if measurement else None
+        if step_s is None:  # not probed yet: as slow as the slowest that was
+            known = [trial.measurement for trial in self.evidence.probes.values()]
+            step_s = max((each.step_s_mean or 0.0 for each in known if each), default=0.0)
         return self._setup_s() + steps * step_s
 
     def _setup_s(self) -> float:
@@ -397,27 +455,28 @@ class Training:
         ]
         return max(0.0, median(besides)) if besides else self.room.setup_s
 
-    def _goal(self, front: Sequence[Candidate]) -> int:
-        """Steps of the finalists: as many as leave time for a small tournament before them.
+    def _lengths(self, front: Sequence[Candidate]) -> list[int]:
+        """Of the trainings of each rung, shortest first.
 
-        The user's whole training, or a half, a quarter … of it; what the first training was planned for
-        stays.
+        Finalists get the user's whole training, or a half, a quarter … of it: as much as leaves time for a
+        small tournament before them. What the first training was planned for stays.
         """
         if self.evidence.trainings:
-            first = self.evidence.trainings[0].plan
-            return first.goal_steps or first.train_steps
+            plan = self.evidence.trainings[0].plan
+            return rungs(plan.goal_steps or plan.train_steps, plan.train_steps)
+        seconds = GOAL_SHARE * self.room.seconds
         goal = self.room.full_steps
-        while (
-            goal // 2 >= MIN_TRAIN_STEPS and self._tournament_s(front, goal) > GOAL_SHARE * self.room.seconds
-        ):
+        while goal // 2 >= MIN_TRAIN_STEPS and self._tournament_s(front[:4], rungs(goal), swept=2) > seconds:
             goal //= 2
-        return goal
+        longer = rungs(goal, goal // SHORT_FACTOR)
+        if longer[0] >= MIN_TRAIN_STEPS and self._tournament_s(front, longer, swept=len(front)) <= seconds:
+            return longer
+        return rungs(goal)
 
-    def _tournament_s(self, front: Sequence[Candidate], goal: int) -> float:
-        """A small one: four adapters, other rates for two of them, two finalists."""
-        first, *_ = rungs(goal)
-        shorts = [self._cost_s(candidate, first) for candidate in front[:4]]
-        return sum(shorts) + 2 * sum(shorts[:2]) + self._reserve_s(front, first, goal)
+    def _tournament_s(self, front: Sequence[Candidate], lengths: Sequence[int], *, swept: int) -> float:
+        """What these adapters cost, so many of them at two rates more, and two finalists."""
+        shorts = [self._cost_s(candidate, lengths[0]) for candidate in front]
+        return sum(shorts) + 2 * sum(shorts[:swept]) + self._reserve_s(front, lengths, 0)
 
     def _known(self, plan: TrialPlan) -> Trial | None:
         if plan.rung is Rung.PROBE:
@@ -425,12 +484,21 @@ class Training:
         return self.evidence.trained(plan.candidate, plan.train_steps, plan.replicate)
 
 
-def rungs(goal: int) -> list[int]:
-    """Lengths of trainings, shortest first: the goal and its quarters that are long enough to tell."""
-    lengths = [goal]
-    while lengths[0] // RUNG_FACTOR >= MIN_TRAIN_STEPS:
-        lengths.insert(0, lengths[0] // RUNG_FACTOR)
-    return lengths
+def rungs(goal: int, first: int | None = None) -> list[int]:
+    """Lengths of trainings, shortest first: the goal and those before it, each a quarter of the next.
+
+    Args:
+        goal: steps of the finalists.
+        first: the shortest; None for the goal's last quarter of a quarter … that is long enough to tell.
+    """
+    if first is None:
+        first = goal
+        while first // RUNG_FACTOR >= MIN_TRAIN_STEPS:
+            first //= RUNG_FACTOR
+    lengths = [first]
+    while lengths[-1] * RUNG_FACTOR <= goal // SHORT_FACTOR:
+        lengths.append(lengths[-1] * RUNG_FACTOR)
+    return lengths if lengths[-1] == goal else [*lengths, goal]
 
 
 def _mean(runs: Sequence[Run]) -> float:

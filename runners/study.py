@@ -157,6 +157,7 @@ class StudyRun:
                 full_steps=steps_for(facts.train_rows, facts.recipe),
                 can_learn=facts.model.has_weights,
                 finish_limit_s=request.finish_limit_s,
+                quality_first=request.lets_pass is not None,
             )
             step = next_step(candidates, trials, limits, request.effective_weights, estimates=estimates)
             if not isinstance(step, RunTrial):
