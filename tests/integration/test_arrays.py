@@ -283,6 +283,8 @@ def test_a_mixer_learns_to_forecast(try_first: Try, weather_csv: Path, tmp_path:
     PatchTSMixerForPrediction(config).save_pretrained(tmp_path)
     tried = try_first(model=str(tmp_path), dataset=str(weather_csv))
     check(tried, TaskKind.FORECASTING, "mae")
+    assert [*tried.training.metrics] == ["mae", "rmse", "mase"]
+    assert 0.1 < tried.training.metrics["mase"] < 10
     form = tried.facts.dataset.task.arrays
     assert form is not None
     assert form.target is not None
