@@ -183,8 +183,8 @@ class _View:
             yield "memory", format_bytes(measured.memory_bytes), "at its peak"
         if measured.heldout_loss is not None:
             error = measured.heldout_loss_se
-            detail = "" if error is None else f"± {describe_loss(error)}, a standard error"
-            yield "held-out loss", describe_loss(measured.heldout_loss), detail
+            loss, _, spread = describe_loss(measured.heldout_loss, error).partition(" ± ")
+            yield "held-out loss", loss, f"± {spread}, a standard error" if spread else ""
         if measured.metric_name and measured.metric_value is not None:
             yield measured.metric_name, f"{measured.metric_value:.3f}", "on held-out rows"
         if measured.own_metric is not None:

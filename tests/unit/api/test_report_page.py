@@ -77,7 +77,7 @@ def test_every_section_is_there_with_its_figures(finished):
         "How candidates became few",
         "Speed and memory",
         "Training loss",
-        "Learning rates",
+        "Held-out loss against learning rate",
         "Estimated and measured",
         "Time and cost",
         "What was not measured",
