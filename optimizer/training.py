@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import TypeVar
 
 from .comparison import comparable_parts, exceeds_finish, relative_excess, weighted_score
@@ -138,7 +138,10 @@ class Training:
             if arm is not None:
                 arms.append(arm)
         tried = list(arms)
-        for arm in self._ranked(arms, steps):
+        ranked = self._ranked(arms, steps)
+        if ranked:
+            reserve_s = self._reserve_s(ranked[:FINALISTS], lengths, 0)
+        for arm in ranked:
             tried += yield from self._sweep(arm, steps, goal, reserve_s)
         for arm in self._ranked(tried, steps)[:1]:
             for moved, reason in self._moves(arm, steps):
@@ -215,7 +218,7 @@ class Training:
         """The first in line go on, more than will be finalists; they then stand before the rest."""
         steps, goal = lengths[rung], lengths[-1]
         places = max(FINALISTS + 1, math.ceil(len(line) / RUNG_FACTOR))
-        reserve_s = self._reserve_s(line, lengths, rung)
+        reserve_s = self._reserve_s(line[:FINALISTS], lengths, rung)
         tried = []
         for place, arm in enumerate(line[:places]):
             reason = f"place {place + 1} after {lengths[rung - 1]} steps"
@@ -429,15 +432,14 @@ class Training:
             return False
         return self._cost_s(candidate, steps) + reserve_s <= self.room.seconds
 
-    def _reserve_s(self, line: Sequence[Candidate], lengths: Sequence[int], rung: int) -> float:
-        """What the rungs after this one will cost, with two finalists."""
-        first, goal = line[:2], lengths[-1]
-        shorter_s = [
-            FINALISTS / len(first) * self._cost_s(arm, steps)
-            for steps in lengths[rung + 1 : -1]
-            for arm in first
-        ]
-        return sum(shorter_s) + sum(SEEDS * self._cost_s(arm, goal) for arm in first)
+    def _reserve_s(self, likely: Sequence[Candidate], lengths: Sequence[int], rung: int) -> float:
+        """What the rungs after this one will cost: two finalists, at the average of these candidates."""
+
+        def average_s(steps: int) -> float:
+            return fmean(self._cost_s(candidate, steps) for candidate in likely)
+
+        middle_s = sum(FINALISTS * average_s(steps) for steps in lengths[rung + 1 : -1])
+        return middle_s + 2 * SEEDS * average_s(lengths[-1])
 
     def _cost_s(self, candidate: Candidate, steps: int) -> float:
         measurement = self.evidence.measured(candidate)
