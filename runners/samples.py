@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 
 from ..probes.array_sources import read_time
 from ..probes.rows import cell, conversation, read_rows, row_label, row_number, row_text
-from .recipe import Example, heldout_rule
+from .recipe import Example, heldout_rule, is_heldout
 
 PROMPT_SHARE = 4
 """A long completion leaves its prompt one token in so many of ``max_length``, if it has as many."""
@@ -109,8 +109,10 @@ def encode_rows(
         encoded = encode(sample, tokenizer=tokenizer, task=task, recipe=recipe)
         if border is None or sample.time is None:
             yield encoded, is_listed(sample.split_key)
-        else:
-            yield encoded, sample.time >= border
+        elif sample.time < border:
+            yield encoded, False
+        elif is_heldout(sample.input_key, seed=split["seed"], share=split["late_share"]):
+            yield encoded, True
 
 
 def read_samples(

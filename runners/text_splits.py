@@ -51,6 +51,9 @@ LEAST_GROUPS = 10
 LARGEST_GROUP_SHARE = 0.2
 """Likewise where one of them holds more of the rows."""
 
+MOST_LATE = 2.0
+"""Up to this multiple of the rows that should be held out are, where they have the same time."""
+
 NAMES_SHOWN = 5
 
 
@@ -117,9 +120,13 @@ def split_by_time(
         )
     share = heldout_share(len(times))
     border = choose_border(times, share, source=dataset.source)
-    split = {"seed": seed, "share": share, "time_column": column, "border": border}
-    held = sum(time >= border for time in times)
-    notes = [f"held out are the last {held:,} of {len(times):,} rows in time, by column {column!r}"]
+    late = sum(time >= border for time in times)
+    # Where many rows have the last time, every training would be judged by all of them.
+    late_share = 1.0 if late <= MOST_LATE * share * len(times) else share * len(times) / late
+    split = {"seed": seed, "share": share, "time_column": column, "border": border, "late_share": late_share}
+    notes = [f"held out are the last {late:,} of {len(times):,} rows in time, by column {column!r}"]
+    if late_share < 1:
+        notes.append(f"{late_share:.1%} of these are judged, since so many have the same time")
     if lost:
         notes.append(f"{lost * every:,} rows are set aside: no time in {column!r} ({example})")
     usable = max(1, dataset.usable_rows - lost * every)

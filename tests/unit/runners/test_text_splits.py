@@ -19,6 +19,7 @@ from rankwise.runners.prepare import write_tokens
 from rankwise.runners.random_tokens import RandomTokens
 from rankwise.runners.samples import encode_rows, read_samples
 from rankwise.runners.text_splits import notes_on_classes, split_texts
+from rankwise.runners.tokens import TokenFile
 
 Row = dict[str, Any]
 
@@ -144,6 +145,22 @@ def test_the_last_rows_in_time_are_held_out(tmp_path: Path) -> None:
     assert max(row["day"] for row in train) < min(row["day"] for row in heldout)
     assert len(heldout) == pytest.approx(30, abs=6)
     assert f"held out are the last {len(heldout)} of 300 rows in time, by column 'day'" in notes(dataset)
+
+
+def test_of_many_rows_at_the_last_time_some_are_judged(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({**row, "year": 2020 + at % 2}) + "\n" for at, row in enumerate(reviews(2000)))
+    )
+    dataset = profile_dataset(path, Asked(time_column="year"), source="rows.jsonl")
+    request = StudyRequest(model="m", dataset="d", time_column="year")
+    dataset, found = split_texts(dataset, request)
+    recipe, tokenizer = Recipe(max_length=64), RandomTokens(500, seed=0)
+    write_tokens(tmp_path / "t", dataset, tokenizer, recipe, split=found)
+    train, heldout = (len(TokenFile(tmp_path / "t" / f"{side}.arrow")) for side in ("train", "heldout"))
+    assert train == 1000
+    assert heldout == pytest.approx(200, abs=45)
+    assert "20.0% of these are judged" in notes(dataset)
 
 
 def test_rows_without_a_time_are_set_aside(tmp_path: Path) -> None:
