@@ -75,8 +75,8 @@ def heldout_rule(split: Mapping[str, Any]) -> Callable[[str], bool]:
     """Whether a row with this key is held out: its hash is listed, or chance decides where none are.
 
     A split is a plain mapping with ``seed`` and ``share``; and with ``hashes`` in one text, ``group_column``,
-    or ``time_column``, ``border`` and ``late_share`` where these decide: the share of the rows from the border on
-    that is held out, the others being left out.
+    or ``time_column``, ``border`` and ``late_share`` where these decide. The last is the share of the rows
+    from the border on that is held out; the others of them are left out.
     """
     seed, share = split["seed"], split["share"]
     if "hashes" not in split:
