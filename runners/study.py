@@ -275,7 +275,6 @@ class StudyRun:
             kernel_oom_kills=kernel_oom_kills() - oom_kills_before,
             log_tail=log_tail,
         )
-        ending = judged_by_own(ending, lower_is_better=self.study.request.eval_lower_is_better)
         disturbances = watch.disturbances
         if disturbances and is_spoilt(ending, claim.trial.plan.rung):
             again = self.may_repeat(claim, wall_s=time.monotonic() - started_s)
@@ -406,15 +405,6 @@ class StudyRun:
         return recommend(
             study, trials, estimates, wall_s=self.bank_wall(), measured_s=measured_s, stopped=stopped
         )
-
-
-def judged_by_own(ending: Ending, *, lower_is_better: bool) -> Ending:
-    """With the user's own number, if there is one, as a loss."""
-    measurement = ending.measurement
-    if measurement is None or measurement.own_metric is None:
-        return ending
-    loss = measurement.own_metric if lower_is_better else -measurement.own_metric
-    return replace(ending, measurement=replace(measurement, own_loss=loss))
 
 
 def asks_for_an_order(request: StudyRequest) -> bool:
