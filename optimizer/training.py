@@ -116,12 +116,9 @@ class Training:
         if not front:
             return
         lengths = self._lengths(front)
-        line = list(front)
-        for place in range(len(lengths) - 1):
-            if place == 0:
-                line = yield from self._first_rung(front, lengths)
-            else:
-                line = yield from self._middle_rung(line, lengths, place)
+        line = yield from self._first_rung(front, lengths)
+        for rung in range(1, len(lengths) - 1):
+            line = yield from self._middle_rung(line, lengths, rung)
         yield from self._final_rung(line, lengths)
 
     def _first_rung(self, front: Sequence[Candidate], lengths: Sequence[int]) -> _Asking[list[Candidate]]:

@@ -190,6 +190,18 @@ def test_rates_are_swept_uphill_until_it_gets_worse(build, cpu_candidates):
     assert [round(2 * math.log10(ratio)) for ratio in swept][:3] == [0, 1, 2]
 
 
+def test_a_training_too_short_for_rungs_has_its_rates_compared_at_full_length(build, cpu_candidates):
+    machine = Machine(
+        build, cpu_candidates, loss=surface, limits=replace(LIMITS, budget_s=1e5, full_steps=30)
+    )
+    machine.finish()
+    trainings = machine.of(Rung.TRAIN)
+    assert {trial.plan.train_steps for trial in trainings} == {30}
+    rates = {t.candidate.learning_rate for t in trainings if t.candidate.adapter == cpu_candidates[0].adapter}
+    assert len(rates) >= 3
+    assert max(trial.plan.replicate for trial in trainings) >= SEEDS - 1
+
+
 def test_a_rate_that_diverges_is_lowered_and_higher_ones_are_not_tried(build, cpu_candidates):
     usual = {candidate.adapter: candidate.learning_rate for candidate in cpu_candidates}
 
