@@ -436,7 +436,8 @@ class Training:
             return fmean(self._cost_s(candidate, steps) for candidate in likely)
 
         middle_s = sum(FINALISTS * average_s(steps) for steps in lengths[rung + 1 : -1])
-        return middle_s + 2 * SEEDS * average_s(lengths[-1])
+        seeds = SEEDS if len(lengths) > 1 else SEEDS - 1  # a single rung has given each its first
+        return middle_s + 2 * seeds * average_s(lengths[-1])
 
     def _cost_s(self, candidate: Candidate, steps: int) -> float:
         measurement = self.evidence.measured(candidate)
@@ -467,15 +468,16 @@ class Training:
         goal = self.room.full_steps
         while goal // 2 >= MIN_TRAIN_STEPS and self._tournament_s(front[:4], rungs(goal), swept=2) > seconds:
             goal //= 2
-        longer = rungs(goal, goal // SHORT_FACTOR)
-        if longer[0] >= MIN_TRAIN_STEPS and self._tournament_s(front, longer, swept=len(front)) <= seconds:
-            return longer
+        for lengths, swept in (([goal], FINALISTS), (rungs(goal, goal // SHORT_FACTOR), len(front))):
+            if lengths[0] >= MIN_TRAIN_STEPS and self._tournament_s(front, lengths, swept=swept) <= seconds:
+                return lengths
         return rungs(goal)
 
     def _tournament_s(self, front: Sequence[Candidate], lengths: Sequence[int], *, swept: int) -> float:
         """What these adapters cost, so many of them at two rates more, and two finalists."""
         shorts = [self._cost_s(candidate, lengths[0]) for candidate in front]
-        return sum(shorts) + 2 * sum(shorts[:swept]) + self._reserve_s(front, lengths, 0)
+        rates_s = 2 * swept * fmean(shorts)
+        return sum(shorts) + rates_s + self._reserve_s(front, lengths, 0)
 
     def _known(self, plan: TrialPlan) -> Trial | None:
         if plan.rung is Rung.PROBE:

@@ -120,7 +120,8 @@ def test_study_survives_sigkill(who: str, home: Home, tiny_llama: Path, texts_js
         trials = {trial["id"]: trial for trial in trials_of(client, study_id)}
         for trial in done:
             assert trials[trial["id"]] == trial
-        assert len({(trial["candidate_id"], trial["rung"]) for trial in trials.values()}) == len(trials)
+        same = ("candidate_id", "rung", "train_steps", "replicate")
+        assert len({tuple(trial[name] for name in same) for trial in trials.values()}) == len(trials)
         assert {trial["outcome"] for trial in trials.values()} == {"ok"}
         assert client.get(f"/v1/studies/{study_id}/recommendation").status_code == 200
 

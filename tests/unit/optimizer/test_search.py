@@ -382,12 +382,11 @@ def test_a_finalist_that_fails_is_replaced_by_the_next_in_line(build, cpu_candid
             return failure
         return Outcome.OK
 
-    machine = Machine(build, cpu_candidates, outcome=outcome, limits=replace(LIMITS, budget_s=1e5))
+    machine = Machine(build, cpu_candidates, outcome=outcome)
     assert machine.finish().startswith("the search is complete")
-    finals = [t for t in machine.of(Rung.TRAIN) if t.plan.train_steps == t.plan.goal_steps]
-    assert [trial.outcome for trial in finals[:4]] == [failure, Outcome.OK, Outcome.OK, Outcome.OK]
-    assert all(trial.plan.reason.startswith("finalist") for trial in finals[:4])
-    assert len({trial.candidate for trial in finals[:4]}) == 4
+    finals = [t for t in machine.of(Rung.TRAIN) if t.plan.reason.startswith("finalist")]
+    assert [trial.outcome for trial in finals[:3]] == [failure, Outcome.OK, Outcome.OK]
+    assert [trial.plan.reason for trial in finals[:3]] == ["finalist 1", "finalist 1", "finalist 2"]
 
 
 def test_an_unfinished_trial_comes_first_whatever_the_limits(build, cpu_candidates):
