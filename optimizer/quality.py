@@ -50,7 +50,7 @@ class Standings:
             return None
         # Of independent means: too large rather than too small, since the rows are the same.
         error = math.hypot(ours.heldout_loss_se, theirs.heldout_loss_se)
-        return Difference(self.losses[first] - self.losses[second], error, rows - 1)
+        return Difference(self.losses[first] - self.losses[second], error**2, rows - 1)
 
     def relation(self, first: int, second: int) -> Relation:
         """Whether the first learnt more than the second."""

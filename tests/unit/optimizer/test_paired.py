@@ -56,8 +56,8 @@ def test_equal_candidates_are_rarely_called_different_and_a_planted_difference_i
     wrong = found = 0
     for seed in range(300):
         task = Task(seed, of_pairs=0.05)
-        runs = [task.candidate(3) for _ in range(3)]
-        better = task.candidate(3, shift=-0.05)
+        runs = [task.candidate(4) for _ in range(3)]
+        better = task.candidate(4, shift=-0.05)
         confidence = each_confidence(3)
         spread = seed_spread(runs)
         pairs = ((0, 1), (0, 2), (1, 2))
@@ -107,7 +107,7 @@ def test_one_seed_each_rests_on_the_prior():
     assert spread == Spread(pytest.approx(0.09), 3.0)
     difference = compare([Run(2.0)], [Run(4.0)], spread)
     assert difference.error == pytest.approx((2 * 0.09) ** 0.5)
-    assert difference.degrees == 3.0
+    assert difference.halfwidth(0.95) == pytest.approx(student_t(0.975, 3.0) * difference.error)
 
 
 def test_losses_that_are_equal_everywhere_are_no_difference():
