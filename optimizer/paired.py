@@ -64,7 +64,7 @@ class Difference:
         """Of the two-sided interval with this confidence.
 
         Each part by its own quantile of Student's t, the squares added up (MOVER: Zou & Donner 2008). One
-        quantile for both, at Satterthwaite's degrees of freedom, is too small where two seeds happen to agree.
+        quantile for both, at Satterthwaite's degrees of freedom, is too small where seeds happen to agree.
         """
         parts = ((self.of_rows, self.row_degrees), (self.of_seeds, self.seed_degrees))
         quantile = (1 + confidence) / 2

@@ -468,7 +468,7 @@ class Training:
         goal = self.room.full_steps
         while goal // 2 >= MIN_TRAIN_STEPS and self._tournament_s(front[:4], rungs(goal), swept=2) > seconds:
             goal //= 2
-        for lengths, swept in (([goal], FINALISTS), (rungs(goal, goal // SHORT_FACTOR), len(front))):
+        for lengths, swept in (([goal], FINALISTS), (rungs(goal, goal // SHORT_FACTOR), FINALISTS - 1)):
             if lengths[0] >= MIN_TRAIN_STEPS and self._tournament_s(front, lengths, swept=swept) <= seconds:
                 return lengths
         return rungs(goal)
