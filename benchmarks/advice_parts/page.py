@@ -26,7 +26,8 @@ HEAD = """\
 # How good the advice is
 
 Made by `python benchmarks/advice.py replay`, on the trainings in `benchmarks/advice_data`. On each task all
-configurations of a grid (eight adapters × five learning rates, three seeds) were trained once, so the best is
+configurations of a grid (eight adapters, of the language model five, × five learning rates, three seeds)
+were trained once, so the best is
 known; then each strategy was let choose, {seeds} times a task and budget, seeing 256 of the held-out rows
 (half of them where there are few) and paying for its trials what they took. Models are small and trainings
 short (96 optimizer steps of 8 rows, on a CPU): what holds for large ones is another question.
@@ -35,6 +36,9 @@ A budget of 12 is the time of 12 median trainings of the grid. "Loss above the b
 configuration, by the mean over all held-out rows and three seeds. "Speed lost": against the fastest shape
 (adapter, checkpointing, micro-batch) of those that learn no less than what was chosen. Intervals are
 bootstrapped over tasks and replays.
+
+Read with care: what a strategy trained is a third of the truth that it is held against, so whole trainings look a
+little better than they are; and a grid is small, so at a budget of 48 random search has seen nearly all of it.
 """
 
 
