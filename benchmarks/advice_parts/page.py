@@ -37,8 +37,9 @@ configuration, by the mean over all held-out rows and three seeds. "Speed lost":
 (adapter, checkpointing, micro-batch) of those that learn no less than what was chosen. Intervals are
 bootstrapped over tasks and replays.
 
-Read with care: what a strategy trained is a third of the truth that it is held against, so whole trainings look a
-little better than they are; and a grid is small, so at a budget of 48 random search has seen nearly all of it.
+Read with care: what a strategy trained is a third of the truth that it is held against, so whole trainings
+look a little better than they are; and a grid is small, so at a budget of 48 random search has seen nearly
+all of it.
 """
 
 
