@@ -130,6 +130,7 @@ def hyperband(replay: Replay, budget_s: float) -> Chosen:
     bank = replay.bank
     lengths = sorted(bank.rungs)
     study = optuna.create_study(
+        study_name=bank.name,  # by which trials are dealt to brackets
         sampler=optuna.samplers.TPESampler(seed=int(replay.rng.integers(2**31))),
         pruner=optuna.pruners.HyperbandPruner(
             min_resource=lengths[0], max_resource=lengths[-1], reduction_factor=3

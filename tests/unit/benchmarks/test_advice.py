@@ -179,7 +179,9 @@ def test_a_rival_finds_the_best_within_its_budget(parts: Any, made: Any, name: s
     assert (chosen.adapter, chosen.rate) == made.best_truth()[:2]
     small = parts.replay.Replay(made, 0)
     budget_s = 2.5 * parts.page.unit_s(small)
-    assert parts.strategies.STRATEGIES[name](small, budget_s).spent_s <= budget_s
+    found = parts.strategies.STRATEGIES[name](small, budget_s)
+    assert found.spent_s <= budget_s
+    assert parts.strategies.STRATEGIES[name](parts.replay.Replay(made, 0), budget_s) == found
 
 
 def test_rankwise_spends_little_more_than_its_budget(parts: Any, made: Any) -> None:
