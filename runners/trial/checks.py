@@ -115,11 +115,12 @@ def attention_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str]]:
-    """Two numbers a parameter, equal where its bits are: their XOR, and the sum of the values.
+def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str, str]]:
+    """Three numbers a parameter, equal where its bits are: their XOR, and the sums of values and of sizes.
 
-    Either alone is blind: XOR to equal values in even number (a norm's ones), the sum to small changes.
-    The sum is kept as text because NaN equals nothing. Biases of quantized layers are left out:
+    Each alone is blind: XOR to equal values in even number (a norm's ones), sums to small changes, and the
+    first two to opposite values, as two classes' biases are, which move by the same in opposite directions.
+    Sums are kept as text because NaN equals nothing. Biases of quantized layers are left out:
     bitsandbytes (0.50) keeps casting them to the dtype of its input. So are :func:`attention_weights`.
     """
     left_out = attention_weights(model).keys() | {
@@ -128,10 +129,19 @@ def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str]]:
         if type(getattr(module, "weight", None)).__module__.startswith("bitsandbytes.")
     }
     return {
-        name: (int(torch.hash_tensor(parameter).view(torch.int64)), float(parameter.sum()).hex())
+        name: (
+            int(torch.hash_tensor(parameter).view(torch.int64)),
+            float(parameter.sum()).hex(),
+            float(sum_of_sizes(parameter)).hex(),
+        )
         for name, parameter in model.named_parameters()
         if name not in left_out
     }
+
+
+def sum_of_sizes(parameter: torch.Tensor) -> torch.Tensor:
+    """Of the absolute values, without a copy of them; of integers, as quantized weights are, the sum."""
+    return torch.linalg.vector_norm(parameter, 1) if parameter.is_floating_point() else parameter.sum()
 
 
 @torch.no_grad()

@@ -159,6 +159,22 @@ def test_inputs_without_gradient_under_reentrant_checkpointing() -> None:
         take_checked_steps(model)
 
 
+def test_a_head_of_two_classes_that_was_trained_before_moves() -> None:
+    # Two classes' biases move by the same in opposite directions: they stay opposite, and their sum 0.
+    model = make_bert()
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([0.25, -0.25]))
+    watch = ParameterWatch(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+        model.classifier.bias.copy_(torch.tensor([0.5, -0.5]))
+    watch.check(model, lenient=False)
+    still = ParameterWatch(model)
+    with pytest.raises(InvalidTrial, match="did not change"):
+        still.check(model, lenient=False)
+
+
 def test_nothing_trained() -> None:
     model = make_bert().requires_grad_(False)
     with pytest.raises(InvalidTrial, match="every parameter is frozen"):

@@ -1,0 +1,1 @@
+"""What ``advice.py`` is made of."""
