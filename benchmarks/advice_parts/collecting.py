@@ -24,7 +24,7 @@ from .tasks import Task
 from .training import Rows, Training, probe, train
 
 NULL_REPLICATES = 40
-NULL_TASKS = ("patch-tst", "images", "text-classification")
+NULL_TASKS = ("images", "patch-tst", "causal-lm")
 NULL_ADAPTERS = ("LoRA r16", "full")
 MICRO_BATCH_SHARES = (1, 2, 4)
 PROBE_REPEATS = 2

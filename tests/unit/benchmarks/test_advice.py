@@ -212,7 +212,7 @@ def test_a_rate_is_chosen_by_one_short_training(parts: Any, made: Any) -> None:
     assert parts.judging.chosen_rate(made, "LoRA r16", made.rungs[2]) == made.rates("LoRA r16")[0]
 
 
-def test_false_differences_grow_with_what_seeds_do(parts: Any, made: Any) -> None:
+def test_a_planted_difference_is_found_where_seeds_do_little(parts: Any, made: Any) -> None:
     rate = made.rates("full")[1]
     like = made.trained["full", rate, made.steps, 0]
     fields = {name: getattr(like, name) for name in type(like).__slots__}
@@ -226,9 +226,12 @@ def test_false_differences_grow_with_what_seeds_do(parts: Any, made: Any) -> Non
                 **fields | {"replicate": replicate, "row_losses": losses}
             )
         assert parts.judging.null_configurations(made) == [("full", rate)]
-        shares.append(parts.judging.false_differences(made, "full", rate, candidates=3, seeds=2, draws=100))
-    assert shares[0] <= 0.05  # seeds do less than is taken for granted
-    assert shares[1] > shares[0]
+        shares.append(parts.judging.calibrate(made, ("full", rate), None, seeds=3, draws=100))
+    (quiet_alarms, quiet_found, _), (loud_alarms, loud_found, held) = shares
+    assert quiet_alarms <= 0.05  # seeds do less than is taken for granted
+    assert loud_alarms <= 0.2
+    assert quiet_found > 0.9 > 0.5 > loud_found
+    assert held is None
 
 
 @pytest.mark.parametrize("task", TASKS)
