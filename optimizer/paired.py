@@ -112,8 +112,10 @@ def seed_spread(
         prior_degrees: what the prior is worth.
     """
     level = fmean(abs(run.loss) for runs in candidates for run in runs)
-    seeds = min(map(len, candidates))
-    table = [[run.loss for run in runs[:seeds]] for runs in candidates]
+    # One seed says nothing of what seeds do, and must not keep the others from saying it.
+    repeated = [runs for runs in candidates if len(runs) > 1] or candidates
+    seeds = min(map(len, repeated))
+    table = [[run.loss for run in runs[:seeds]] for runs in repeated]
     degrees = (len(table) - 1) * (seeds - 1)
     prior = prior_degrees * (prior_share * level) ** 2
     if degrees == 0:

@@ -110,6 +110,13 @@ def test_one_seed_each_rests_on_the_prior():
     assert difference.halfwidth(0.95) == pytest.approx(student_t(0.975, 3.0) * difference.error)
 
 
+def test_a_candidate_with_one_seed_does_not_hide_what_seeds_do_to_others():
+    both = [[Run(1.0), Run(1.2)], [Run(1.1), Run(1.0)]]
+    spread = seed_spread([*both, [Run(1.0)]])
+    assert spread.degrees == seed_spread(both).degrees
+    assert spread.variance == pytest.approx(seed_spread(both).variance, rel=0.01)
+
+
 def test_losses_that_are_equal_everywhere_are_no_difference():
     rows = HeldoutScores(losses=(1.0, 1.0), items=(1, 1))
     difference = compare([Run(1.0, rows)], [Run(1.0, rows)], Spread(0.0, 4.0))
