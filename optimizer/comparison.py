@@ -18,6 +18,18 @@ OUT_OF_MEMORY = (Outcome.OOM, Outcome.HOST_OOM)
 FAILURES = (*OUT_OF_MEMORY, Outcome.DIVERGED, Outcome.INVALID, Outcome.TIMEOUT, Outcome.CRASHED)
 """Outcomes that speak against a configuration, and not against the infrastructure."""
 
+WHY_FAILED: Mapping[Outcome, str] = {
+    Outcome.OOM: "ran out of memory",
+    Outcome.HOST_OOM: "ran out of host memory",
+    Outcome.DIVERGED: "diverged",
+    Outcome.INVALID: "did not train as configured",
+    Outcome.TIMEOUT: "took too long",
+    Outcome.CRASHED: "crashed",
+    Outcome.LOST: "lost its process",
+    Outcome.CANCELLED: "was cancelled",
+}
+"""For people: what became of a trial that did not succeed."""
+
 MEMORY_COLUMNS = ("peak_device_bytes", "peak_reserved_bytes", "peak_process_bytes", "peak_tensor_bytes")
 """Preferred first. They mean different things, so a comparison takes one that all its trials have."""
 
@@ -33,7 +45,6 @@ PROBED_COLUMNS = (
     "disturbances",
 )
 """What a training takes over from the probe of its shape: there it was measured under steady conditions."""
-
 
 QUALITY_SHARPNESS = 10.0
 """One percent more loss takes this many percent off the part of quality, a little less further down."""

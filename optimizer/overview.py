@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .comparison import comparable_trials, exceeds
+from .comparison import WHY_FAILED, comparable_trials, exceeds
 from .domain import (
     Adapter,
     Candidate,
@@ -25,16 +25,6 @@ from .domain import (
 )
 from .estimates.intervals import Fits
 
-WHY_FAILED: Mapping[Outcome, str] = {
-    Outcome.OOM: "ran out of memory",
-    Outcome.HOST_OOM: "ran out of the host's memory",
-    Outcome.DIVERGED: "diverged",
-    Outcome.INVALID: "did not run as configured",
-    Outcome.TIMEOUT: "took too long",
-    Outcome.CRASHED: "crashed",
-    Outcome.LOST: "lost its process",
-    Outcome.CANCELLED: "was cancelled",
-}
 CANNOT_FIT = "cannot fit, by a dry run"
 NOT_TRIED = "not tried: others promised more, or the limits were reached"
 OVER_THE_LIMIT = "took more than the memory limit"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import fmean
 
 from .domain import HeldoutScores, Relation
@@ -160,12 +159,6 @@ def standard_error(runs: Sequence[Run], spread: Spread) -> float | None:
     if residuals is None or len(residuals) < 2:
         return None
     return math.sqrt(_variance_of_mean(residuals) + spread.variance / len(runs))
-
-
-def widest(candidates: Sequence[Sequence[Run]], spread: Spread, confidence: float) -> float:
-    """Half the widest interval between any two candidates."""
-    halves = [compare(a, b, spread).halfwidth(confidence) for a, b in combinations(candidates, 2)]
-    return max(halves, default=0.0)
 
 
 def student_t(quantile: float, degrees: float) -> float:

@@ -14,6 +14,7 @@ from .adapters import warnings_for
 from .comparison import (
     FAILURES,
     OUT_OF_MEMORY,
+    WHY_FAILED,
     Compared,
     comparable_trials,
     exceeds,
@@ -64,15 +65,6 @@ MEMORY_NAMES = {
     "peak_allocated_bytes": "allocated on the device",
     "peak_process_bytes": "of process memory",
     "peak_tensor_bytes": "in live tensors",
-}
-
-FAILURE_NAMES = {
-    Outcome.OOM: "ran out of memory",
-    Outcome.HOST_OOM: "ran out of host memory",
-    Outcome.DIVERGED: "diverged",
-    Outcome.INVALID: "did not train as configured",
-    Outcome.TIMEOUT: "took too long",
-    Outcome.CRASHED: "crashed",
 }
 
 
@@ -389,7 +381,7 @@ def _ruled_out(trials: Sequence[Trial], memory_limit_bytes: int | None) -> Itera
     """One sentence for each way to fail."""
     for outcome in FAILURES:
         if failed := [t for t in trials if t.outcome is outcome]:
-            yield f"Ruled out, {FAILURE_NAMES[outcome]}: {_some([_name(trial) for trial in failed])}."
+            yield f"Ruled out, {WHY_FAILED[outcome]}: {_some([_name(trial) for trial in failed])}."
     large = [
         f"{_name(trial)} at {_gib(trial.measurement.memory_bytes)}"
         for trial in trials

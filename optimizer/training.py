@@ -89,19 +89,15 @@ class Training:
 
     def next_trial(self) -> TrialPlan | None:
         """None where nothing more is wanted or can be paid for."""
-        for plan in self._wanted():
-            known = self._known(plan)
-            if known is None:
-                return plan
-        return None
+        return next((plan for plan in self._wanted() if self._known(plan) is None), None)
 
     def conclusion(self) -> str:
         """Whether more time would change the answer, in a sentence."""
         steps = max((t.plan.train_steps for t in self.evidence.trainings), default=0)
-        runs = [r for r in self._runs_at(steps).values() if len(r) > 1]
+        runs = {candidate: own for candidate, own in self._runs_at(steps).items() if len(own) > 1}
         if steps == 0 or len(runs) < 2:
             return "the budget allows no further training"
-        width = self._doubt(runs)
+        width = max(_doubts(runs).values())
         if width <= WIDTH_SOUGHT:
             return (
                 f"losses of the finalists are known to ± {width:.1%}, so more time would not change the "
@@ -365,24 +361,9 @@ class Training:
         runs = {c: r for c, r in self._runs_at(goal).items() if c in contenders}
         if len(runs) < 2:
             return []
-        spread = seed_spread(list(runs.values()))
-        confidence = each_confidence(len(runs))
-        best = min(runs, key=lambda c: _mean(runs[c]))
-        scale = abs(_mean(runs[best]))
-        rest = [
-            c
-            for c in runs
-            if c != best and compare(runs[c], runs[best], spread).halfwidth(confidence) > WIDTH_SOUGHT * scale
-        ]
-        return [c for c in contenders if c in rest or (rest and c == best)]
-
-    def _doubt(self, runs: Sequence[Sequence[Run]]) -> float:
-        """Half the widest interval of a difference to the lowest loss, as a share of that."""
-        spread = seed_spread(runs)
-        best = min(runs, key=_mean)
-        confidence = each_confidence(len(runs))
-        halves = [compare(other, best, spread).halfwidth(confidence) for other in runs if other is not best]
-        return max(halves) / (abs(_mean(best)) or 1.0)
+        doubts = _doubts(runs)
+        unsure = {candidate for candidate, doubt in doubts.items() if doubt > WIDTH_SOUGHT}
+        return [c for c in contenders if c in unsure or (unsure and c in runs and c not in doubts)]
 
     def _runs_at(self, steps: int) -> dict[Candidate, list[Run]]:
         """Successful trainings of this length by candidate, in the order of seeds."""
@@ -502,5 +483,17 @@ def rungs(goal: int, first: int | None = None) -> list[int]:
     return lengths if lengths[-1] == goal else [*lengths, goal]
 
 
-def _mean(runs: Sequence[Run]) -> float:
-    return sum(run.loss for run in runs) / len(runs)
+def _doubts(runs: Mapping[Candidate, Sequence[Run]]) -> dict[Candidate, float]:
+    """Half the interval of each candidate's difference to the lowest loss, as a share of that.
+
+    The candidate with the lowest loss itself has none.
+    """
+    means = {candidate: fmean(run.loss for run in own) for candidate, own in runs.items()}
+    best = min(means, key=means.__getitem__)
+    spread, confidence = seed_spread(list(runs.values())), each_confidence(len(runs))
+    scale = abs(means[best]) or 1.0
+    return {
+        candidate: compare(own, runs[best], spread).halfwidth(confidence) / scale
+        for candidate, own in runs.items()
+        if candidate != best
+    }
