@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..adalora import allocate_ranks
 from ..build import make_optimizer
@@ -226,15 +227,12 @@ def run_trainer(trainer: AsMeasured, following: Following, arguments: argparse.N
         sys.exit(
             "--resume: a Trainer's checkpoint does not tell which ranks matter; train.py resumes AdaLoRA"
         )
+    if arguments.resume and get_last_checkpoint(arguments.out) is None:
+        sys.exit(f"no checkpoint in {arguments.out}: run without --resume, or name its folder with --out")
     following.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(following)
-    try:
-        trainer.train(resume_from_checkpoint=arguments.resume)
-    except ValueError as error:
-        if arguments.resume and "checkpoint" in str(error):
-            sys.exit(f"--resume: {error}")
-        raise
+    trainer.train(resume_from_checkpoint=arguments.resume)
     if following.stop.asked:
         say(f"stopped after step {trainer.state.global_step}; go on with --resume --out {arguments.out}")
         return EXIT_STOPPED
