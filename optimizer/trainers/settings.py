@@ -96,6 +96,8 @@ class Training:
     finish_s: float | None
     """How long the whole training takes, as measured; None where that is unknown."""
     study_id: str
+    libraries: Mapping[str, str]
+    """Versions that were measured with."""
 
 
 def settings_of(training: Training) -> dict[str, Any]:
