@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +114,32 @@ class EpochLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
+@contextmanager
+def beside_quantized_weights(model: Any) -> Iterator[None]:
+    """Within it, a Trainer takes a quantized model without an adapter, whose trained parts are not quantized.
+
+    transformers (5.23) refuses it lest quantized weights are trained; these are frozen.
+    """
+    refused = getattr(model, "is_quantized", False) and not hasattr(model, "peft_config")
+    if refused:
+        model._hf_peft_config_loaded = True
+    yield
+    if refused:
+        del model._hf_peft_config_loaded
+
+
 class AsMeasured(transformers.Trainer):
     """A Trainer whose steps are those of the trial."""
 
     def __init__(self, trainee: Trainee, **options: Any) -> None:
         self.trainee = trainee
         self.optimizer: Any = None
-        trained = [(parameter, parameter.data) for parameter in trainee.model.parameters()]
-        super().__init__(model=trainee.model, **options)
-        for parameter, data in trained:
-            parameter.data = data  # TRL (1.16) makes adapters of quantized models bfloat16
+        model = trainee.model
+        trained = [(part, part.data) for part in model.parameters() if part.requires_grad]
+        with beside_quantized_weights(model):
+            super().__init__(model=model, **options)
+        for part, data in trained:
+            part.data = data  # TRL (1.16) makes adapters of quantized models bfloat16
         self.loss_is_scaled_for_ga = True  # see compute_loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:

@@ -43,6 +43,7 @@ from rankwise.runners.recipe import (
     training_steps,
 )
 from rankwise.runners.samples import encode_rows
+from rankwise.runners.trial.evaluation import evaluate
 from rankwise.runners.trial.loop import open_session, run_steps
 
 STEPS = 4
@@ -59,6 +60,7 @@ class Measured:
     candidate: Candidate
     rows: list[Example]
     heldout: list[Example]
+    heldout_loss: float
 
     @property
     def losses(self) -> list[float]:
@@ -123,6 +125,7 @@ def measure(
     )
     order = step_rows(len(sides[0]), effective_batch=candidate.recipe.effective_batch, seed=order_seed)
     losses = [step.loss for step in run_steps(session, sides[0], order, last=steps)]
+    heldout_loss = evaluate(session, sides[1]).loss
     values = {
         "description": "a test",
         "model": str(model),
@@ -147,7 +150,7 @@ def measure(
             "trainable_sha256": trainable_sha256(session.model),
         },
     }
-    return Measured(values, candidate, *sides)
+    return Measured(values, candidate, *sides, heldout_loss)
 
 
 def forget_accelerators() -> None:
@@ -225,6 +228,9 @@ CANDIDATES = {
         Adapter(method=Method.LORA, rank=4, alpha=8, dropout=0.1, targets=PROJECTIONS), level=NF4
     ),
     "last-blocks": causal(Adapter(method=Method.LAST_BLOCKS, unfrozen=("model.layers.1",), last_blocks=1)),
+    "last-blocks of nf4": causal(
+        Adapter(method=Method.LAST_BLOCKS, unfrozen=("model.layers.1",), last_blocks=1), level=NF4
+    ),
     "full": causal(Adapter(method=Method.FULL)),
 }
 
@@ -256,7 +262,9 @@ def check_programs(
             assert found == pytest.approx(measured.losses, abs=1e-4), name
             told = capsys.readouterr().out
             assert ", the tensors that were measured" in told, name
-            assert re.search(rf"held-out loss [\d.]+ on {len(measured.heldout)} rows", told), name
+            judged = re.search(rf"held-out loss ([\d.]+) on {len(measured.heldout)} rows", told)
+            assert judged, name
+            assert float(judged[1]) == pytest.approx(measured.heldout_loss, abs=1e-3), name
 
     return check
 
@@ -309,7 +317,7 @@ def test_packed_chats_are_repeated(packed_chats: Measured, check_programs: Calla
 
 
 def test_rows_that_are_no_text_are_repeated(tmp_path: Path, check_programs: Callable[..., None]) -> None:
-    """By a module that transformers does not know, with a last micro-batch that is smaller."""
+    """By a module that transformers does not know, on fewer rows than a batch has: an epoch is one step."""
     generator = np.random.default_rng(0)
     series = generator.normal(size=(60, 40, 2)).astype(np.float32)
     np.savez(tmp_path / "series.npz", past_values=series[:, :32], future_values=series[:, 32:])
@@ -320,8 +328,8 @@ def test_rows_that_are_no_text_are_repeated(tmp_path: Path, check_programs: Call
     candidate = Candidate(
         adapter=Adapter(method=Method.FULL),
         level=Level(),
-        recipe=Recipe(max_length=None, effective_batch=6, epochs=1),
-        micro_batch=3,
+        recipe=Recipe(max_length=None, effective_batch=64, epochs=4),
+        micro_batch=32,
         learning_rate=1e-2,
     )
     measured = measure(
