@@ -31,7 +31,7 @@ from rankwise.optimizer.keys import derive_seed
 from rankwise.probes.profiles import TaskKind, TaskProfile
 from rankwise.probes.rows import read_rows
 from rankwise.runners.array_samples import array_examples
-from rankwise.runners.build import load_tokenizer, trainable_sha256
+from rankwise.runners.build import trainable_sha256
 from rankwise.runners.ready_files import compose_program
 from rankwise.runners.recipe import (
     Example,
@@ -43,6 +43,7 @@ from rankwise.runners.recipe import (
     training_steps,
 )
 from rankwise.runners.samples import encode_rows
+from rankwise.runners.tokenizer import load_tokenizer
 from rankwise.runners.trial.evaluation import evaluate
 from rankwise.runners.trial.loop import open_session, run_steps
 
