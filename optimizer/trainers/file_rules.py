@@ -17,7 +17,7 @@ from .file_facts import Facts, FileRule, Severity, called
 from .reading import OPTIMIZERS
 
 RATE_APART = 8.0
-"""A rate so many times below what suits LoRA, or above what suits full fine-tuning, is that of the other: they
+"""A rate so many times below what suits LoRA, or above what suits full fine-tuning, is the other one: they
 are ten times apart ("LoRA Without Regret", Schulman et al. 2025)."""
 
 LOUDEST = 8.0
@@ -108,6 +108,18 @@ def _packs_without_bounds(facts: Facts) -> bool:
     named = facts.keys.get("attn_implementation") or ""
     by_switch = any(facts.keys.get(name) for name in (*switches, "xformers_attention", "sage_attention"))
     return not by_switch and not str(named).startswith(KEEPS_APART)
+
+
+def _single_target(facts: Facts) -> str | None:
+    told = facts.keys.get("lora_target_modules")
+    names = [told] if isinstance(told, str) else told
+    return str(names[0]) if isinstance(names, list) and len(names) == 1 else None
+
+
+def _has_single_name(facts: Facts) -> bool:
+    """TRL is given one target, and that is a name, not a pattern."""
+    name = _single_target(facts)
+    return facts.reading.trainer == "trl" and name is not None and name.replace("_", "").isalnum()
 
 
 FILE_RULES = (
@@ -230,6 +242,18 @@ FILE_RULES = (
         message=lambda _: "this needs the package bitsandbytes, which is not installed here",
         next_step="pip install bitsandbytes",
         keys=("optimizer", "quantization"),
+    ),
+    FileRule(
+        id="single-target",
+        severity=Severity.ERROR,
+        applies=_has_single_name,
+        message=lambda f: (
+            f"TRL takes a single target ({_single_target(f)}) for a pattern of whole names: nothing "
+            "matches it"
+        ),
+        next_step="write it as a pattern such as '.*q_proj', or name two modules",
+        keys=("targets",),
+        versions="trl 1.16, peft 0.21",
     ),
     FileRule(
         id="scale-of-adapter",
