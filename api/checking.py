@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import InputError, PathNotAllowed
+from ..errors import InputError, ModelError, PathNotAllowed
 from ..home import Home
 from ..optimizer.trainers.file_facts import Facts, Finding, Severity
 from ..optimizer.trainers.findings import findings, in_order
@@ -25,7 +25,7 @@ from .estimates import EstimateOptions, TrialsOn, answer, no_trials, read_questi
 from .response_schemas import CheckDocument, CheckFinding, EstimateDocument
 from .submission import InvalidRequest
 from .trainer_files import TrainerFile
-from .trainer_options import better_split, estimate_options, leaner
+from .trainer_options import better_split, estimate_options, leaner, model_of
 from .units import format_bytes
 
 WORTH_SAYING = 1.03
@@ -119,7 +119,7 @@ def check(file: TrainerFile, where: Where, estimate: Estimator, *, disk: Path) -
         RunnerError: an estimate could not be run.
     """
     reading = file.reading
-    model = _model_of(file, where)
+    model = model_of(file, where.roots)
     config = {} if model is None else _config_of(model, where)
     is_named = where.gpu is not None or where.memory_limit is not None
     hardware = read_hardware(disk) if where.is_here and not is_named and not where.is_quick else None
@@ -140,13 +140,12 @@ def check(file: TrainerFile, where: Where, estimate: Estimator, *, disk: Path) -
     ]
     state.unknown = _no_estimate(state, where, model)
     if state.unknown is None and model is not None:
-        options = estimate_options(reading)
-        options["gpus"] = where.gpus or 1
+        placed: EstimateOptions = {"gpus": where.gpus or 1}
         if where.memory_limit is not None:
-            options["memory_limit"] = where.memory_limit
+            placed["memory_limit"] = where.memory_limit
         if where.gpu is not None or gpus:
-            options["gpu"] = where.gpu or gpus[0].name
-        _estimate(state, model, options, estimate)
+            placed["gpu"] = where.gpu or gpus[0].name
+        _estimate(state, model, placed, estimate)
     return _document(state, where)
 
 
@@ -166,9 +165,10 @@ def _no_estimate(state: _Checked, where: Where, model: str | None) -> str | None
     return None
 
 
-def _estimate(state: _Checked, model: str, options: EstimateOptions, estimate: Estimator) -> None:
+def _estimate(state: _Checked, model: str, placed: EstimateOptions, estimate: Estimator) -> None:
     """Memory and speed as the file has it, and what does better."""
     try:
+        options: EstimateOptions = {**estimate_options(state.file.reading), **placed}
         state.estimate, options = _with_known_targets(state, model, options, estimate)
     except PathNotAllowed:
         raise
@@ -331,8 +331,6 @@ def _gain(before: EstimateDocument, after: EstimateDocument) -> str:
 
 def _is_model_missing(error: InputError) -> bool:
     """The model is not at hand: nothing is wrong with the file."""
-    from ..errors import ModelError
-
     return isinstance(error, ModelError)
 
 
@@ -345,17 +343,6 @@ def _field_in(message: str) -> str:
 def _key_of(reading: Reading, name: str | None) -> str | None:
     setting = _KEY_OF_FIELD.get(name, name) if name is not None else None
     return None if setting is None else reading.key_of.get(setting)
-
-
-def _model_of(file: TrainerFile, where: Where) -> str | None:
-    """As the trainer would find it, else beside the file; of a text only what the operator allows."""
-    told = file.reading.get("model")
-    if not isinstance(told, str) or not told.strip():
-        return None
-    if file.folder is None or Path(told).is_absolute():
-        return told
-    beside = file.folder / told
-    return told if Path(told).exists() or not beside.exists() else str(resolve_path(str(beside), where.roots))
 
 
 def _config_of(model: str, where: Where) -> Mapping[str, Any]:

@@ -315,6 +315,24 @@ class EstimateBody(_Body):
         return self.model_dump()
 
 
+class CheckBody(_Body):
+    """A trainer's file, and where it is to run."""
+
+    text: Annotated[str, Field(min_length=1, max_length=256 * 2**10)]
+    """YAML or JSON, at most 256 KiB."""
+    name: Word = "file"
+    """As findings are to call it."""
+    format: Word | None = None
+    """Told from the keys, or ``trl``, ``axolotl``, ``llamafactory``, ``transformers``, ``accelerate``,
+    ``deepspeed``, ``peft``."""
+    gpu: Word | None = None
+    gpus: Annotated[Count, Field(ge=1)] | None = None
+    memory_limit: Size | None = None
+    """Device memory that it may take: bytes, or text such as ``"24GiB"``."""
+    quick: Switch = False
+    """The file alone is looked at."""
+
+
 ESTIMATE_EXAMPLES: dict[str, Any] = {
     "fits": {
         "summary": "Whether a QLoRA fits on one GPU, and with which batch",

@@ -1,16 +1,21 @@
-"""A trainer's settings as an estimate asks for them. Knows nothing of files."""
+"""A trainer's settings as an estimate asks for them. Knows nothing of what is wrong with them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..optimizer.domain import Method, Quantization
 from ..optimizer.estimates.settings import LOSSES, MOST_ROWS
 from ..optimizer.trainers.reading import OPTIMIZERS, Reading
+from ..probes.paths import resolve_path
 from ..probes.profiles import TaskKind
 from .estimates import EstimateOptions
 from .own_lora import simple_expression
+from .trainer_files import TrainerFile, load_trainer_file
 
 KERNELS = ("sdpa", "eager", "flash_attention_2")
 """That estimates know; of others they take what the model prefers."""
@@ -50,6 +55,41 @@ def estimate_options(reading: Reading) -> EstimateOptions:
         "task": _task(reading),
     }
     return {**options, **{name: value for name, value in named.items() if value is not None}}  # type: ignore[typeddict-item]
+
+
+def question_in(source: str, given: EstimateOptions) -> tuple[str, EstimateOptions]:
+    """The model that a trainer's file names, and what is asked of it; what is given besides counts more.
+
+    Raises:
+        InputError: the file cannot be read, names no model, or a method that is not known here.
+    """
+    file = load_trainer_file(source)
+    model = model_of(file, None)
+    if model is None:
+        raise InputError(f"{source} names no model", next_step="name the model, and settings as options")
+    reading = file.reading
+    if reading.bad:
+        bad = reading.bad[0]
+        raise InputError(
+            f"{source}: {bad.key} is {bad.value!r:.80}, and has to be {bad.wanted}", next_step="correct it"
+        )
+    if reading.method is None and "method" not in given:
+        raise InputError(
+            f"rankwise does not know the method {reading.get('method')!r:.40} of {source}",
+            next_step="name another with --method",
+        )
+    return model, {**estimate_options(reading), **given}
+
+
+def model_of(file: TrainerFile, roots: Sequence[Path] | None) -> str | None:
+    """The model as the trainer would find it, else beside the file; None where none is named."""
+    told = file.reading.get("model")
+    if not isinstance(told, str) or not told.strip():
+        return None
+    if file.folder is None or Path(told).is_absolute():
+        return told
+    beside = file.folder / told
+    return told if Path(told).exists() or not beside.exists() else str(resolve_path(str(beside), roots))
 
 
 def precision_of(reading: Reading) -> str:
