@@ -43,7 +43,7 @@ def estimate(
         str,
         typer.Argument(
             metavar="MODEL|FILE",
-            help="Folder, config.json, or id on the hub; or a file of TRL, Axolotl, LLaMA-Factory, a Trainer.",
+            help="Folder, config.json, or id on the hub; or a file of TRL, Axolotl, LLaMA-Factory …",
         ),
     ],
     task: Annotated[
