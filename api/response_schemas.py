@@ -581,3 +581,41 @@ class CheckDocument(_Document):
     not_looked_at: tuple[str, ...]
     """Keys that the trainer knows and rankwise has nothing to say of."""
     estimate: EstimateDocument | None
+
+
+class SettingChange(_Document):
+    """One setting that the recommendation has otherwise than the baseline."""
+
+    setting: str
+    now: str
+    then: str
+
+
+class BaselineDocument(_Document):
+    """What became of the configuration that is trained with now, and what changing it would bring."""
+
+    name: str
+    """Of its file."""
+    trainer: str
+    description: str | None = None
+    candidate_id: str | None = None
+    trials: tuple[int, ...] = ()
+    """Numbers of those that measured it."""
+    reason: str | None = None
+    """Why it was not measured, without a full stop; null where it was."""
+    is_recommended: bool = False
+    times_as_fast: float | None = None
+    """The recommended one, in tokens or samples a second."""
+    memory_bytes: int | None = None
+    """The baseline's peak."""
+    memory_change_bytes: int | None = None
+    """Negative where the recommended one needs less."""
+    loss_difference: float | None = None
+    """The recommended one's held-out loss less the baseline's, on the same rows."""
+    loss_low: float | None = None
+    loss_high: float | None = None
+    relation: Literal["better", "worse", "no difference", "unknown"] | None = None
+    """Of the recommended one's loss to the baseline's; null where the baseline was not trained as long."""
+    changes: tuple[SettingChange, ...] = ()
+    sentences: tuple[str, ...] = ()
+    """The same for people."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..optimizer.domain import Method, Quantization
 from ..optimizer.trainers.as_estimate import as_estimate, targets_of
 from ..optimizer.trainers.reading import Reading
 from ..probes.paths import resolve_path
-from .estimates import EstimateOptions
 from .own_lora import simple_expression
 from .trainer_files import TrainerFile, load_trainer_file
+
+if TYPE_CHECKING:
+    from .estimates import EstimateOptions
 
 
 def estimate_options(reading: Reading) -> EstimateOptions:
