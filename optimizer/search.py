@@ -112,6 +112,8 @@ def next_step(
         if (plan := next_probe(candidates, evidence, weights, left=left)) is not None:
             return RunTrial(plan)
     if not any(evidence.measured(candidate) for candidate in candidates):
+        if baseline is not None and evidence.measured(baseline) is not None:
+            return Stop("only the present configuration could be measured within the limits")
         return Stop("nothing fits: no probe ran to its end within the memory that there is")
     if not limits.can_learn:
         return Stop("the search is complete; quality cannot be measured without the model's weights")

@@ -276,7 +276,7 @@ FILE_RULES = (
             and f.reading.get("learning_rate") * RATE_APART <= _suits(Method.LORA)(f)
         ),
         message=lambda f: (
-            f"the learning rate {f.reading.get('learning_rate'):g} is one for full fine-tuning: LoRA learns "
+            f"the learning rate {f.reading.get('learning_rate'):g} suits full fine-tuning: LoRA learns "
             f"best at about ten times as much ({_suits(Method.LORA)(f):g} is where to begin)"
         ),
         next_step="raise it, or let rankwise recommend measure which suits your data",
@@ -292,7 +292,7 @@ FILE_RULES = (
             and f.reading.get("learning_rate") >= RATE_APART * _suits(Method.FULL)(f)
         ),
         message=lambda f: (
-            f"the learning rate {f.reading.get('learning_rate'):g} is one for LoRA: full fine-tuning learns "
+            f"the learning rate {f.reading.get('learning_rate'):g} suits LoRA: full fine-tuning learns "
             f"best at about a tenth ({_suits(Method.FULL)(f):g} is where to begin)"
         ),
         next_step="lower it, or name an adapter",
