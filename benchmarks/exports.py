@@ -108,10 +108,11 @@ def main() -> None:
     # As in trials: OpenMP's spinning threads make anything else on the machine slow them down.
     os.environ |= {"HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": "1000"}
     multiprocessing.set_forkserver_preload(LOADED)
-    rows = [row for folder in given.recommendation for row in compare(folder, given.repeats)]
-    text = report(rows, given.repeats)
-    print(text)
-    given.report.write_text(text, encoding="utf-8")
+    rows: list[Row] = []
+    for folder in given.recommendation:
+        rows += compare(folder, given.repeats)
+        given.report.write_text(report(rows, given.repeats), encoding="utf-8")
+    print(given.report.read_text(encoding="utf-8"))
     if not all(row.holds for row in rows):
         sys.exit("a program is further from the trial than promised")
 
@@ -250,7 +251,7 @@ def report(rows: Iterable[Row], repeats: int) -> str:
         "# Exported programs beside the trial",
         "",
         f"Each program took the first {STEPS} steps of the training that `train.py`, whose loop is the",
-        f"trial's, takes. Every run was a process of its own; programs took turns, {repeats} times. Memory",
+        f"trial's, takes. Every run was a process of its own; programs took {repeats} turns. Memory",
         f"is the peak of live tensor bytes in a step; speed is that of steps {TIMED_FROM} to {STEPS}, the",
         "median of the turns (their range in brackets), beside that by the processor time of the process,",
         "which others on the machine disturb less. Those of `train.py` are 1. Losses may differ by",
