@@ -5,8 +5,8 @@
     training_args.json    the rest, as far as a Trainer has arguments for it: ``TrainingArguments(**data)``
     train.py              all of it as one program: the code that the trial ran
 
-``train.py`` is composed from the very sources that the trial ran (see ``SCRIPT_SOURCES``), with the
-study's values written in. Imports no torch: sources are read as text.
+``train.py`` is composed from the very sources that the trial ran (see :data:`PROGRAMS`), with the study's
+values written in; so are the programs for other trainers. Imports no torch: sources are read as text.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import pprint
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,25 +32,72 @@ from ..optimizer.overview import enumerated_of
 from ..optimizer.recipe import steps_for
 from ..store import Store
 
-SCRIPT_SOURCES = (
+_TEXTS = (
     "probes/rows.py",
     "probes/array_sources.py",
-    "probes/arrays.py",
     "runners/recipe.py",
     "runners/samples.py",
-    "runners/array_samples.py",
+    "runners/tokenizer.py",
+)
+_ARRAYS = ("probes/arrays.py", "runners/array_samples.py")
+_MODEL = (
     "runners/modules.py",
     "runners/weights.py",
     "runners/build.py",
     "runners/adalora.py",
     "runners/losses.py",
     "runners/forward.py",
-    "runners/trial/loop.py",
-    "runners/saving.py",
-    "runners/trial/evaluation.py",
-    "runners/train_script.py",
+    "runners/trainee.py",
 )
-"""In the order of their appearance in ``train.py``: each uses only names of those before it."""
+_RESULT = ("runners/saving.py", "runners/trial/evaluation.py")
+_SHARED = "runners/scripts/shared.py"
+_ANY_ROWS = "runners/scripts/any_rows.py"
+_TRAINING = "runners/scripts/training.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a program is composed of."""
+
+    sources: tuple[str, ...]
+    """In the order of their appearance: each uses only names of those before it; the last has ``main``."""
+    needs: str
+    """The packages to install, in words."""
+
+
+_PLAIN_ROWS = "runners/scripts/plain_rows.py"
+_AS_MEASURED = "runners/scripts/as_measured.py"
+_ANY_TRAINING = (*_TEXTS, *_ARRAYS, *_MODEL, *_RESULT, _SHARED, _ANY_ROWS, _TRAINING)
+
+PROGRAMS: Mapping[str, Program] = {
+    "train.py": Program(
+        (*_ANY_TRAINING, "runners/trial/loop.py", "runners/scripts/train.py"),
+        "torch, transformers, peft and accelerate",
+    ),
+    "train_pytorch.py": Program(
+        (*_ANY_TRAINING, "runners/scripts/train_pytorch.py"), "torch, transformers and peft"
+    ),
+    "train_transformers.py": Program(
+        (*_ANY_TRAINING, _AS_MEASURED, "runners/scripts/train_transformers.py"),
+        "torch, transformers, peft and accelerate",
+    ),
+    "train_trl.py": Program(
+        (
+            *(*_TEXTS, *_MODEL, *_RESULT, _SHARED, _TRAINING, _AS_MEASURED, _PLAIN_ROWS),
+            "runners/scripts/train_trl.py",
+        ),
+        "torch, transformers, peft, accelerate and trl",
+    ),
+    "train_lightning.py": Program(
+        (*_ANY_TRAINING, "runners/scripts/train_lightning.py"), "torch, transformers, peft and lightning"
+    ),
+    "prepare_data.py": Program(
+        (*_TEXTS, _SHARED, _PLAIN_ROWS, "runners/scripts/prepare_data.py"),
+        "torch and transformers",
+    ),
+}
+"""File name → program. All of them import nothing of rankwise. Those for transformers and TRL read
+``training_args.json`` beside them."""
 
 FIRST_LOSSES = 20
 CHECKPOINT_EVERY_STEPS = 200
@@ -100,32 +148,36 @@ def ready_files(
     config = exported_adapter(chosen.candidate, study.facts, full_steps)
     if config is not None:
         texts["adapter_config.json"] = json.dumps(config, indent=2) + "\n"
+    values = script_values(chosen.candidate, study, find_trained(chosen, trials))
     arguments = training_arguments(
         chosen.candidate,
-        seed=derive_seed(study.request.seed, "model"),
+        seed=values["seed"],
         on_cpu=not study.facts.hardware.gpus,
     )
     texts["training_args.json"] = json.dumps(arguments, indent=2) + "\n"
-    texts["train.py"] = compose_script(script_values(chosen, study, trials))
+    texts["train.py"] = compose_program("train.py", values)
     return texts
 
 
-def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> dict[str, Any]:
-    """What ``train.py`` needs to repeat the trial and to go on to the full training."""
+def script_values(candidate: Candidate, study: Study, trained: Trial | None) -> dict[str, Any]:
+    """What a program needs to repeat the trial and to go on to the full training.
+
+    Args:
+        trained: the candidate's training; None where only its speed and memory were measured.
+    """
     facts = study.facts
-    assert facts is not None  # noqa: S101 - a recommendation is made of facts
-    trained = find_trained(chosen, trials)
-    losses = trained.measurement.train_losses if trained and trained.measurement else ()
+    assert facts is not None  # noqa: S101 - a candidate is made of facts
+    measured = trained.measurement if trained else None
     replicate = trained.plan.replicate if trained else 0
     trial_steps = trained.plan.train_steps if trained else 0
     full_steps = steps_for(facts.train_rows, facts.recipe)
     return {
-        "description": f"{chosen.candidate.describe()}; recommended by rankwise, study {study.id}",
+        "description": f"{candidate.describe()}; measured by rankwise, study {study.id}",
         "model": facts.model.path,
         "dataset": facts.dataset.path,
         "task": {**to_json(facts.dataset.task), "reason": ""},
-        "candidate": to_json(chosen.candidate),
-        "adapter_config": exported_adapter(chosen.candidate, facts, full_steps),
+        "candidate": to_json(candidate),
+        "adapter_config": exported_adapter(candidate, facts, full_steps),
         "chat_template": facts.chat_template,
         "every_nth_row": facts.dataset.every_nth_row,
         "has_weights": facts.model.has_weights,
@@ -138,9 +190,9 @@ def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> 
         "checkpoint_every": CHECKPOINT_EVERY_STEPS,
         "trial": {
             "steps": trial_steps,
-            "adapter_config": exported_adapter(chosen.candidate, facts, trial_steps or full_steps),
-            "first_losses": list(losses[:FIRST_LOSSES]),
-            "trainable_sha256": chosen.evidence.trainable_sha256,
+            "adapter_config": exported_adapter(candidate, facts, trial_steps or full_steps),
+            "first_losses": list(measured.train_losses[:FIRST_LOSSES]) if measured else [],
+            "trainable_sha256": measured.trainable_sha256 if measured else None,
         },
     }
 
@@ -167,21 +219,27 @@ def find_trained(chosen: Recommendation, trials: list[Trial]) -> Trial | None:
     )
 
 
-def compose_script(values: Mapping[str, Any]) -> str:
-    """One self-contained program out of the sources: imports, the study's values, then a section a source."""
+def compose_program(name: str, values: Mapping[str, Any]) -> str:
+    """One self-contained program out of its sources: imports, the study's values, then a section a source.
+
+    Args:
+        name: one of :data:`PROGRAMS`.
+        values: see :func:`script_values`.
+    """
+    program = PROGRAMS[name]
     imports: dict[str, set[str]] = {}
     sections = []
-    for name in SCRIPT_SOURCES:
-        source = files("rankwise").joinpath(name).read_text(encoding="utf-8")
+    for path in program.sources:
+        source = files("rankwise").joinpath(path).read_text(encoding="utf-8")
         title, body = split_source(source, imports)
         sections.append(f"# {title}\n\n{body.strip()}\n")
     body = "\n\n".join(sections)
     if body.count(VALUES_LINE) != 1:
-        raise AssertionError("the sources of train.py no longer have exactly one place for the values")
+        raise AssertionError(f"the sources of {name} no longer have exactly one place for the values")
     written = pprint.pformat(dict(values), width=100, sort_dicts=False)
     parts = [
         "#!/usr/bin/env python3",
-        f'"""{values["description"]}.\n\nNeeds torch, transformers, peft and accelerate; see --help.\n"""\n',
+        f'"""{values["description"]}.\n\nNeeds {program.needs}; see --help.\n"""\n',
         "from __future__ import annotations\n",
         *format_imports(imports),
         f"\n# What was recommended. Everything below is how it is carried out.\n\nVALUES = {written}\n\n",

@@ -84,6 +84,8 @@ class Training:
     """Name of what makes the model; None where transformers does."""
     adapter_config: Mapping[str, Any] | None
     """PEFT's; None without an adapter."""
+    classes: int
+    """Of a classification; 0 elsewhere."""
     total_steps: int
     seed: int
     on_cpu: bool
@@ -96,6 +98,8 @@ class Training:
     finish_s: float | None
     """How long the whole training takes, as measured; None where that is unknown."""
     study_id: str
+    libraries: Mapping[str, str]
+    """Versions that were measured with."""
 
 
 def settings_of(training: Training) -> dict[str, Any]:
