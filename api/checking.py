@@ -170,10 +170,12 @@ def _estimate(state: _Checked, model: str, placed: EstimateOptions, estimate: Es
     try:
         options: EstimateOptions = {**estimate_options(state.file.reading), **placed}
         state.estimate, options = _with_known_targets(state, model, options, estimate)
-    except PathNotAllowed:
-        raise
     except InputError as error:
         problems = error.problems if isinstance(error, InvalidRequest) else ()
+        causes = [problem.error for problem in problems] or [error]
+        for cause in causes:
+            if isinstance(cause, PathNotAllowed):
+                raise cause from None
         if any(problem.field in ("gpu", "memory_limit", "gpus") for problem in problems):
             raise
         state.unknown = error.message
@@ -181,7 +183,7 @@ def _estimate(state: _Checked, model: str, placed: EstimateOptions, estimate: Es
         state.found.append(
             Finding(
                 id="cannot-run",
-                severity=Severity.WARNING if _is_model_missing(error) else Severity.ERROR,
+                severity=Severity.WARNING if all(map(_is_model_missing, causes)) else Severity.ERROR,
                 message=error.message,
                 next_step=error.next_step,
                 key=_key_of(state.file.reading, field_name),

@@ -52,7 +52,7 @@ def _names_adapter(facts: Facts) -> bool:
 
 
 def _suits(method: Method, facts: Facts) -> float:
-    """The method's usual rate; where the model's width is unknown, the one that is the least to complain of."""
+    """The method's usual rate; where the model's width is unknown, the one that is complained of least."""
     width = facts.hidden_size or (WIDEST if method is Method.LORA else NARROWEST)
     return learning_rate(method, width)
 

@@ -87,17 +87,14 @@ def test_numbers_may_be_texts_as_yaml_has_them() -> None:
         ("lora_r", True, "a whole number"),
         ("learning_rate", [1e-4], "a number"),
         ("learning_rate", float("inf"), "a number"),
-        ("gradient_checkpointing", "perhaps", "true or false"),
-        ("packing", "perhaps", "true or false"),
+        ("use_dora", "perhaps", "true or false"),
         ("lora_target_modules", [1, 2], "a list of names, or one name"),
         ("optim", 8, "a word"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_its_key(key: str, value: object, wanted: str) -> None:
     reading = read({**TRL, key: value}, "trl")
-    assert [(bad.key, bad.wanted) for bad in reading.bad] == [(key, wanted)] or key in (
-        *("gradient_checkpointing", "packing"),
-    )
+    assert [(bad.key, bad.wanted) for bad in reading.bad] == [(key, wanted)]
 
 
 def test_unknown_keys_come_with_the_nearest_known_one() -> None:
