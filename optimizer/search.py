@@ -14,8 +14,9 @@ from statistics import fmean
 
 from .domain import Adapter, Candidate, Estimate, Trial, TrialPlan, TrialState, Weights
 from .evidence import Evidence
-from .probing import ADAPTERS, next_probe
-from .training import FINALISTS, MOST_RATES, MOST_SEEDS, SEEDS, Room, Training
+from .probing import ADAPTERS, FIRST_ADAPTERS, next_probe
+from .promise import Arm
+from .training import FINALISTS, MOST_SEEDS, SEEDS, Room, Training
 
 PROBE_BUDGET_SHARE = 0.35
 """Part of the budget that probes may spend; training gets the rest."""
@@ -104,7 +105,9 @@ def next_step(
     evidence = Evidence(trials, limits.memory_limit_bytes, estimates)
     if not evidence.trainings:
         left = _probes_left(candidates, evidence, limits)
-        if (plan := next_probe(candidates, evidence, weights, left=left)) is not None:
+        # Where speed or memory come first, they are measured of all; else of what is to be trained.
+        adapters = FIRST_ADAPTERS if limits.can_learn and limits.quality_first else ADAPTERS
+        if (plan := next_probe(candidates, evidence, weights, left=left, adapters=adapters)) is not None:
             return RunTrial(plan)
     if not any(evidence.measured(candidate) for candidate in candidates):
         return Stop("nothing fits: no probe ran to its end within the memory that there is")
@@ -120,7 +123,8 @@ def outline(candidates: Sequence[Candidate], limits: SearchLimits) -> PlanOutlin
     shapes = {candidate.shape_key for candidate in candidates}
     reserve = _reserve(candidates, limits)
     adapters = min(ADAPTERS, len(_adapters(candidates)))
-    wanted = adapters + 2 * MOST_RATES * math.ceil(adapters / 2) + min(adapters, FINALISTS) * MOST_SEEDS
+    rates = 1 + 2 * Arm.MOST_RATES
+    wanted = adapters * rates + min(adapters * rates, FINALISTS) * (MOST_SEEDS - 1)
     return PlanOutline(
         candidates=len(candidates),
         adapters=len(_adapters(candidates)),
@@ -164,7 +168,7 @@ def _reserve(candidates: Sequence[Candidate], limits: SearchLimits) -> int:
     """Trials that are kept for training."""
     if not limits.can_learn:
         return 0
-    wanted = LEAST_TRAININGS if len(_adapters(candidates)) > 1 else SEEDS + MOST_RATES
+    wanted = LEAST_TRAININGS if len(_adapters(candidates)) > 1 else SEEDS + Arm.MOST_RATES
     return min(wanted, limits.max_trials // 2)
 
 
