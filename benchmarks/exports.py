@@ -255,7 +255,8 @@ def report(rows: Iterable[Row], repeats: int) -> str:
         f"is the peak of live tensor bytes in a step; speed is that of steps {TIMED_FROM} to {STEPS}, the",
         "median of the turns (their range in brackets), beside that by the processor time of the process,",
         "which others on the machine disturb less. Those of `train.py` are 1. Losses may differ by",
-        f"{LOSS_TOLERANCE}, memory by {MEMORY_TOLERANCE:.0%}; a program may be {SPEED_TOLERANCE:.0%} slower.",
+        f"{LOSS_TOLERANCE}, memory by {MEMORY_TOLERANCE:.0%}; a program may be {SPEED_TOLERANCE:.0%} slower",
+        "in one of the two: wall times tell little where others work beside it.",
         "",
     ]
     for case in dict.fromkeys(row.case for row in rows):
@@ -269,7 +270,8 @@ def report(rows: Iterable[Row], repeats: int) -> str:
         lines.append("")
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     lines += [
-        f"On {machine()}; Python {platform.python_version()}, {versions}.",
+        f"On {machine()}, load average {os.getloadavg()[1]:.1f}.",
+        f"Python {platform.python_version()}, {versions}.",
         "Made by `benchmarks/exports.py`, whose first lines say how.",
         "",
     ]
