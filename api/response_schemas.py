@@ -37,8 +37,11 @@ from ..optimizer.domain import (
     Weights,
 )
 from ..optimizer.estimates.intervals import Fits
+from ..optimizer.trainers.cells import Effect
+from ..optimizer.trainers.formats import Format
 from ..optimizer.verdicts import Proof, Support
 from ..probes.profiles import GpuProfile, HardwareProfile, HostProfile, LengthProfile, TaskKind, TaskProfile
+from ..runners.exporting import Export
 from .request_schemas import StudyBody
 
 
@@ -63,6 +66,8 @@ class StudyLinks(_Part):
     recommendation: str
     events: str
     report: str
+    exports: str
+    """With the name of a format after it: ``…/exports/axolotl``."""
 
     @classmethod
     def of(cls, study_id: str) -> StudyLinks:
@@ -74,6 +79,46 @@ class StudyLinks(_Part):
             recommendation=f"{base}/recommendation",
             events=f"{base}/events",
             report=f"{base}/report",
+            exports=f"{base}/exports",
+        )
+
+
+class GapDocument(_Part):
+    """A setting that a format cannot say."""
+
+    setting: str
+    value: Any
+    reason: str
+    """What its trainer does instead."""
+    effect: Effect
+
+
+class ExportDocument(_Document):
+    """A training in the files of one format."""
+
+    study_id: str
+    trial_id: str
+    """That measured it."""
+    format: Format
+    candidate: str
+    """In words."""
+    files: Mapping[str, str]
+    """Name → text."""
+    commands: tuple[tuple[str, ...], ...]
+    """What to run beside the files, in this order: arguments, no shell text."""
+    not_expressible: tuple[GapDocument, ...]
+
+    @classmethod
+    def of(cls, exported: Export) -> ExportDocument:
+        """What the files and commands are."""
+        return cls(
+            study_id=exported.study_id,
+            trial_id=exported.trial_id,
+            format=exported.form,
+            candidate=exported.candidate.describe(),
+            files=exported.files,
+            commands=exported.commands,
+            not_expressible=tuple(GapDocument(**_fields_of(gap)) for gap in exported.gaps),
         )
 
 

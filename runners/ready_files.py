@@ -106,26 +106,30 @@ def ready_files(
         on_cpu=not study.facts.hardware.gpus,
     )
     texts["training_args.json"] = json.dumps(arguments, indent=2) + "\n"
-    texts["train.py"] = compose_script(script_values(chosen, study, trials))
+    values = script_values(chosen.candidate, study, find_trained(chosen, trials))
+    texts["train.py"] = compose_script(values)
     return texts
 
 
-def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> dict[str, Any]:
-    """What ``train.py`` needs to repeat the trial and to go on to the full training."""
+def script_values(candidate: Candidate, study: Study, trained: Trial | None) -> dict[str, Any]:
+    """What a program needs to repeat the trial and to go on to the full training.
+
+    Args:
+        trained: the candidate's training; None where only its speed and memory were measured.
+    """
     facts = study.facts
-    assert facts is not None  # noqa: S101 - a recommendation is made of facts
-    trained = find_trained(chosen, trials)
-    losses = trained.measurement.train_losses if trained and trained.measurement else ()
+    assert facts is not None  # noqa: S101 - a candidate is made of facts
+    measured = trained.measurement if trained else None
     replicate = trained.plan.replicate if trained else 0
     trial_steps = trained.plan.train_steps if trained else 0
     full_steps = steps_for(facts.train_rows, facts.recipe)
     return {
-        "description": f"{chosen.candidate.describe()}; recommended by rankwise, study {study.id}",
+        "description": f"{candidate.describe()}; measured by rankwise, study {study.id}",
         "model": facts.model.path,
         "dataset": facts.dataset.path,
         "task": {**to_json(facts.dataset.task), "reason": ""},
-        "candidate": to_json(chosen.candidate),
-        "adapter_config": exported_adapter(chosen.candidate, facts, full_steps),
+        "candidate": to_json(candidate),
+        "adapter_config": exported_adapter(candidate, facts, full_steps),
         "chat_template": facts.chat_template,
         "every_nth_row": facts.dataset.every_nth_row,
         "has_weights": facts.model.has_weights,
@@ -138,9 +142,9 @@ def script_values(chosen: Recommendation, study: Study, trials: list[Trial]) -> 
         "checkpoint_every": CHECKPOINT_EVERY_STEPS,
         "trial": {
             "steps": trial_steps,
-            "adapter_config": exported_adapter(chosen.candidate, facts, trial_steps or full_steps),
-            "first_losses": list(losses[:FIRST_LOSSES]),
-            "trainable_sha256": chosen.evidence.trainable_sha256,
+            "adapter_config": exported_adapter(candidate, facts, trial_steps or full_steps),
+            "first_losses": list(measured.train_losses[:FIRST_LOSSES]) if measured else [],
+            "trainable_sha256": measured.trainable_sha256 if measured else None,
         },
     }
 

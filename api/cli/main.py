@@ -13,7 +13,7 @@ import typer
 
 from ... import __version__
 from ...errors import RankwiseError
-from . import compare, db, estimate, init, inspect, merge, page, probe, recommend, serve, studies
+from . import compare, db, estimate, export, init, inspect, merge, page, probe, recommend, serve, studies
 from .console import exit_code, print_error
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ app.command(epilog=estimate.EXAMPLES)(estimate.estimate)
 app.command(epilog=merge.EXAMPLES)(merge.merge)
 app.add_typer(studies.app, name="studies")
 app.command(epilog=page.EXAMPLES)(page.report)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.add_typer(db.app, name="db")

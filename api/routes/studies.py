@@ -12,8 +12,10 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 
-from ...errors import Conflict, RankwiseError
+from ...errors import Conflict, NotFound, RankwiseError
 from ...optimizer.domain import Study, StudyState
+from ...optimizer.trainers.formats import Format
+from ...runners.exporting import export
 from ...store import Store
 from ..comparing import compare_studies
 from ..documents import adapter_config_of
@@ -25,6 +27,7 @@ from ..request_schemas import STUDY_EXAMPLES, StudyBody
 from ..response_schemas import (
     DifferenceDocument,
     EventList,
+    ExportDocument,
     RecommendationDocument,
     RuledOut,
     StudyDocument,
@@ -145,6 +148,29 @@ def read_report(store: StoreDep, study_id: str) -> HTMLResponse:
     """One HTML file that loads and runs nothing. 404 until the study has succeeded."""
     headers = {"Content-Security-Policy": f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'"}
     return HTMLResponse(report_of(store, study_id), headers=headers)
+
+
+@router.get(
+    "/{study_id}/exports/{form}",
+    summary="What a study recommends, in the files of another trainer",
+    responses=problem_docs(404, 409, 422),
+)
+def read_export(store: StoreDep, study_id: str, form: Format) -> ExportDocument:
+    """``not_expressible`` lists what the trainer cannot be told; 422 where it would train something else."""
+    return ExportDocument.of(export(store, study_id, form))
+
+
+@router.get(
+    "/{study_id}/trials/{trial_id}/exports/{form}",
+    summary="A trial's candidate in the files of another trainer",
+    responses=problem_docs(404, 409, 422),
+)
+def read_trial_export(store: StoreDep, study_id: str, trial_id: str, form: Format) -> ExportDocument:
+    """As for a recommendation."""
+    trial = store.get_trial(trial_id)
+    if trial.study_id != study_id:
+        raise NotFound(f"study {study_id} has no trial {trial_id}", next_step="see its list of trials")
+    return ExportDocument.of(export(store, trial_id, form))
 
 
 @router.get(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
+from rankwise.api.cli.main import main
 from rankwise.home import Home
 from rankwise.optimizer.domain import (
     Adapter,
@@ -216,6 +220,38 @@ class StudyScript:
         self.run(LORA, Rung.PROBE, PROBED)
         self.fail_trial(FULL, Outcome.OOM, "the limit of 500 MiB was exceeded")
         return self.recommend(self.run(LORA, Rung.TRAIN, TRAINED))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
+    """Runs ``rankwise ARGUMENTS`` in this process."""
+
+    def command(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["rankwise", *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return command
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pytest
 
 import rankwise
 from rankwise.api.cli.console import exit_code, results
-from rankwise.api.cli.main import main
 from rankwise.api.cli.report import Report
 from rankwise.api.response_schemas import StudyDocument
 from rankwise.errors import (
@@ -51,35 +49,7 @@ FILES = {"recommendation.json", "adapter_config.json", "training_args.json", "tr
 HEAVY = {"torch", "transformers", "fastapi", "sqlalchemy", "sqlmodel", "uvicorn", "pyarrow"}
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(home, monkeypatch, capsys) -> Run:
-    """Runs ``rankwise ARGUMENTS`` in this process."""
-
-    def command(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["rankwise", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return command
+Run = Callable[..., Any]
 
 
 @pytest.fixture

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rankwise.api.cli.main import main
 from rankwise.optimizer.domain import Candidate, Measurement, Rung, StudyFacts, StudyRequest
 from rankwise.store import Store
 
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(home, monkeypatch, capsys) -> Run:
-    """Runs ``rankwise ARGUMENTS`` in this process."""
-
-    def command(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["rankwise", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return command
+Run = Callable[..., Any]
 
 
 @pytest.fixture

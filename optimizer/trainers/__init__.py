@@ -1,0 +1,1 @@
+"""A training as other trainers write it down, both ways. Pure: mappings in, mappings and text out."""

@@ -1,0 +1,185 @@
+"""Axolotl's words, where they are more than another name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..domain import Method, Quantization
+from .cells import Cannot, Effect, Keys
+from .hugging_face import SIXTEEN_BIT, whole
+from .settings import Settings
+
+LIGER = "axolotl.integrations.liger.LigerPlugin"
+
+
+def method(settings: Settings) -> Keys:
+    """Two adapters are built in; what is trained of the model itself is named by its parameters."""
+    kind = Method(settings["method"])
+    if kind is Method.LORA:
+        return {"adapter": "qlora" if Quantization(settings["quantization"]).is_4bit else "lora"}
+    if kind is Method.FULL:
+        return {}
+    if kind.unfreezes:
+        parts = [*settings["unfrozen"], *settings["trained_modules"]]
+        return {"unfrozen_parameters": [rf"(.*\.)?{re.escape(part)}(\.|$)" for part in parts]}
+    raise Cannot("the adapters that are built in are lora and qlora")
+
+
+def read_method(keys: Keys) -> str:
+    """An adapter of a plugin is told by its own name."""
+    adapter = keys.get("adapter")
+    if adapter:
+        return str(Method.LORA if adapter in ("lora", "qlora") else adapter)
+    return str(Method.LAST_BLOCKS if keys.get("unfrozen_parameters") else Method.FULL)
+
+
+def trained_modules(settings: Settings) -> Keys:
+    """Beside an adapter."""
+    if Method(settings["method"]).unfreezes or not settings["trained_modules"]:
+        return {}
+    return {"lora_modules_to_save": settings["trained_modules"]}
+
+
+def targets(settings: Settings) -> Keys:
+    """Names or a pattern, as PEFT takes them."""
+    return {"lora_target_modules": settings["targets"]} if settings["targets"] else {}
+
+
+def read_targets(keys: Keys) -> Any:
+    """All linear layers, or those that are named."""
+    return "all-linear" if keys.get("lora_target_linear") else keys.get("lora_target_modules") or []
+
+
+def alphas(pattern: Mapping[str, float]) -> dict[str, int]:
+    """Whole numbers all of them."""
+    return {name: whole(value) for name, value in pattern.items()}
+
+
+def read_attention(keys: Keys) -> str:
+    """By the newer key, or one of the older switches."""
+    switches = {
+        "flash_attention": "flash_attention_2",
+        "sdp_attention": "sdpa",
+        "flex_attention": "flex_attention",
+        "eager_attention": "eager",
+    }
+    told = keys.get("attn_implementation")
+    return str(told or next((kernel for name, kernel in switches.items() if keys.get(name)), "sdpa"))
+
+
+def computed_dtype(settings: Settings) -> str:
+    """Weights are loaded in the dtype that is computed in."""
+    return str(settings["autocast"] or settings["weight_dtype"])
+
+
+def precision(settings: Settings) -> Keys:
+    """``bf16`` is autocast over weights of that dtype, ``bfloat16`` the weights alone."""
+    computed = computed_dtype(settings)
+    if computed == "float32":
+        return {"bf16": False, "fp16": False}
+    if settings["autocast"] is None:
+        return {"bf16": False, "fp16": False, computed: True}
+    flags = dict.fromkeys(SIXTEEN_BIT.values(), False)
+    return {**flags, SIXTEEN_BIT[computed]: True}
+
+
+def weight_dtype(settings: Settings) -> Keys:
+    """Float32 weights under autocast are not to be had."""
+    computed, wanted = computed_dtype(settings), settings["weight_dtype"]
+    if wanted == computed:
+        return {}
+    if settings["method"] != Method.LORA:
+        raise Cannot(f"the weights that are trained would be {computed} and not {wanted}")
+    raise Cannot(f"frozen weights are loaded in {computed}, not in {wanted}", Effect.OTHER_NUMBERS)
+
+
+def read_weight_dtype(keys: Keys) -> str:
+    """8-bit models are float16 beside what is quantized."""
+    if keys.get("bf16") or keys.get("bfloat16"):
+        return "bfloat16"
+    return "float16" if any(keys.get(name) for name in ("fp16", "float16", "load_in_8bit")) else "float32"
+
+
+def adapter_dtype(settings: Settings) -> Keys:
+    """PEFT makes adapters float32 unless it is told otherwise."""
+    if settings["method"] != Method.LORA or settings["adapter_dtype"] == "float32":
+        return {}
+    if settings["adapter_dtype"] == settings["weight_dtype"]:
+        return {"peft_autocast_adapter_dtype": False}
+    raise Cannot("adapters are float32, or of the weights' dtype", Effect.OTHER_NUMBERS)
+
+
+def quantization(settings: Settings) -> Keys:
+    """Unless it is told otherwise, Axolotl quantizes the scales of 4-bit blocks too."""
+    match Quantization(settings["quantization"]):
+        case Quantization.NONE:
+            return {}
+        case Quantization.INT8:
+            return {"load_in_8bit": True}
+    overrides: dict[str, Any] = {
+        "bnb_4bit_quant_type": settings["quantization"],
+        "bnb_4bit_use_double_quant": settings["double_quantization"],
+    }
+    if settings["skip_modules"]:
+        overrides["llm_int8_skip_modules"] = settings["skip_modules"]
+    return {"load_in_4bit": True, "bnb_config_kwargs": overrides}
+
+
+def read_quantization(keys: Keys) -> str:
+    """See :func:`quantization`."""
+    if keys.get("load_in_4bit"):
+        return str((keys.get("bnb_config_kwargs") or {}).get("bnb_4bit_quant_type") or Quantization.NF4)
+    return str(Quantization.INT8 if keys.get("load_in_8bit") else Quantization.NONE)
+
+
+def read_double_quantization(keys: Keys) -> bool:
+    """On unless it is switched off."""
+    told = (keys.get("bnb_config_kwargs") or {}).get("bnb_4bit_use_double_quant", True)
+    return bool(keys.get("load_in_4bit")) and bool(told)
+
+
+def skip_modules(settings: Settings) -> Keys:
+    """Named among the overrides of 4-bit quantization."""
+    if settings["skip_modules"] and not Quantization(settings["quantization"]).is_4bit:
+        raise Cannot("8-bit quantization cannot be told to leave modules alone")
+    return {}
+
+
+def loss(settings: Settings) -> Keys:
+    """Both ways to spare logits are built in, Liger's as a plugin."""
+    match settings["loss"]:
+        case "chunked":
+            return {"chunked_cross_entropy": True}
+        case "liger":
+            return {"plugins": [LIGER], "liger_fused_linear_cross_entropy": True}
+    return {}
+
+
+def read_loss(keys: Keys) -> str:
+    """See :func:`loss`."""
+    if keys.get("liger_fused_linear_cross_entropy"):
+        return "liger"
+    return "chunked" if keys.get("chunked_cross_entropy") else "plain"
+
+
+def packing(settings: Settings) -> Keys:
+    """Its own way of packing, told apart by position ids as ours."""
+    if not settings["packing"]:
+        return {"sample_packing": False, "pad_to_sequence_len": False}
+    raise Cannot(
+        "samples are packed by its own rule: others meet in an optimizer step",
+        Effect.OTHER_NUMBERS,
+        keys={"sample_packing": True, "eval_sample_packing": False, "pad_to_sequence_len": False},
+    )
+
+
+def row_order(_: Settings) -> Keys:
+    """Rows are taken as they come only if nothing shuffles them on the way either."""
+    return {"shuffle_merged_datasets": False, "curriculum_sampling": True}
+
+
+def warmup(settings: Settings) -> Keys:
+    """A share."""
+    return {"warmup_ratio": settings["warmup_share"]}

@@ -1,0 +1,180 @@
+"""The words of transformers' Trainer and of TRL's command line, where they are more than another name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..domain import Method, Quantization
+from .cells import Cannot, Effect, Keys, Unsaid
+from .settings import Settings
+
+SIXTEEN_BIT = {"bfloat16": "bf16", "float16": "fp16"}
+
+ONLY_THE_LOSS: Mapping[str, bool] = {
+    **dict.fromkeys(("rope", "rms_norm", "layer_norm", "swiglu", "geglu", "cross_entropy"), False),
+    "fused_linear_cross_entropy": True,
+}
+"""Of what Liger can replace, the part that trials were run with."""
+
+ALL_LOGITS = Cannot("all logits are there at once: the same numbers with more memory", Effect.OTHER_COST)
+
+SEQUENTIAL = "sequential"
+
+
+def whole(alpha: float) -> int:
+    """Of trainers whose alpha is a whole number."""
+    if alpha != int(alpha):
+        raise Cannot(f"alpha has to be a whole number, and {alpha:g} is none")
+    return int(alpha)
+
+
+def precision(settings: Settings) -> Keys:
+    """The switches of autocast. Both are named always: trainers differ in what they take unasked."""
+    flags = dict.fromkeys(SIXTEEN_BIT.values(), False)
+    if settings["autocast"] is not None:
+        flags[SIXTEEN_BIT[settings["autocast"]]] = True
+    return flags
+
+
+def read_precision(keys: Keys) -> str | None:
+    """The dtype of autocast; None where it is off."""
+    return next((dtype for dtype, flag in SIXTEEN_BIT.items() if keys.get(flag) in (True, "auto")), None)
+
+
+def checkpointing(settings: Settings) -> Keys:
+    """Under the Trainer's present name; TRL and older versions have another."""
+    if not settings["gradient_checkpointing"]:
+        return {"activation_checkpointing": False}
+    return {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+
+
+def old_checkpointing(settings: Settings) -> Keys:
+    """Under the name that every version of the last years knows."""
+    if not settings["gradient_checkpointing"]:
+        return {"gradient_checkpointing": False}
+    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+
+
+def read_checkpointing(keys: Keys) -> bool:
+    """Under either name; off unless it is asked for."""
+    return bool(keys.get("activation_checkpointing") or keys.get("gradient_checkpointing"))
+
+
+def read_trl_checkpointing(keys: Keys) -> bool:
+    """On unless it is switched off."""
+    if {"activation_checkpointing", "gradient_checkpointing"}.isdisjoint(keys):
+        return True
+    return read_checkpointing(keys)
+
+
+def loss(settings: Settings) -> Keys:
+    """Liger's loss can be switched on by itself."""
+    if settings["loss"] == "chunked":
+        raise ALL_LOGITS
+    return (
+        {"use_liger_kernel": True, "liger_kernel_config": dict(ONLY_THE_LOSS)}
+        if settings["loss"] == "liger"
+        else {}
+    )
+
+
+def read_loss(keys: Keys) -> str:
+    """Of Liger's parts only the loss matters here."""
+    return "liger" if keys.get("use_liger_kernel") else "plain"
+
+
+def warmup(settings: Settings) -> Keys:
+    """As a share of all steps."""
+    return {"warmup_steps": settings["warmup_share"]}
+
+
+def read_warmup(keys: Keys) -> float:
+    """A share of all steps: numbers below 1 are one, whole numbers are steps."""
+    steps = keys.get("warmup_steps")
+    if steps:
+        if float(steps) >= 1:
+            raise Unsaid
+        return float(steps)
+    return float(keys.get("warmup_ratio") or 0.0)
+
+
+# -- TRL ----------------------------------------------------------------------------------------------------
+
+
+def trl_method(settings: Settings) -> Keys:
+    """LoRA or everything."""
+    match settings["method"]:
+        case Method.LORA:
+            return {"use_peft": True}
+        case Method.FULL:
+            return {"use_peft": False}
+    raise Cannot("its command line knows LoRA and full fine-tuning (train_trl.py takes any adapter)")
+
+
+def read_trl_method(keys: Keys) -> str:
+    """See :func:`trl_method`."""
+    return str(Method.LORA if keys.get("use_peft") else Method.FULL)
+
+
+def trl_targets(value: Any) -> Any:
+    """TRL makes a text of a list of one, which PEFT takes for a pattern of whole names: so it gets one."""
+    if isinstance(value, str):
+        return [value]
+    return [rf"(.*\.)?{re.escape(value[0])}"] if len(value) == 1 else value
+
+
+def read_targets(value: Any) -> Any:
+    """Names, a pattern, or ``all-linear``."""
+    if isinstance(value, list):
+        return value[0] if len(value) == 1 and value[0] == "all-linear" else value
+    text = str(value)
+    if text in ("all", "all-linear"):
+        return "all-linear"
+    names = [part.strip() for part in text.split(",")]
+    return names if all(re.fullmatch(r"[\w.]+", name) for name in names) else text
+
+
+def trl_adapter_dtype(settings: Settings) -> Keys:
+    """Adapters are float32 beside plain weights, and bfloat16 beside quantized ones."""
+    if settings["method"] == Method.FULL:
+        return {}
+    quantized = settings["quantization"] != Quantization.NONE
+    trained = "bfloat16" if quantized else "float32"
+    if settings["adapter_dtype"] == trained:
+        return {}
+    beside = "quantized" if quantized else "plain"
+    raise Cannot(f"adapters beside {beside} weights are {trained}", Effect.OTHER_NUMBERS)
+
+
+def trl_quantization(settings: Settings) -> Keys:
+    """bitsandbytes' two kinds."""
+    match Quantization(settings["quantization"]):
+        case Quantization.NONE:
+            return {}
+        case Quantization.INT8:
+            return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": settings["quantization"],
+        "use_bnb_nested_quant": settings["double_quantization"],
+    }
+
+
+def read_trl_quantization(keys: Keys) -> str:
+    """See :func:`trl_quantization`."""
+    if keys.get("load_in_4bit"):
+        return str(keys.get("bnb_4bit_quant_type") or Quantization.NF4)
+    return str(Quantization.INT8 if keys.get("load_in_8bit") else Quantization.NONE)
+
+
+def trl_packing(settings: Settings) -> Keys:
+    """Best fit, which joins the rows of a micro-batch into one without padding."""
+    if not settings["packing"]:
+        return {"packing": False}
+    raise Cannot(
+        "samples are packed by its own rule: others meet in an optimizer step",
+        Effect.OTHER_NUMBERS,
+        keys={"packing": True, "packing_strategy": "bfd"},
+    )

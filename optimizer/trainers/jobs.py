@@ -1,0 +1,159 @@
+"""Job files for schedulers: what a training asks of a cluster, from what was measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import yaml
+
+from .settings import Training
+
+GIB = 2**30
+HOST_RESERVE_BYTES = 4 * GIB
+"""For Python, its libraries and the data, over what a trial was seen to take."""
+UNKNOWN_HOST_BYTES = 16 * GIB
+TIME_RESERVE = 1.5
+"""Times the measured duration: evaluation, saving, a slower node."""
+UNKNOWN_TIME_S = 24 * 3600
+START_S = 900
+"""For installing, loading and reading."""
+STOP_S = 120
+"""Before a job is killed it is asked to stop, and train.py then writes a checkpoint."""
+
+WORK_FOLDER = "/work"
+PROGRAM_FOLDER = "/program"
+
+
+def name_of(training: Training) -> str:
+    """A name that schedulers allow."""
+    return f"rankwise-{training.study_id.lower()}"
+
+
+def host_bytes(training: Training) -> int:
+    """Memory to ask of the node."""
+    if training.host_memory_bytes is None:
+        return UNKNOWN_HOST_BYTES
+    return training.host_memory_bytes + HOST_RESERVE_BYTES
+
+
+def seconds(training: Training) -> int:
+    """Time to ask for; a day where the duration is not known."""
+    return (
+        UNKNOWN_TIME_S if training.finish_s is None else math.ceil(training.finish_s * TIME_RESERVE) + START_S
+    )
+
+
+def slurm_script(training: Training, program: str, output: str) -> str:
+    """A batch script that goes on where it was stopped, when Slurm starts it again."""
+    asked = [
+        f"--job-name={name_of(training)}",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={training.cpus}",
+        f"--mem={math.ceil(host_bytes(training) / 2**20)}M",
+        f"--time={_slurm_time(seconds(training))}",
+        "--requeue",
+        "--open-mode=append",
+        "--output=%x-%j.log",
+        f"--signal=TERM@{STOP_S}",
+    ]
+    if not training.on_cpu:
+        asked.insert(3, "--gpus-per-node=1")
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# {training.candidate.describe()}",
+        f"# Measured by rankwise{_where(training)} (study {training.study_id}).",
+        "#",
+        *(f"#SBATCH {option}" for option in asked),
+        "",
+        "set -euo pipefail",
+        'cd "${SLURM_SUBMIT_DIR:-.}"',
+        "",
+        "# Stopped by Slurm, the program leaves a checkpoint; started again, it goes on from there.",
+        "resume=()",
+        f"[ -d {output}/checkpoint ] && resume=(--resume)",
+        f'exec srun python {program} --out {output} "${{resume[@]}}"',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def kubernetes_job(training: Training, program: str) -> str:
+    """A Job with a volume for its results, which goes on from its checkpoint after a restart."""
+    name, memory = name_of(training), f"{math.ceil(host_bytes(training) / GIB)}Gi"
+    resources: dict[str, dict[str, Any]] = {
+        "requests": {"cpu": str(training.cpus), "memory": memory},
+        "limits": {"memory": memory},
+    }
+    if not training.on_cpu:
+        resources["limits"]["nvidia.com/gpu"] = 1
+    steps = [
+        f"pip install --quiet {' '.join(_requirements(training))}",
+        f"cd {WORK_FOLDER}",
+        "if [ -d trained/checkpoint ]; then set -- --resume; fi",
+        f'exec python {PROGRAM_FOLDER}/{program} "$@"',
+    ]
+    container = {
+        "name": "train",
+        "image": "python:3.11",
+        "command": ["/bin/sh", "-ec", "\n".join(steps), "train"],
+        "workingDir": WORK_FOLDER,
+        "resources": resources,
+        "volumeMounts": [
+            {"name": "program", "mountPath": PROGRAM_FOLDER},
+            {"name": "work", "mountPath": WORK_FOLDER},
+        ],
+    }
+    pod = {
+        "restartPolicy": "OnFailure",
+        "terminationGracePeriodSeconds": STOP_S,
+        "containers": [container],
+        "volumes": [
+            {"name": "program", "configMap": {"name": name}},
+            {"name": "work", "persistentVolumeClaim": {"claimName": name}},
+        ],
+    }
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "20Gi"}}},
+    }
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {
+            "backoffLimit": 3,
+            "activeDeadlineSeconds": seconds(training),
+            "template": {"spec": pod},
+        },
+    }
+    head = (
+        f"# {training.candidate.describe()}\n"
+        f"# Measured by rankwise{_where(training)} (study {training.study_id}).\n"
+        f"# Model and data are read below {WORK_FOLDER}: put them into the volume, or name others in args.\n"
+    )
+    body: str = yaml.safe_dump_all([claim, job], sort_keys=False, allow_unicode=True, width=100)
+    return head + body
+
+
+def _requirements(training: Training) -> list[str]:
+    """The versions that were measured with."""
+    wanted = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "pillow")
+    return [
+        f"{name}=={training.libraries[name].partition('+')[0]}"
+        for name in wanted
+        if name in training.libraries
+    ]
+
+
+def _where(training: Training) -> str:
+    return " on a CPU" if training.on_cpu else f" on one {training.gpu_name}"
+
+
+def _slurm_time(duration_s: int) -> str:
+    """Days-hours:minutes:seconds."""
+    days, rest = divmod(duration_s, 86_400)
+    return f"{days}-{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"

@@ -1,0 +1,92 @@
+"""accelerate's and DeepSpeed's words: what they are told beside the training program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .cells import Keys
+from .hugging_face import SIXTEEN_BIT
+from .settings import Settings
+
+HOST = {"device": "cpu", "pin_memory": True}
+
+
+def mixed_precision(settings: Settings) -> Keys:
+    """accelerate's autocast."""
+    dtype = settings["autocast"]
+    return {"mixed_precision": "no" if dtype is None else SIXTEEN_BIT[dtype]}
+
+
+def read_mixed_precision(keys: Keys) -> str | None:
+    """None where it is off."""
+    told = keys.get("mixed_precision")
+    return next((dtype for dtype, flag in SIXTEEN_BIT.items() if flag == told), None)
+
+
+def accelerate_zero(settings: Settings) -> Keys:
+    """Which processes are started, and DeepSpeed's file where states are divided."""
+    if not settings["zero_stage"]:
+        return {"distributed_type": "NO", "num_processes": 1, "num_machines": 1, "machine_rank": 0}
+    return {
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {
+            "deepspeed_config_file": "ds_config.json",
+            "zero3_init_flag": settings["zero_stage"] == 3,
+        },
+        "num_machines": 1,
+        "machine_rank": 0,
+    }
+
+
+def read_accelerate_zero(keys: Keys) -> int:
+    """0 without DeepSpeed."""
+    return int((keys.get("deepspeed_config") or {}).get("zero_stage") or 0)
+
+
+def zero(settings: Settings) -> Keys:
+    """The stage, and what is kept in the host's memory."""
+    block: dict[str, Any] = {"stage": settings["zero_stage"]}
+    if settings["offload"] in ("optimizer", "all"):
+        block["offload_optimizer"] = dict(HOST)
+    if settings["offload"] == "all":
+        block["offload_param"] = dict(HOST)
+    return {"zero_optimization": block}
+
+
+def read_zero(keys: Keys) -> int:
+    """0 without the block."""
+    return int((keys.get("zero_optimization") or {}).get("stage") or 0)
+
+
+def read_offload(keys: Keys) -> str:
+    """See :func:`zero`."""
+    block = keys.get("zero_optimization") or {}
+    named = {name: (block.get(name) or {}).get("device") for name in ("offload_param", "offload_optimizer")}
+    if named["offload_param"] == "cpu":
+        return "all"
+    return "optimizer" if named["offload_optimizer"] == "cpu" else "none"
+
+
+def deepspeed_precision(settings: Settings) -> Keys:
+    """Autocast keeps weights as they are; the older switch makes copies of them in float32."""
+    dtype = settings["autocast"]
+    if dtype is not None:
+        return {"torch_autocast": {"enabled": True, "dtype": dtype}}
+    if settings["weight_dtype"] in SIXTEEN_BIT:
+        return {SIXTEEN_BIT[settings["weight_dtype"]]: {"enabled": True}}
+    return {}
+
+
+def read_deepspeed_precision(keys: Keys) -> str | None:
+    """None where it is off, or left to the program."""
+    autocast = keys.get("torch_autocast") or {}
+    if autocast.get("enabled"):
+        return str(autocast.get("dtype") or "bfloat16").removeprefix("torch.")
+    return next(
+        (dtype for dtype, flag in SIXTEEN_BIT.items() if (keys.get(flag) or {}).get("enabled") is True), None
+    )
+
+
+def untested_optimizer(_: Settings) -> Keys:
+    """Optimizers that DeepSpeed did not make are the program's."""
+    return {"zero_allow_untested_optimizer": True}

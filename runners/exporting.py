@@ -1,0 +1,128 @@
+"""A recommendation, or any trial, in the files of another trainer. Writes none of them by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import Conflict, InputError, NotFound
+from ..optimizer.domain import Candidate, Measurement, Rung, Study, Trial
+from ..optimizer.keys import derive_seed
+from ..optimizer.recipe import steps_for
+from ..optimizer.scorer import finish_of
+from ..optimizer.trainers.cells import Gap
+from ..optimizer.trainers.formats import Format, outline
+from ..optimizer.trainers.settings import Training
+from ..store import Store
+from .ready_files import compose_script, exported_adapter, script_values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """One training in one format."""
+
+    form: Format
+    study_id: str
+    trial_id: str
+    """That measured it."""
+    candidate: Candidate
+    files: Mapping[str, str]
+    """Name → text."""
+    commands: tuple[tuple[str, ...], ...]
+    """What to run beside the files, in this order."""
+    gaps: tuple[Gap, ...]
+    """What the files do not say."""
+
+
+def export(store: Store, some_id: str, form: Format) -> Export:
+    """The files of a study's recommendation, or of a trial's candidate.
+
+    Args:
+        some_id: of a study or of a trial.
+
+    Raises:
+        NotFound: neither has this id, or the study has no recommendation.
+        Conflict: the trial's study knows nothing of model and data yet.
+        ExportRefused: the format cannot say this training.
+    """
+    study, trial, candidate, measured = _find(store, some_id)
+    outlined = outline(training_of(study, trial, candidate, measured), form)
+    trained = trial if trial.plan.rung is Rung.TRAIN and trial.measurement else None
+    values = script_values(candidate, study, trained)
+    programs = {name: compose_script(values) for name in outlined.programs}
+    return Export(
+        form=form,
+        study_id=study.id,
+        trial_id=trial.id,
+        candidate=candidate,
+        files={**outlined.files, **programs},
+        commands=outlined.commands,
+        gaps=outlined.gaps,
+    )
+
+
+def write_export(exported: Export, folder: Path) -> list[Path]:
+    """Write the files into ``folder`` (made if missing), in place of those of the same names.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in exported.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}", next_step="name a folder of yours with --out"
+        ) from error
+    return [folder / name for name in exported.files]
+
+
+def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Measurement | None) -> Training:
+    """The candidate with what trainers and schedulers have to know beside it.
+
+    Raises:
+        Conflict: the study was never prepared.
+    """
+    facts = study.facts
+    if facts is None:
+        raise Conflict(f"study {study.id} never came to look at its model", next_step="export another one")
+    model, host, gpus = facts.model, facts.hardware.host, facts.hardware.gpus
+    total_steps = steps_for(facts.train_rows, facts.recipe)
+    finish = finish_of(measured, total_steps, None) if measured else None
+    return Training(
+        candidate=candidate,
+        task=facts.dataset.task.kind,
+        model=model.source if model.revision else model.path,
+        has_weights=model.has_weights,
+        runs_remote_code=model.runs_remote_code,
+        factory=model.factory.name if model.factory else None,
+        adapter_config=exported_adapter(candidate, facts, total_steps),
+        total_steps=total_steps,
+        seed=derive_seed(study.request.seed, "model", trial.plan.replicate),
+        on_cpu=not gpus,
+        gpu_memory_bytes=gpus[0].total_bytes if gpus else None,
+        gpu_name=gpus[0].name if gpus else None,
+        cpus=host.physical_cores or host.logical_cores,
+        host_memory_bytes=measured.peak_process_bytes if measured else None,
+        finish_s=finish.high_s if finish else None,
+        study_id=study.id,
+        libraries=host.libraries,
+    )
+
+
+def _find(store: Store, some_id: str) -> tuple[Study, Trial, Candidate, Measurement | None]:
+    """What was measured of a recommended candidate may come from several trials."""
+    try:
+        study = store.get_study(some_id)
+    except NotFound:
+        try:
+            trial = store.get_trial(some_id)
+        except NotFound:
+            raise NotFound(
+                f"there is no study and no trial {some_id:.60}", next_step="see `rankwise studies list`"
+            ) from None
+        return store.get_study(trial.study_id), trial, trial.candidate, trial.measurement
+    chosen = store.get_recommendation(study.id)
+    return study, store.get_trial(chosen.trial_id), chosen.candidate, chosen.evidence
