@@ -14,6 +14,7 @@ from ..optimizer.scorer import finish_of
 from ..optimizer.trainers.cells import Gap
 from ..optimizer.trainers.formats import Format, outline
 from ..optimizer.trainers.settings import Training
+from ..optimizer.trainers.writing import ExportRefused
 from ..store import Store
 from .ready_files import compose_script, exported_adapter, script_values
 
@@ -60,6 +61,32 @@ def export(store: Store, some_id: str, form: Format) -> Export:
         commands=outlined.commands,
         gaps=outlined.gaps,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taker:
+    """What becomes of a training in one format."""
+
+    form: Format
+    refused: str | None
+    """Why there are no files; None where there are."""
+    remarks: tuple[str, ...] = ()
+    """What the files do not say."""
+
+
+def takers_of(study: Study, trial: Trial, candidate: Candidate, measured: Measurement) -> list[Taker]:
+    """Every format, with what it would make of this training."""
+    training = training_of(study, trial, candidate, measured)
+    takers = []
+    for form in Format:
+        try:
+            outlined = outline(training, form)
+        except ExportRefused as refusal:
+            takers.append(Taker(form=form, refused=refusal.message))
+        else:
+            remarks = tuple(f"{gap.setting}: {gap.reason}" for gap in outlined.gaps)
+            takers.append(Taker(form=form, refused=None, remarks=remarks))
+    return takers
 
 
 def write_export(exported: Export, folder: Path) -> list[Path]:

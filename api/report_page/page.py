@@ -64,6 +64,7 @@ from .figures import (
     unit_of,
 )
 from .plots import bar
+from .takers import takers_table
 
 
 def _resource(name: str) -> str:
@@ -145,6 +146,7 @@ class _View:
             "verdict": best.reasons[0] if best.reasons else describe_evidence(best.evidence),
             "figures": list(self._figures()),
             "settings": list(self._settings()),
+            "takers": takers_table(self.study, self.trials, best),
             "reasons": best.reasons,
             "named": self._named(),
             "leaderboard": self._leaderboard(places),
@@ -396,6 +398,8 @@ def _sections(shown: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "cost", "Time and cost"
     yield "limits", "Not measured"
     yield "environment", "Environment"
+    if shown["takers"]:
+        yield "takers", "Your trainer"
     yield "trials", "Trials"
 
 

@@ -228,3 +228,14 @@ def test_curves_are_smoothed_and_thinned() -> None:
     middle = [value for _, value in points[5:-5] if value is not None]
     assert all(abs(a - b) < 0.03 for a, b in pairwise(middle))
     assert smoothed([None, None, 1.0])[0][1] is None
+
+
+def test_each_trainer_has_its_command_or_a_reason(finished):
+    page = Page(page_of(finished))
+    assert f"rankwise export {finished.study.id} --format transformers" in page.text
+    assert "TRL's SFT trains causal language models, and the task is text-classification." in page.text
+
+
+def test_without_the_recommended_trial_there_is_no_table_of_trainers(finished):
+    others = tuple(t for t in finished.trials if t.id != finished.recommendation.trial_id)
+    assert "--format transformers" not in Page(page_of(finished, trials=others)).text
