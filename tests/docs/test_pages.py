@@ -14,7 +14,7 @@ from .pages import LANGUAGES, PAGES, REPOSITORY, Block, all_blocks, blocks_of, c
 BLOCKS = all_blocks()
 SENTENCES = [page for page in PAGES if not page.startswith(("docs/decisions/", "benchmarks/"))]
 """Decisions stay as they were written, and benchmarks have options of their own."""
-OTHERS = {"--no-deps"}
+OTHERS = {"--arrow", "--no-deps", "--requeue", "--signal", "--unpacked"}
 """Options of other programs that pages speak of."""
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from .pages import REPOSITORY, Block
 
 BLOCK_S = 900
-MOST_TRIALS = 4
+MOST_TRIALS = 2
 _ULID = r"\b01[0-9A-HJKMNP-TV-Z]{24}\b"
 _BUDGET = re.compile(r"--budget[ =]\S+")
 _STUDY = """study() {
