@@ -18,6 +18,9 @@ from ..home import Home
 from ..optimizer import domain
 from ..optimizer.domain import Candidate, Estimate, Measurement, Study, Trial
 from ..optimizer.overview import enumerated_of
+from ..optimizer.trainers.formats import named_format
+from ..runners.exporting import Export, write_export
+from ..runners.exporting import export as make_export
 from ..store import Store
 from .asking import StudyOptions, read_request
 from .documents import adapter_config_of, report_document
@@ -87,6 +90,23 @@ class Recommendation:
         """
         with closing(Store.open(self.home.database)) as store:
             return write_results(store, self.study.id, Path(folder))
+
+    def export(self, form: str, folder: str | PathLike[str] | None = None) -> Export:
+        """The recommendation in another trainer's files, written to ``folder`` if one is named.
+
+        Args:
+            form: ``transformers``, ``trl``, ``axolotl`` …, as ``rankwise export --format`` takes them.
+            folder: made if missing.
+
+        Raises:
+            ExportRefused: the trainer would train something else.
+            InputError: there is no such format, or the folder cannot be written to.
+        """
+        with closing(Store.open(self.home.database)) as store:
+            exported = make_export(store, self.study.id, named_format(form))
+        if folder is not None:
+            write_export(exported, Path(folder))
+        return exported
 
 
 def recommend(

@@ -16,7 +16,7 @@ from ..optimizer.trainers.formats import Format, outline
 from ..optimizer.trainers.settings import Training
 from ..optimizer.trainers.writing import ExportRefused
 from ..store import Store
-from .ready_files import compose_script, exported_adapter, script_values
+from .ready_files import compose_program, exported_adapter, script_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ def export(store: Store, some_id: str, form: Format) -> Export:
     outlined = outline(training_of(study, trial, candidate, measured), form)
     trained = trial if trial.plan.rung is Rung.TRAIN and trial.measurement else None
     values = script_values(candidate, study, trained)
-    programs = {name: compose_script(values) for name in outlined.programs}
+    programs = {name: compose_program(name, values) for name in outlined.programs}
     return Export(
         form=form,
         study_id=study.id,

@@ -5,8 +5,8 @@
     training_args.json    the rest, as far as a Trainer has arguments for it: ``TrainingArguments(**data)``
     train.py              all of it as one program: the code that the trial ran
 
-``train.py`` is composed from the very sources that the trial ran (see ``SCRIPT_SOURCES``), with the
-study's values written in. Imports no torch: sources are read as text.
+``train.py`` is composed from the very sources that the trial ran (see :data:`PROGRAMS`), with the study's
+values written in; so are the programs for other trainers. Imports no torch: sources are read as text.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import pprint
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,25 +32,67 @@ from ..optimizer.overview import enumerated_of
 from ..optimizer.recipe import steps_for
 from ..store import Store
 
-SCRIPT_SOURCES = (
-    "probes/rows.py",
-    "probes/array_sources.py",
-    "probes/arrays.py",
-    "runners/recipe.py",
-    "runners/samples.py",
-    "runners/array_samples.py",
+_TEXTS = ("probes/rows.py", "probes/array_sources.py", "runners/recipe.py", "runners/samples.py")
+_ARRAYS = ("probes/arrays.py", "runners/array_samples.py")
+_MODEL = (
     "runners/modules.py",
     "runners/weights.py",
     "runners/build.py",
     "runners/adalora.py",
     "runners/losses.py",
     "runners/forward.py",
-    "runners/trial/loop.py",
-    "runners/saving.py",
-    "runners/trial/evaluation.py",
-    "runners/train_script.py",
+    "runners/trainee.py",
 )
-"""In the order of their appearance in ``train.py``: each uses only names of those before it."""
+_RESULT = ("runners/saving.py", "runners/trial/evaluation.py")
+_SHARED = "runners/scripts/shared.py"
+_ANY_ROWS = "runners/scripts/any_rows.py"
+_TRAINING = "runners/scripts/training.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a program is composed of."""
+
+    sources: tuple[str, ...]
+    """In the order of their appearance: each uses only names of those before it; the last has ``main``."""
+    needs: str
+    """The packages to install, in words."""
+
+
+_PLAIN_ROWS = "runners/scripts/plain_rows.py"
+_AS_MEASURED = "runners/scripts/as_measured.py"
+_TOKENIZER = ("runners/modules.py", "runners/weights.py", "runners/build.py")
+_ANY_TRAINING = (*_TEXTS, *_ARRAYS, *_MODEL, *_RESULT, _SHARED, _ANY_ROWS, _TRAINING)
+
+PROGRAMS: Mapping[str, Program] = {
+    "train.py": Program(
+        (*_ANY_TRAINING, "runners/trial/loop.py", "runners/scripts/train.py"),
+        "torch, transformers, peft and accelerate",
+    ),
+    "train_pytorch.py": Program(
+        (*_ANY_TRAINING, "runners/scripts/train_pytorch.py"), "torch, transformers and peft"
+    ),
+    "train_transformers.py": Program(
+        (*_ANY_TRAINING, _AS_MEASURED, "runners/scripts/train_transformers.py"),
+        "torch, transformers, peft and accelerate",
+    ),
+    "train_trl.py": Program(
+        (
+            *(*_TEXTS, *_MODEL, *_RESULT, _SHARED, _TRAINING, _AS_MEASURED, _PLAIN_ROWS),
+            "runners/scripts/train_trl.py",
+        ),
+        "torch, transformers, peft, accelerate and trl",
+    ),
+    "train_lightning.py": Program(
+        (*_ANY_TRAINING, "runners/scripts/train_lightning.py"), "torch, transformers, peft and lightning"
+    ),
+    "prepare_data.py": Program(
+        (*_TEXTS, *_TOKENIZER, _SHARED, _PLAIN_ROWS, "runners/scripts/prepare_data.py"),
+        "torch and transformers",
+    ),
+}
+"""File name → program. All of them import nothing of rankwise. Those for transformers and TRL read
+``training_args.json`` beside them."""
 
 FIRST_LOSSES = 20
 CHECKPOINT_EVERY_STEPS = 200
@@ -100,14 +143,14 @@ def ready_files(
     config = exported_adapter(chosen.candidate, study.facts, full_steps)
     if config is not None:
         texts["adapter_config.json"] = json.dumps(config, indent=2) + "\n"
+    values = script_values(chosen.candidate, study, find_trained(chosen, trials))
     arguments = training_arguments(
         chosen.candidate,
-        seed=derive_seed(study.request.seed, "model"),
+        seed=values["seed"],
         on_cpu=not study.facts.hardware.gpus,
     )
     texts["training_args.json"] = json.dumps(arguments, indent=2) + "\n"
-    values = script_values(chosen.candidate, study, find_trained(chosen, trials))
-    texts["train.py"] = compose_script(values)
+    texts["train.py"] = compose_program("train.py", values)
     return texts
 
 
@@ -171,21 +214,27 @@ def find_trained(chosen: Recommendation, trials: list[Trial]) -> Trial | None:
     )
 
 
-def compose_script(values: Mapping[str, Any]) -> str:
-    """One self-contained program out of the sources: imports, the study's values, then a section a source."""
+def compose_program(name: str, values: Mapping[str, Any]) -> str:
+    """One self-contained program out of its sources: imports, the study's values, then a section a source.
+
+    Args:
+        name: one of :data:`PROGRAMS`.
+        values: see :func:`script_values`.
+    """
+    program = PROGRAMS[name]
     imports: dict[str, set[str]] = {}
     sections = []
-    for name in SCRIPT_SOURCES:
-        source = files("rankwise").joinpath(name).read_text(encoding="utf-8")
+    for path in program.sources:
+        source = files("rankwise").joinpath(path).read_text(encoding="utf-8")
         title, body = split_source(source, imports)
         sections.append(f"# {title}\n\n{body.strip()}\n")
     body = "\n\n".join(sections)
     if body.count(VALUES_LINE) != 1:
-        raise AssertionError("the sources of train.py no longer have exactly one place for the values")
+        raise AssertionError(f"the sources of {name} no longer have exactly one place for the values")
     written = pprint.pformat(dict(values), width=100, sort_dicts=False)
     parts = [
         "#!/usr/bin/env python3",
-        f'"""{values["description"]}.\n\nNeeds torch, transformers, peft and accelerate; see --help.\n"""\n',
+        f'"""{values["description"]}.\n\nNeeds {program.needs}; see --help.\n"""\n',
         "from __future__ import annotations\n",
         *format_imports(imports),
         f"\n# What was recommended. Everything below is how it is carried out.\n\nVALUES = {written}\n\n",

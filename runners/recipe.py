@@ -148,11 +148,17 @@ def step_rows(rows: int, *, effective_batch: int, seed: int) -> Iterator[list[in
     batch = min(effective_batch, rows)
     epoch = 0
     while True:
-        order = list(range(rows))
-        random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 - a shuffle, not a secret
+        order = epoch_order(rows, seed=seed, epoch=epoch)
         for start in range(0, rows - batch + 1, batch):
             yield order[start : start + batch]
         epoch += 1
+
+
+def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:
+    """Row numbers in the order in which this epoch, counted from 0, meets them."""
+    order = list(range(rows))
+    random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 - a shuffle, not a secret
+    return order
 
 
 def training_steps(rows: int, recipe: Mapping[str, float]) -> int:
@@ -246,3 +252,18 @@ def count_scored(batch: Mapping[str, torch.Tensor]) -> int:
     if labels is None or labels.dim() == 1 or labels.is_floating_point():
         return len(next(iter(batch.values())))
     return int((labels != IGNORED_LABEL).sum())
+
+
+def micro_batches(
+    examples: Sequence[Example], *, size: int, pad_id: int
+) -> list[tuple[dict[str, torch.Tensor], float]]:
+    """The rows of one effective batch as batches of ``size`` rows, each with its share of the scored items.
+
+    Losses that are weighted by it sum up to the mean over the whole effective batch.
+    """
+    batches = [
+        collate(examples[start : start + size], pad_id=pad_id) for start in range(0, len(examples), size)
+    ]
+    scored = [count_scored(batch) for batch in batches]
+    total = max(1, sum(scored))
+    return [(batch, items / total) for batch, items in zip(batches, scored, strict=True)]

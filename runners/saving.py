@@ -1,7 +1,6 @@
 """What was trained, written into a folder as those who go on with it read it.
 
-Imports nothing of rankwise but :mod:`.trial.loop`, which is free of it too: trials and the exported script
-share this source.
+Imports nothing of rankwise: trials and the exported programs share this source.
 """
 
 from __future__ import annotations
@@ -13,24 +12,21 @@ from typing import Any
 
 from safetensors.torch import save_model
 
-from .trial.loop import Session
 
-
-def save_trained(session: Session, folder: Path, *, labels: Sequence[str], is_made: bool) -> None:
+def save_trained(model: Any, folder: Path, *, labels: Sequence[str], is_made: bool) -> None:
     """Write the adapter as PEFT does; without one the model as transformers does, or its weights alone.
 
     With ``adapter_config.json`` and ``adapter_model.safetensors``, the head that was trained included, there
     is a ``labels.json`` where there are classes: an adapter's configuration has no place for them.
 
     Args:
-        session: whose model.
+        model: as it was built, nothing of a loop around it.
         folder: made if missing.
         labels: of the classes, in the order of their indices.
         is_made: a factory made the model, so that it has no name on the hub.
     """
-    model: Any = session.accelerator.unwrap_model(session.model)
     folder.mkdir(parents=True, exist_ok=True)
-    if session.has_adapter:
+    if hasattr(model, "peft_config"):
         model.create_or_update_model_card = lambda *_: None  # PEFT's is a form with nothing filled in
         # PEFT would look on the hub for a base called like the factory, to tell whether embeddings grew.
         model.save_pretrained(folder, **({"save_embedding_layers": False} if is_made else {}))

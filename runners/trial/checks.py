@@ -156,13 +156,13 @@ def require_separate_samples(session: Session, row: Example) -> None:
     first, second_start, end = (*row.starts, len(row.input_ids))[:3]
     pair = Example(row.input_ids[first:end], starts=[first, second_start])
     batch = collate([pair] * min(2, session.candidate["micro_batch"]), pad_id=session.pad_id)
-    batch = {name: value.to(session.accelerator.device) for name, value in batch.items() if name != "labels"}
+    batch = {name: value.to(session.device) for name, value in batch.items() if name != "labels"}
     ids = batch["input_ids"]
     vocabulary = session.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     other_ids = ids.clone()
     other_ids[:, :second_start] = (ids[:, :second_start] + 1) % vocabulary
     session.model.eval()
-    with session.accelerator.autocast(), int8_token_by_token(session.model):
+    with session.autocast(), int8_token_by_token(session.model):
         before = session.model(**batch).logits
         after = session.model(**{**batch, "input_ids": other_ids}).logits
     session.model.train()

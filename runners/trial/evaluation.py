@@ -1,7 +1,7 @@
 """Held-out rows judged by a model: the task's loss with its error, and the task's metric.
 
-Imports nothing of rankwise but the loop and the batches, which are free of it too: the exported script is
-made of these sources. Knows nothing about trials.
+Imports nothing of rankwise but the forward pass and the batches, which are free of it too: the exported
+programs are made of these sources. Knows nothing about trials and loops.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ..build import InvalidTrial
 from ..forward import TARGET, class_scores, fitted, has_logits, is_fitting, own_loss, predictions, run_model
 from ..recipe import IGNORED_LABEL, Example, collate, count_tokens
-from .loop import Session
 
 SAME_LOSS = 0.01
 """Losses that differ by less, relatively, are one: 16-bit arithmetic rounds by about so much."""
@@ -28,6 +27,29 @@ PAST = "past_values"
 
 LARGEST_EXPONENT = 50.0
 """The perplexity of a higher loss is not given: it means no more than the loss does."""
+
+
+class Judged(Protocol):
+    """A model as evaluation wants it: what a loop trains, with what its batches depend on."""
+
+    @property
+    def model(self) -> Any:
+        """Takes a batch of ``collate``."""
+
+    @property
+    def candidate(self) -> Mapping[str, Any]:
+        """Its micro-batch and its effective batch are evaluated with."""
+
+    @property
+    def pad_id(self) -> int:
+        """The token that short rows are filled up with."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Around each forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +97,7 @@ class RowScore:
 
 
 @torch.no_grad()
-def evaluate(session: Session, rows: Sequence[Example]) -> Evaluation:
+def evaluate(session: Judged, rows: Sequence[Example]) -> Evaluation:
     """Task loss on the rows, without any penalty that an adapter adds to its training loss.
 
     The loss is computed here from the logits, in float32, per row: cross entropy, or the squared error of a
@@ -132,7 +154,7 @@ def macro_f1(scores: Sequence[RowScore]) -> float:
     return sum(2 * right[name] / count for name, count in seen.items()) / len(seen) if seen else math.nan
 
 
-def judged(session: Session, rows: Sequence[Example]) -> list[RowScore]:
+def judged(session: Judged, rows: Sequence[Example]) -> list[RowScore]:
     """The scores of all rows, in their order.
 
     A loss of the module's own that is no mean of what can be told row by row is asked for one row at a time:
@@ -152,9 +174,7 @@ def judged(session: Session, rows: Sequence[Example]) -> list[RowScore]:
     ]
 
 
-def batch_scores(
-    session: Session, rows: Sequence[Example], size: int
-) -> Iterator[list[tuple[int, RowScore]]]:
+def batch_scores(session: Judged, rows: Sequence[Example], size: int) -> Iterator[list[tuple[int, RowScore]]]:
     """Batch by batch, the scores of rows with their numbers; the shortest rows first, for little padding."""
     numbered = sorted(enumerate(rows), key=lambda pair: count_tokens(pair[1]))
     for start in range(0, len(numbered), size):
@@ -163,18 +183,18 @@ def batch_scores(
         yield list(zip((number for number, _ in batch), scores, strict=False))  # one of them, if shared
 
 
-def score_rows(session: Session, examples: Sequence[Example]) -> list[RowScore]:
+def score_rows(session: Judged, examples: Sequence[Example]) -> list[RowScore]:
     """One micro-batch through the model. Logits become float32 a row at a time: a copy of all is large."""
-    device = session.accelerator.device
+    device = session.device
     batch = {name: value.to(device) for name, value in collate(examples, pad_id=session.pad_id).items()}
     if examples[0].arrays is not None:
-        with session.accelerator.autocast():
+        with session.autocast():
             return score_arrays(run_model(session.model, batch), batch)
     labels = batch["labels"]
     writes = examples[0].target_ids is not None
     if not writes:  # an encoder-decoder makes the decoder's input from them
         del batch["labels"]
-    with session.accelerator.autocast():
+    with session.autocast():
         logits = predictions(run_model(session.model, batch))
     if logits is None:
         raise InvalidTrial("the module returned no scores in evaluation")
@@ -197,9 +217,9 @@ def score_tokens(logits: torch.Tensor, labels: torch.Tensor) -> RowScore:
 
 
 @contextmanager
-def same_chance(session: Session) -> Iterator[None]:
+def same_chance(session: Judged) -> Iterator[None]:
     """Let whatever a module draws in evaluation (masks, crops) be the same for all, and disturb nothing."""
-    device = session.accelerator.device
+    device = session.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield

@@ -145,7 +145,7 @@ def measure_trial(trial: TrialSpec, report: Report) -> tuple[dict[str, Any], dic
     found = {
         **measured,
         "peak_process_bytes": memory.peak_bytes(),
-        **cuda_peaks(session.accelerator.device),
+        **cuda_peaks(session.device),
         "trainable_params": sum(p.numel() for p in session.model.parameters() if p.requires_grad),
         "total_params": count_parameters(session.model),
         "trainable_sha256": trainable_sha256(session.model),
@@ -154,7 +154,9 @@ def measure_trial(trial: TrialSpec, report: Report) -> tuple[dict[str, Any], dic
         folder = Path(trial.judge["folder"])
         report("progress", phase=JUDGING)
         try:
-            save_trained(session, folder, labels=trial.task["labels"], is_made=trial.factory is not None)
+            save_trained(
+                session.bare_model, folder, labels=trial.task["labels"], is_made=trial.factory is not None
+            )
             del session, steps  # the command may need the memory
             gc.collect()
             torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..adalora import allocate_ranks
-from ..build import autocast_name, build_model, make_optimizer, make_schedule
+from ..build import autocast_name, make_optimizer, make_schedule
 from ..forward import batch_loss, run_model
-from ..losses import set_loss
-from ..recipe import Example, collate, count_scored, count_tokens
+from ..recipe import Example, count_tokens, micro_batches
+from ..trainee import open_trainee
 
 
 @dataclass
@@ -35,16 +36,28 @@ class Session:
     pad_id: int
 
     @property
+    def bare_model(self) -> Any:
+        """The model without what accelerate put around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """What the model is on."""
+        return self.accelerator.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Around each forward pass."""
+        return self.accelerator.autocast()
+
+    @property
     def has_adapter(self) -> bool:
         """PEFT put something beside the model's weights; else some or all of these are trained themselves."""
-        return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+        return hasattr(self.bare_model, "peft_config")
 
     @property
     def tuner(self) -> Any | None:
         """PEFT's model around the base where ranks are to be pruned (AdaLoRA), else None."""
-        if self.candidate["adapter"]["method"] != "adalora":
-            return None
-        return self.accelerator.unwrap_model(self.model).base_model
+        return self.bare_model.base_model if self.candidate["adapter"]["method"] == "adalora" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +98,7 @@ def open_session(
         InvalidTrial: model or device cannot do what the level says.
     """
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=autocast_name(candidate["level"]))
-    model = build_model(
+    trainee = open_trainee(
         model_path,
         task=task,
         candidate=candidate,
@@ -97,13 +110,9 @@ def open_session(
         trust_remote_code=trust_remote_code,
         factory=factory,
     )
-    with accelerator.autocast():
-        set_loss(model, candidate["level"]["loss"], device=accelerator.device)
-    if candidate["level"]["compile"]:
-        model.compile()
-    optimizer = make_optimizer(model, candidate)
+    optimizer = make_optimizer(trainee.model, candidate)
     schedule = make_schedule(optimizer, recipe=candidate["recipe"], total_steps=total_steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(trainee.model, optimizer)
     set_seed(seed)
     return Session(accelerator, model, optimizer, schedule, candidate, pad_id)
 
@@ -114,25 +123,19 @@ def run_step(session: Session, examples: Sequence[Example], number: int) -> Step
     Each micro-batch is weighted by its share of the scored items, so that the loss and its gradient are
     the mean over the whole effective batch whatever the micro-batch.
     """
-    micro_batch = session.candidate["micro_batch"]
-    device = session.accelerator.device
-    batches = [
-        collate(examples[start : start + micro_batch], pad_id=session.pad_id)
-        for start in range(0, len(examples), micro_batch)
-    ]
-    scored = [count_scored(batch) for batch in batches]
-    total_scored = max(1, sum(scored))
+    device = session.device
+    batches = micro_batches(examples, size=session.candidate["micro_batch"], pad_id=session.pad_id)
     learning_rate = session.optimizer.param_groups[0]["lr"]
     synchronize(device)
     started = time.perf_counter()
     loss_sum = torch.zeros((), device=device)
-    for batch, items in zip(batches, scored, strict=True):
-        if items == 0:
+    for batch, share in batches:
+        if share == 0:
             continue  # a mean over nothing is NaN
-        with session.accelerator.autocast():
+        with session.autocast():
             on_device = {name: value.to(device) for name, value in batch.items()}
             loss = batch_loss(run_model(session.model, on_device), on_device)
-        weighted = loss * (items / total_scored)
+        weighted = loss * share
         session.accelerator.backward(weighted)
         loss_sum += weighted.detach()
     session.accelerator.clip_grad_norm_(

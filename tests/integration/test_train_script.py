@@ -30,7 +30,7 @@ from rankwise.probes.profiles import TaskKind, TaskProfile
 from rankwise.probes.rows import read_rows
 from rankwise.runners.build import load_tokenizer, trainable_sha256
 from rankwise.runners.merging import merge_adapter
-from rankwise.runners.ready_files import compose_script
+from rankwise.runners.ready_files import compose_program
 from rankwise.runners.recipe import pack_training_rows, step_rows
 from rankwise.runners.samples import encode_rows
 from rankwise.runners.trial.loop import open_session, run_steps
@@ -140,7 +140,7 @@ def values(minilm_path: Path, reviews_csv: Path) -> dict[str, Any]:
 
 def write_script(folder: Path, values: dict[str, Any]) -> Path:
     script = folder / "train.py"
-    script.write_text(compose_script(values), encoding="utf-8")
+    script.write_text(compose_program("train.py", values), encoding="utf-8")
     return script
 
 

@@ -12,6 +12,7 @@ from rankwise.api.applying import read_choice
 from rankwise.api.python import recommend
 from rankwise.errors import InputError, NothingFits
 from rankwise.optimizer.domain import Method, Objective, Quantization, Rung, StudyRequest
+from rankwise.optimizer.trainers.writing import ExportRefused
 
 
 @pytest.fixture
@@ -171,3 +172,16 @@ def test_files_that_recommend_nothing_are_refused(text, tmp_path):
     (tmp_path / "recommendation.json").write_text(text)
     with pytest.raises(InputError, match=r"recommendation\.json"):
         read_choice(tmp_path)
+
+
+def test_a_recommendation_is_exported_and_written_if_asked(script, asked, tmp_path: Path):
+    script.play()
+    best = recommend("models/MiniLM", "data/reviews.csv")
+
+    exported = best.export("accelerate", tmp_path / "here")
+    assert exported.trial_id == best.choice.trial_id
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == sorted(exported.files)
+
+    with pytest.raises(ExportRefused, match="text-classification"):
+        best.export("llamafactory", tmp_path / "there")
+    assert not (tmp_path / "there").exists()

@@ -12,9 +12,9 @@ from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import Recipe, StudyRequest
 from rankwise.probes.asked import Asked
 from rankwise.probes.dataset import profile_dataset
-from rankwise.runners import train_script
 from rankwise.runners.prepare import write_tokens
 from rankwise.runners.random_tokens import RandomTokens
+from rankwise.runners.scripts import shared, training
 from rankwise.runners.text_splits import split_texts
 from rankwise.runners.tokens import TokenFile
 
@@ -44,7 +44,8 @@ def tokens(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         "task": to_json(dataset.task),
         "split": json.loads(json.dumps(split)),
     }
-    monkeypatch.setattr(train_script, "VALUES", values)
+    for module in (shared, training):
+        monkeypatch.setattr(module, "VALUES", values)
     return tmp_path / "tokens"
 
 
@@ -54,7 +55,8 @@ def ids(rows: Any) -> list[list[int]]:
 
 @pytest.mark.parametrize("as_in_trial", [True, False])
 def test_rows_are_on_the_side_that_they_were_on(tokens: Path, tmp_path: Path, *, as_in_trial: bool) -> None:
-    found = train_script.read_examples(str(tmp_path / "rows.jsonl"), TOKENIZER, as_in_trial=as_in_trial)
+    read = shared.text_reader(str(tmp_path / "rows.jsonl"), TOKENIZER)
+    found = training.read_examples(read, as_in_trial=as_in_trial)
     for side, name in zip(found, ("train", "heldout"), strict=True):
         assert ids(side) == ids(TokenFile(tokens / f"{name}.arrow"))
 
@@ -62,8 +64,9 @@ def test_rows_are_on_the_side_that_they_were_on(tokens: Path, tmp_path: Path, *,
 @pytest.mark.usefixtures("tokens")
 def test_other_data_are_split_by_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_rows(tmp_path / "other.jsonl", 30_000)
-    train, heldout = train_script.read_examples(str(other), TOKENIZER, as_in_trial=False)
+    read = shared.text_reader(str(other), TOKENIZER)
+    train, heldout = training.read_examples(read, as_in_trial=False)
     assert len(train) + len(heldout) == 120
     assert 5 < len(heldout) < 60
-    knows_groups = "group_column" in train_script.VALUES["split"]  # the teams are those that were measured
+    knows_groups = "group_column" in shared.VALUES["split"]  # the teams are those that were measured
     assert ("other data than those that were measured" in capsys.readouterr().out) is not knows_groups
