@@ -14,7 +14,7 @@ from .pages import LANGUAGES, PAGES, REPOSITORY, Block, all_blocks, blocks_of, c
 BLOCKS = all_blocks()
 SENTENCES = [page for page in PAGES if not page.startswith(("docs/decisions/", "benchmarks/"))]
 """Decisions stay as they were written, and benchmarks have options of their own."""
-OTHERS = {"--arrow", "--no-deps", "--requeue", "--signal", "--unpacked"}
+OTHERS = {"--no-deps", "--requeue", "--signal"}
 """Options of other programs that pages speak of."""
 
 
@@ -50,9 +50,13 @@ def test_data_can_be_read(block: Block) -> None:
 
 
 def script_options() -> set[str]:
-    """Those of `train.py`, which is not a command of rankwise."""
-    source = (REPOSITORY / "runners" / "train_script.py").read_text(encoding="utf-8")
-    return set(re.findall(r'"(--[a-z-]+)"', source))
+    """Those of the programs that are handed over, which are not commands of rankwise."""
+    programs = (REPOSITORY / "runners" / "scripts").glob("*.py")
+    return {
+        option
+        for program in programs
+        for option in re.findall(r'"(--[a-z-]+)"', program.read_text(encoding="utf-8"))
+    }
 
 
 @pytest.mark.parametrize("page", SENTENCES)
