@@ -126,6 +126,7 @@ def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Meas
         runs_remote_code=model.runs_remote_code,
         factory=model.factory.name if model.factory else None,
         adapter_config=exported_adapter(candidate, facts, total_steps),
+        classes=len(facts.dataset.task.labels),
         total_steps=total_steps,
         seed=derive_seed(study.request.seed, "model", trial.plan.replicate),
         on_cpu=not gpus,

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ...errors import InputError
-from . import jobs
+from . import jobs, snippets
 from .cells import Effect, Gap
 from .settings import Training, settings_of
 from .table import CAUSAL, VERSIONS, Trainer
@@ -23,7 +23,7 @@ from .writing import ExportRefused, require_same_training, write
 ADAPTER_FILE = "adapter_config.json"
 ARGUMENTS_FILE = "training_args.json"
 DEEPSPEED_FILE = "ds_config.json"
-TRAIN, PREPARE = "train.py", "prepare_data.py"
+TRAIN, PREPARE, SNIPPET = "train.py", "prepare_data.py", "snippet.py"
 DATA_FOLDER, TOKENIZED_FOLDER, OUTPUT_FOLDER = "data", "data/tokenized", "trained"
 
 LINE = 100
@@ -210,13 +210,20 @@ def _deepspeed(training: Training) -> Outline:
 
 
 def _lightning(training: Training) -> Outline:
-    program = "train_lightning.py"
-    return Outline(files=_adapter_file(training), programs=(program,), commands=(("python", program),))
+    return _program_with_snippet(training, "train_lightning.py", snippets.lightning_snippet)
 
 
 def _pytorch(training: Training) -> Outline:
-    program = "train_pytorch.py"
-    return Outline(files=_adapter_file(training), programs=(program,), commands=(("python", program),))
+    return _program_with_snippet(training, "train_pytorch.py", snippets.pytorch_snippet)
+
+
+def _program_with_snippet(training: Training, program: str, snippet: Callable[[Training], str]) -> Outline:
+    """The whole program, and the same in few lines where these are enough."""
+    files, command = _adapter_file(training), ("python", program)
+    if not snippets.can_be_shown(training):
+        return Outline(files=files, programs=(program,), commands=(command,))
+    files[SNIPPET] = snippet(training)
+    return Outline(files=files, programs=(program, PREPARE), commands=(command,))
 
 
 def _slurm(training: Training) -> Outline:

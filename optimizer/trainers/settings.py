@@ -84,6 +84,8 @@ class Training:
     """Name of what makes the model; None where transformers does."""
     adapter_config: Mapping[str, Any] | None
     """PEFT's; None without an adapter."""
+    classes: int
+    """Of a classification; 0 elsewhere."""
     total_steps: int
     seed: int
     on_cpu: bool
