@@ -26,7 +26,9 @@ def named(blocks: list[Block]) -> list[object]:
 def test_a_block_names_its_language(block: Block) -> None:
     assert block.language in LANGUAGES
     if block.language == "text":
-        assert "$ " not in {line[:2] for line in block.text.splitlines()}, "commands belong into a console block"
+        assert "$ " not in {line[:2] for line in block.text.splitlines()}, (
+            "commands belong into a console block"
+        )
     if "skip" in block.directives:
         assert len(block.directives["skip"].split()) > 1, "say why"
 
@@ -69,7 +71,7 @@ def test_commands_within_sentences_exist(page: str) -> None:
             elif request := re.match(r"(GET|POST|DELETE) (/[^\s?]*)(?:\?(\S*))?$", code):
                 path = re.sub(r"\{\w+\}|\bID\b|\bOLDER\b|\b[A-Z]{5,}\b", "$x", request[2])
                 check_request(request[1], path, request[3] or "")
-            elif (option := re.match(r"--[a-z][a-z-]+", code)):
+            elif option := re.match(r"--[a-z][a-z-]+", code):
                 known = options() | script_options() | OTHERS
                 assert option[0] in known, f"{page}:{line}: nothing has {option[0]}"
         except Wrong as error:
@@ -111,7 +113,9 @@ def test_a_command_that_would_run_is_taken(script: str) -> None:
     check_script(script)
 
 
-@pytest.mark.parametrize("source", ["from rankwise import recomend", "import rankwise\nrankwise.aply(1)", "x = …"])
+@pytest.mark.parametrize(
+    "source", ["from rankwise import recomend", "import rankwise\nrankwise.aply(1)", "x = …"]
+)
 def test_code_that_would_fail_is_found(source: str) -> None:
     with pytest.raises(Wrong):
         check_code(source)
@@ -127,7 +131,9 @@ def test_blocks_are_found_with_what_is_said_of_them() -> None:
     assert second.script == "rankwise --version \\\n    -h\n"
 
 
-@pytest.mark.parametrize("text", ["<!-- test: skp x -->\n```bash\nls\n```", "<!-- test: skip x y -->\n\nText.\n"])
+@pytest.mark.parametrize(
+    "text", ["<!-- test: skp x -->\n```bash\nls\n```", "<!-- test: skip x y -->\n\nText.\n"]
+)
 def test_a_directive_that_says_nothing_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="directive"):
         blocks_of("p.md", text)

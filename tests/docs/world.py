@@ -18,6 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rankwise.optimizer.codec import to_json
+from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe
+
 from .pages import REPOSITORY, Block
 
 BLOCK_S = 900
@@ -258,5 +261,23 @@ def _rename_adapter(path: Path, inputs: Inputs) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", program, file], check=True, capture_output=True)
 
 
-NEEDS: Mapping[str, Callable[[Path, Inputs], None]] = {"trained": _train_adapter, "renamed": _rename_adapter}
+def _write_recommendation(path: Path, inputs: Inputs) -> None:
+    """As much of what a study writes as is read by `rankwise.apply`."""
+    _train_adapter(path, inputs)
+    candidate = Candidate(
+        adapter=Adapter(method=Method.LORA, rank=8, alpha=16, targets=("query", "value")),
+        level=Level(),
+        recipe=Recipe(max_length=64),
+        micro_batch=4,
+        learning_rate=1e-3,
+    )
+    document = {"schema_version": 1, "recommended": to_json(candidate)}
+    (path / "recommendation.json").write_text(json.dumps(document))
+
+
+NEEDS: Mapping[str, Callable[[Path, Inputs], None]] = {
+    "trained": _train_adapter,
+    "renamed": _rename_adapter,
+    "tuned": _write_recommendation,
+}
 """What blocks ask for with ``needs``, because it takes seconds to make."""
