@@ -34,7 +34,7 @@ class Wrong(Exception):
 
 
 def simple_commands(script: str) -> Iterator[list[str]]:
-    """The words of each command of a shell script; comments, redirections and here-documents are left out."""
+    """The words of each command of a shell script, less comments, redirections and here-documents."""
     script = _HEREDOC.sub(lambda match: match["rest"], script)
     script = _COMMENT.sub("", script.replace("\\\n", " ")).replace("$(", " ; ").replace("`", " ; ")
     lexer = shlex.shlex(script, posix=True, punctuation_chars=";()<>|&\n")
@@ -59,7 +59,7 @@ def simple_commands(script: str) -> Iterator[list[str]]:
 
 
 def check_script(script: str) -> int:
-    """Check what a shell script says to rankwise, to its service and to make; returns how many commands that were.
+    """Check what a shell script says to rankwise, its service and make; returns how many commands that were.
 
     Raises:
         Wrong: a command, option, path, field or target does not exist.
@@ -104,7 +104,7 @@ def _parse(command: Any, context: Any, arguments: list[str]) -> None:
     try:
         _, rest, _ = command.make_parser(context).parse_args(args=list(arguments))
     except Exception as error:  # typer may bring its own click, whose errors are other classes
-        message = getattr(error, "format_message", lambda: str(error))()
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
         raise Wrong(f"rankwise {context.info_name}: {message}") from error
     if rest:
         raise Wrong(f"rankwise {context.info_name} takes no argument {rest[0]!r}")
@@ -218,9 +218,8 @@ def check_code(source: str) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rankwise":
             for alias in node.names:
                 _find(node.module or "", alias.name)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id == "rankwise":
-                _find("rankwise", node.attr)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "rankwise":
+            _find("rankwise", node.attr)
 
 
 def _find(module: str, name: str) -> None:

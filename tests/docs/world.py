@@ -1,4 +1,4 @@
-"""The folder that pages' blocks are run in: the models and data that they speak of, small, under the same names."""
+"""The folder that pages' blocks are run in: the models and data that they name, but small."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ MOST_TRIALS = 2
 _ULID = r"\b01[0-9A-HJKMNP-TV-Z]{24}\b"
 _BUDGET = re.compile(r"--budget[ =]\S+")
 _STUDY = """study() {
-    rankwise studies list --json | python -c "import json, sys; print(json.load(sys.stdin)['studies'][$1]['id'])"
+    rankwise studies list --json |
+        python -c "import json, sys; print(json.load(sys.stdin)['studies'][$1]['id'])"
 }"""
 """What stands in for ids on a page: the last study's is ``study 0``, the one's before it ``study 1``."""
 _RECOMMEND = re.compile(r"\brankwise recommend\b(?! --resume)")
