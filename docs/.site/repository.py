@@ -1,8 +1,8 @@
 """What the site takes from the repository beside docs/, and what becomes of links that leave docs/.
 
 MkDocs calls the two functions with ``on_`` (``hooks`` in mkdocs.yml). README.md, CONTRIBUTING.md and
-CHANGELOG.md are pages of the site without being copied. A link to another file of the repository goes to where
-it is published; one to nothing is a warning, which ends a strict build.
+CHANGELOG.md are pages of the site without being copied. A link to another file of the repository goes to
+where it is published; one to nothing is a warning, which ends a strict build.
 """
 
 from __future__ import annotations
