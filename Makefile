@@ -12,10 +12,10 @@ INSTALLED := $(VENV)/.installed
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check format clean
+.PHONY: help install demo test docs docs-run lint check format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv with everything that the other targets need
 
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt examples/assets.txt
 	$(if $(PYTHON),,$(error no Python >= 3.11 with venv found; install one or pass PYTHON=/path/to/python))
 	@echo "installing into $(VENV): about 2 GB the first time, more where torch comes with CUDA"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,lightning,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,lightning,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -r examples/assets.txt
 	mkdir -p $(VENV)/types
 	ln -sfn ../.. $(VENV)/types/rankwise
@@ -37,6 +37,13 @@ demo: $(INSTALLED) ## recommend a configuration for a real model and real data, 
 # In one process: torch's threads use every core, and two workers that share them take over three times as long.
 test: $(INSTALLED) ## run all tests; ARGS go to pytest: make test ARGS="tests/unit -k home"
 	$(BIN)/pytest $(ARGS)
+
+docs: $(INSTALLED) ## build the documentation site below build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
+
+docs-run: $(INSTALLED) ## run every command and program that the pages show (an hour on two cores)
+	RANKWISE_DOCS=all $(BIN)/pytest tests/docs/test_running.py $(ARGS)
 
 lint: $(INSTALLED) ## check formatting, style, types and the direction of imports
 	$(BIN)/ruff format --check
