@@ -92,13 +92,14 @@ TABLE: Mapping[str, Row] = {
     "method": Row(
         transformers=IN_ADAPTER_FILE,
         trl=several(("use_peft",), hugging_face.trl_method, hugging_face.read_trl_method),
-        axolotl=several(("adapter", "unfrozen_parameters"), axolotl.method, axolotl.read_method),
+        axolotl=several(
+            ("adapter", "unfrozen_parameters", *axolotl.OWN_KERNELS), axolotl.method, axolotl.read_method
+        ),
         llamafactory=several(
             (
                 "finetuning_type",
                 "freeze_trainable_layers",
                 "freeze_trainable_modules",
-                "freeze_extra_modules",
             ),
             llama_factory.method,
             llama_factory.read_method,
@@ -249,6 +250,11 @@ TABLE: Mapping[str, Row] = {
         axolotl=several((), lambda _: {}, axolotl.read_double_quantization),
         llamafactory=several((), lambda _: {}, llama_factory.read_double_quantization),
     ),
+    "quantization_dtype": Row(
+        trl=several((), hugging_face.trl_quantization_dtype),
+        axolotl=elsewhere("the setting autocast"),
+        llamafactory=elsewhere("the setting autocast"),
+    ),
     "skip_modules": Row(
         trl=only([], instead="its command line cannot name modules that are not quantized"),
         axolotl=several((), axolotl.skip_modules, lambda _: []),
@@ -294,9 +300,13 @@ TABLE: Mapping[str, Row] = {
         transformers=several(
             ("use_liger_kernel", "liger_kernel_config"), hugging_face.loss, hugging_face.read_loss
         ),
-        trl=several(("use_liger_kernel", "liger_kernel_config"), hugging_face.loss, hugging_face.read_loss),
+        trl=several(
+            ("use_liger_kernel", "liger_kernel_config", "loss_type"),
+            hugging_face.trl_loss,
+            hugging_face.read_loss,
+        ),
         axolotl=several(
-            ("chunked_cross_entropy", "liger_fused_linear_cross_entropy", "plugins"),
+            ("liger_fused_linear_cross_entropy", "plugins", "chunked_cross_entropy"),
             axolotl.loss,
             axolotl.read_loss,
         ),
@@ -342,6 +352,11 @@ TABLE: Mapping[str, Row] = {
         **everywhere(key("gradient_accumulation_steps", default=1)),
         deepspeed=key("gradient_accumulation_steps", default=1),
     ),
+    "effective_batch": Row(
+        trl=several((), hugging_face.whole_batches),
+        axolotl=several((), hugging_face.whole_batches),
+        llamafactory=several((), hugging_face.whole_batches),
+    ),
     "epochs": Row(
         transformers=key("num_train_epochs", default=3.0),
         trl=key("num_train_epochs", default=3.0),
@@ -349,10 +364,9 @@ TABLE: Mapping[str, Row] = {
         llamafactory=key("num_train_epochs", default=3.0),
     ),
     "total_steps": Row(
-        transformers=elsewhere("the setting epochs"),
-        trl=elsewhere("the setting epochs"),
-        axolotl=elsewhere("the setting epochs"),
-        llamafactory=elsewhere("the setting epochs"),
+        trl=several(("max_steps",), hugging_face.total_steps),
+        axolotl=several(("max_steps",), hugging_face.total_steps),
+        llamafactory=several(("max_steps",), hugging_face.total_steps),
     ),
     "learning_rate": Row(
         transformers=key("learning_rate", default=5e-5, back=float),
@@ -375,18 +389,30 @@ TABLE: Mapping[str, Row] = {
             ("warmup_steps", "warmup_ratio"), llama_factory.warmup, hugging_face.read_warmup
         ),
     ),
-    "weight_decay": Row(**everywhere(key("weight_decay", default=0.0))),
+    "weight_decay": Row(
+        **everywhere(
+            several(
+                ("weight_decay",),
+                hugging_face.weight_decay,
+                lambda keys: 0.0 if keys.get("weight_decay") is None else keys["weight_decay"],
+            )
+        )
+    ),
     "max_grad_norm": Row(
         **everywhere(key("max_grad_norm", default=1.0)), deepspeed=key("gradient_clipping", default=0.0)
     ),
     "max_length": Row(
         trl=key("max_length", default=1024),
-        axolotl=key("sequence_len", default=512),
+        axolotl=several(
+            ("sequence_len", "excess_length_strategy"),
+            axolotl.max_length,
+            lambda keys: keys.get("sequence_len") or 512,
+        ),
         llamafactory=key("cutoff_len", default=2048),
     ),
     "packing": Row(
         trl=several(
-            ("packing", "packing_strategy"),
+            ("packing", "packing_strategy", "eval_packing"),
             hugging_face.trl_packing,
             lambda keys: bool(keys.get("packing")),
         ),
