@@ -18,7 +18,7 @@ LORA = Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=ATTENTION, target
 HALF = Level(weight_dtype="bfloat16", compute_dtype="bfloat16", optimizer="adamw_torch_fused")
 NF4 = replace(HALF, quantization=Quantization.NF4)
 RECIPE = Recipe(max_length=512, effective_batch=16)
-ODD_PATH = "/models/it's \"the\" model: #1, ünï"
+ODD_PATH = '/models/it\'s "the" model: #1, ünï'
 """Spaces, quotes, a colon, a hash sign: what YAML would take for something else."""
 
 
@@ -85,9 +85,17 @@ def cases() -> Iterator[Case]:
     for name, adapter in _adapters().items():
         yield Case("adapter", name, training(adapter), _family(adapter))
     for name, level in _levels().items():
-        adapter = Adapter(method=Method.FULL) if name.startswith("full") else LORA
+        adapter = next((other for start, other in BESIDE_LORA.items() if name.startswith(start)), LORA)
         yield Case("level", name, training(adapter, level))
     yield from _others()
+
+
+BESIDE_LORA = {
+    "full,": Adapter(method=Method.FULL),
+    "last block,": Adapter(method=Method.LAST_BLOCKS, unfrozen=("model.layers.1",), last_blocks=1),
+    "biases,": Adapter(method=Method.BITFIT, unfrozen=("bias",)),
+}
+"""How names of levels begin that are those of another method."""
 
 
 def _methods() -> Mapping[str, Adapter]:
@@ -97,13 +105,17 @@ def _methods() -> Mapping[str, Adapter]:
         "rsLoRA": replace(LORA, use_rslora=True),
         "DoRA": replace(LORA, use_dora=True),
         "AdaLoRA": replace(LORA, method=Method.ADALORA, rank=8, initial_rank=12, alpha=24.0),
-        "IA3": Adapter(method=Method.IA3, targets=("down_proj", "k_proj", "v_proj"), feedforward=("down_proj",)),
+        "IA3": Adapter(
+            method=Method.IA3, targets=("down_proj", "k_proj", "v_proj"), feedforward=("down_proj",)
+        ),
         "OFT": Adapter(method=Method.OFT, rank=16, targets=ATTENTION),
         "MiSS": Adapter(method=Method.MISS, rank=16, targets=ATTENTION),
         "head": Adapter(method=Method.HEAD, unfrozen=("lm_head",)),
         "last blocks": Adapter(method=Method.LAST_BLOCKS, unfrozen=blocks, last_blocks=1),
         "biases": Adapter(method=Method.BITFIT, unfrozen=("bias",)),
-        "norms": Adapter(method=Method.NORMS, unfrozen=("input_layernorm", "post_attention_layernorm", "norm")),
+        "norms": Adapter(
+            method=Method.NORMS, unfrozen=("input_layernorm", "post_attention_layernorm", "norm")
+        ),
         "full": Adapter(method=Method.FULL),
     }
 
@@ -137,6 +149,9 @@ def _levels() -> Mapping[str, Level]:
         "full, float32": Level(),
         "full, AMP bfloat16 over float32": Level(compute_dtype="bfloat16"),
         "full, pure bfloat16": pure,
+        "last block, pure bfloat16": pure,
+        "last block, AMP over bfloat16": HALF,
+        "biases, float32": Level(),
         "int8": replace(HALF, quantization=Quantization.INT8),
         "nf4": NF4,
         "fp4": replace(HALF, quantization=Quantization.FP4),

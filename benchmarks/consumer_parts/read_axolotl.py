@@ -30,12 +30,12 @@ GPU = {
 
 sys.modules["posthog"] = types.ModuleType("posthog")
 found = importlib.util.find_spec("axolotl")
-assert found is not None
-ROOT = Path(next(iter(found.submodule_search_locations or ())))
+ROOT = Path(next(iter((found and found.submodule_search_locations) or ())))
 loaders = types.ModuleType("axolotl.loaders")
 loaders.__path__ = [str(ROOT / "loaders")]
 sys.modules["axolotl.loaders"] = loaders
 
+from axolotl.integrations.base import PluginManager  # noqa: E402
 from axolotl.loaders.adapter import _build_peft_lora_config  # noqa: E402
 from axolotl.utils.config import resolve_dtype, validate_config  # noqa: E402
 from axolotl.utils.dict import DictDefault  # noqa: E402
@@ -73,13 +73,19 @@ configure_precision = method_of(
 def read(path: Path, case: Mapping[str, Any]) -> dict[str, Any]:
     """What Axolotl makes of a file."""
     said = yaml.safe_load(path.read_text())
+    plugins = PluginManager.get_instance()
+    plugins.plugins.clear()
+    for name in said.get("plugins", ()):
+        plugins.register(name)
     cfg = validate_config(
         DictDefault(said), capabilities=DictDefault(GPU), env_capabilities=DictDefault(torch_version="2.9.0")
     )
     cfg.device = "cuda:0"
     resolve_dtype(cfg)
     answer: dict[str, Any] = {
-        "changed": {key: (value, cfg.get(key)) for key, value in said.items() if differs(value, cfg.get(key))},
+        "changed": {
+            key: (value, cfg.get(key)) for key, value in said.items() if differs(value, cfg.get(key))
+        },
         "kernels": [key for key in cfg if key.startswith("lora_") and key.endswith("_kernel") and cfg[key]],
         "dtype": str(cfg.torch_dtype),
     }

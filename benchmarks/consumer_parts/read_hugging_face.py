@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models import adapted, plain, read_all
+from models import adapted, as_on_a_gpu, plain, read_all
 
 
 def read(path: Path, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,8 +41,11 @@ def read_arguments(path: Path, _: Mapping[str, Any]) -> dict[str, Any]:
 
     said = json.loads(path.read_text())
     said.pop("deepspeed", None)
-    (arguments,) = HfArgumentParser(TrainingArguments).parse_dict({**said, "output_dir": tempfile.gettempdir()})
-    return {"changed": {key: (value, getattr(arguments, key)) for key, value in said.items() if value != getattr(arguments, key)}}
+    (arguments,) = HfArgumentParser(TrainingArguments).parse_dict(
+        {**said, "output_dir": tempfile.gettempdir()}
+    )
+    understood = {key: getattr(arguments, key) for key in said}
+    return {"changed": {key: (said[key], value) for key, value in understood.items() if value != said[key]}}
 
 
 def read_sft(path: Path, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,10 +77,10 @@ def read_accelerate(path: Path, _: Mapping[str, Any]) -> dict[str, Any]:
 
     config = load_config_from_file(str(path))
     arguments = launch_command_parser().parse_args(["--config_file", str(path), "train.py"])
-    launched, _, precision = _validate_launch_command(arguments)
+    launched, _, _ = _validate_launch_command(arguments)
     return {
         "distributed": str(config.distributed_type),
-        "mixed_precision": str(precision),
+        "mixed_precision": launched.mixed_precision,
         "use_deepspeed": launched.use_deepspeed,
         "cpu": launched.cpu,
     }
@@ -106,7 +108,7 @@ def guarded(reader: Any) -> Any:
     def read_one(path: Path, case: Mapping[str, Any]) -> dict[str, Any]:
         try:
             found: dict[str, Any] = reader(path, case)
-        except (Exception, SystemExit, argparse.ArgumentError) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a refusal is an answer
             return {"error": f"{type(error).__name__}: {error}"}
         return found
 
@@ -121,4 +123,5 @@ READERS = {
     "ds_config.json": guarded(read_deepspeed),
 }
 
+as_on_a_gpu()
 read_all("case.json", read)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import trl
-from models import plain, read_all, tiny_model, trained
+from models import as_on_a_gpu, plain, read_all, tiny_model, trained
 from omegaconf import OmegaConf
 
 trl.AutoModelForCausalLMWithValueHead = type("AutoModelForCausalLMWithValueHead", (), {})
@@ -23,20 +23,20 @@ trl.AutoModelForCausalLMWithValueHead = type("AutoModelForCausalLMWithValueHead"
 import llamafactory.hparams.parser as parser  # noqa: E402
 from llamafactory.model.adapter import init_adapter  # noqa: E402
 
-# What a GPU would answer.
+as_on_a_gpu()
 parser.is_torch_bf16_gpu_available = lambda: True
 parser._check_extra_dependencies = lambda *_: None
 
 
 def read(path: Path, case: Mapping[str, Any]) -> dict[str, Any]:
     """What LLaMA-Factory makes of a file."""
-    said = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(said, dict)
+    said: Any = OmegaConf.to_container(OmegaConf.load(path))
     with contextlib.redirect_stdout(io.StringIO()):
         model_args, data_args, training_args, tuning, _ = parser.get_train_args(dict(said))
     groups = (model_args, data_args, training_args, tuning)
     understood = {key: next(getattr(group, key) for group in groups if hasattr(group, key)) for key in said}
-    model = init_adapter(None, tiny_model(case["family"]).train(), model_args, tuning, is_trainable=True)
+    loaded = tiny_model(case["family"]).to(model_args.compute_dtype or torch.float32).train()
+    model = init_adapter(None, loaded, model_args, tuning, is_trainable=True)
     answer = {
         "changed": {
             key: (value, understood[key])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,9 @@ def read_all(cases: Iterable[Case], folder: Path) -> list[Read]:
                     (place / name).write_text(text, encoding="utf-8")
         about = {"family": case.family, "task": case.training.task.value}
         (place / "case.json").write_text(json.dumps(about))
-    axolotl = run("read_axolotl.py", folder)
-    factory = run("read_llama_factory.py", folder)
-    others = run("read_hugging_face.py", folder)
+    programs = ("read_axolotl.py", "read_llama_factory.py", "read_hugging_face.py")
+    with ThreadPoolExecutor() as pool:
+        axolotl, factory, others = pool.map(run, programs, [folder] * len(programs))
     reads = []
     for case, forms in exported.items():
         answers = dict(others[case.folder])

@@ -88,9 +88,12 @@ def computed_dtype(settings: Settings) -> str:
 
 
 def precision(settings: Settings) -> Keys:
-    """``bf16`` and ``fp16`` are autocast over weights of that dtype; so is ``bfloat16``."""
+    """``bf16`` and ``fp16`` are autocast over weights of that dtype; so is ``bfloat16``.
+
+    Float32 is multiplied in TF32, with fewer digits, unless that is switched off.
+    """
     computed = computed_dtype(settings)
-    flags = dict.fromkeys(SIXTEEN_BIT.values(), False)
+    flags = {**dict.fromkeys(SIXTEEN_BIT.values(), False), "tf32": False}
     if computed == "float32":
         return flags
     keys = {**flags, SIXTEEN_BIT[computed]: True}

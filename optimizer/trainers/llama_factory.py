@@ -115,9 +115,9 @@ def autocast(settings: Settings) -> Keys:
 
 
 def adapter_dtype(settings: Settings) -> Keys:
-    """What is trained is float32, except for weights and adapters in pure bfloat16."""
+    """PEFT makes adapters float32; weights of the model itself become it too, but in pure bfloat16."""
     pure = settings["autocast"] is None and settings["weight_dtype"] == "bfloat16"
-    trained = "bfloat16" if pure else "float32"
+    trained = "bfloat16" if pure and settings["method"] != Method.LORA else "float32"
     if settings["method"] == Method.FULL or settings["adapter_dtype"] == trained:
         return {}
     raise Cannot(f"what is trained is {trained}", Effect.OTHER_NUMBERS)

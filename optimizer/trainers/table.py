@@ -41,7 +41,7 @@ IN_PROGRAM = elsewhere("the training program")
 IN_ADAPTER_FILE = elsewhere("adapter_config.json")
 IN_ROWS = elsewhere("the prepared rows")
 LAUNCHED = elsewhere("what is launched")
-NOT_DIVIDED = elsewhere("ds_config.json")
+UNDIVIDED = several((), launchers.undivided)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +211,7 @@ TABLE: Mapping[str, Row] = {
         transformers=several(("bf16", "fp16"), hugging_face.precision, hugging_face.read_precision),
         trl=several(("bf16", "fp16"), hugging_face.precision, hugging_face.read_precision),
         axolotl=several(
-            ("bf16", "fp16", "bfloat16", "float16"), axolotl.precision, hugging_face.read_precision
+            ("bf16", "fp16", "tf32", "bfloat16", "float16"), axolotl.precision, hugging_face.read_precision
         ),
         llamafactory=several(
             ("bf16", "fp16", "pure_bf16"), llama_factory.autocast, hugging_face.read_precision
@@ -322,12 +322,12 @@ TABLE: Mapping[str, Row] = {
         trl=key("optim", default="adamw_torch_fused"),
         axolotl=key("optimizer", default="adamw_torch_fused"),
         llamafactory=key("optim", default="adamw_torch"),
-        deepspeed=several((), launchers.untested_optimizer),
+        deepspeed=several(("zero_allow_untested_optimizer",), launchers.untested_optimizer),
     ),
     "zero_stage": Row(
-        trl=NOT_DIVIDED,
-        axolotl=NOT_DIVIDED,
-        llamafactory=NOT_DIVIDED,
+        trl=UNDIVIDED,
+        axolotl=UNDIVIDED,
+        llamafactory=UNDIVIDED,
         accelerate=several(
             ("distributed_type", "deepspeed_config", "num_processes", "num_machines", "machine_rank"),
             launchers.accelerate_zero,
@@ -336,9 +336,9 @@ TABLE: Mapping[str, Row] = {
         deepspeed=several(("zero_optimization",), launchers.zero, launchers.read_zero),
     ),
     "offload": Row(
-        trl=NOT_DIVIDED,
-        axolotl=NOT_DIVIDED,
-        llamafactory=NOT_DIVIDED,
+        trl=elsewhere("the setting zero_stage"),
+        axolotl=elsewhere("the setting zero_stage"),
+        llamafactory=elsewhere("the setting zero_stage"),
         deepspeed=several((), lambda _: {}, launchers.read_offload),
     ),
     "micro_batch": Row(
