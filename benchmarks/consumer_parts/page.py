@@ -31,8 +31,8 @@ What a trainer cannot be told has one of three effects:
   the file's head and by the command;
 - **another cost**: the same numbers at another speed or with other memory: listed too.
 
-Files in which `rankwise` itself does the training (`train.py`, and the programs of the formats transformers,
-trl, lightning and pytorch) say everything; the table is about files that trainers read.
+Nothing is left out by the programs (`train.py`, and those of the formats transformers, trl, lightning and
+pytorch); these tables are about files that trainers read.
 """
 
 TRAINERS_HEAD = """\
@@ -88,7 +88,13 @@ def verdict(read: Read, form: Format) -> str:
     answer = read.answers.get(name)
     if answer is None:
         return "not read"
-    return "yes, but " + str(answer["error"]) if "error" in answer else "yes"
+    if "error" in answer:
+        return f"yes, but {answer['error']}"
+    own = read.answers.get("adapter_config.json", {}).get("trained")
+    if "adapter" in answer and own is not None and answer["trained"] != own:
+        return "yes, but other parameters are trained"
+    changed = ", ".join(answer.get("changed", ()))
+    return f"yes, but {changed} changed" if changed else "yes"
 
 
 def reasons(exported: Exported) -> Iterator[str]:

@@ -178,8 +178,12 @@ def trl_quantization_dtype(settings: Settings) -> Keys:
 
 
 def trl_loss(settings: Settings) -> Keys:
-    """It has a chunked loss of its own."""
-    return {"loss_type": "chunked_nll"} if settings["loss"] == "chunked" else loss(settings)
+    """It computes logits piece by piece always (``trl/trainer/sft_config.py``, loss_type)."""
+    if settings["loss"] == "liger":
+        return loss(settings)
+    if settings["loss"] == "chunked":
+        return {}
+    raise Cannot("logits are never there all at once: the same numbers with less memory", Effect.OTHER_COST)
 
 
 def trl_quantization(settings: Settings) -> Keys:

@@ -41,6 +41,7 @@ IN_PROGRAM = elsewhere("the training program")
 IN_ADAPTER_FILE = elsewhere("adapter_config.json")
 IN_ROWS = elsewhere("the prepared rows")
 LAUNCHED = elsewhere("what is launched")
+WEIGHT_DECAY = several(("weight_decay",), hugging_face.weight_decay, key("weight_decay", default=0.0).read)
 UNDIVIDED = several((), launchers.undivided)
 
 
@@ -301,7 +302,7 @@ TABLE: Mapping[str, Row] = {
             ("use_liger_kernel", "liger_kernel_config"), hugging_face.loss, hugging_face.read_loss
         ),
         trl=several(
-            ("use_liger_kernel", "liger_kernel_config", "loss_type"),
+            ("use_liger_kernel", "liger_kernel_config"),
             hugging_face.trl_loss,
             hugging_face.read_loss,
         ),
@@ -390,13 +391,10 @@ TABLE: Mapping[str, Row] = {
         ),
     ),
     "weight_decay": Row(
-        **everywhere(
-            several(
-                ("weight_decay",),
-                hugging_face.weight_decay,
-                lambda keys: 0.0 if keys.get("weight_decay") is None else keys["weight_decay"],
-            )
-        )
+        transformers=key("weight_decay", default=0.0),
+        trl=WEIGHT_DECAY,
+        axolotl=WEIGHT_DECAY,
+        llamafactory=WEIGHT_DECAY,
     ),
     "max_grad_norm": Row(
         **everywhere(key("max_grad_norm", default=1.0)), deepspeed=key("gradient_clipping", default=0.0)

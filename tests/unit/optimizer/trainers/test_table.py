@@ -88,7 +88,7 @@ UNREADABLE = {
     (Trainer.AXOLOTL, "method"),
     # Told beside the stage.
     (Trainer.ACCELERATE, "zero_stage"),
-    # Its own word for the chunked loss is not read.
+    # It has no word for the chunked loss, which is its only one.
     (Trainer.TRL, "loss"),
 }
 
