@@ -15,7 +15,7 @@ from .. import __version__
 from ..runners.jobs import Inquiries
 from ..store import Store
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
-from .routes import estimates, host, models, studies
+from .routes import checks, estimates, host, models, studies
 from .routes.turns import Turns
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
@@ -86,6 +86,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.state.turns = Turns()
     app.include_router(studies.router)
     app.include_router(estimates.router)
+    app.include_router(checks.router)
     app.include_router(models.router)
     app.include_router(host.router)
     app.add_middleware(BodyLimit)

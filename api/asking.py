@@ -18,6 +18,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from ..errors import InputError
 from ..optimizer.codec import from_json
 from ..optimizer.domain import (
+    Baseline,
     Complexity,
     LossMask,
     Method,
@@ -30,6 +31,7 @@ from ..optimizer.domain import (
     Weights,
 )
 from ..probes.profiles import TaskKind
+from .baseline import frame_of, read_baseline
 from .own_lora import read_own_lora
 from .units import parse_bytes, parse_seconds, parse_share
 
@@ -72,6 +74,7 @@ class StudyOptions(TypedDict, total=False):
     quantizations: str | Collection[str]
     presets: str | Collection[str]
     lora: Mapping[str, Any] | OwnLora | None
+    baseline: str | PathLike[str] | Mapping[str, Any] | Baseline | None
     only_presets: bool
     use_tiers: bool
     complexity: str | None
@@ -93,6 +96,8 @@ def read_request(
     for name in options.keys() - StudyOptions.__annotations__.keys():
         raise TypeError(f"a study has no argument {name!r}")
     values = {_FIELDS.get(name, name): read_option(name, value) for name, value in options.items()}
+    if values.get("baseline") is not None:
+        values = frame_of(values["baseline"]) | values
     return from_json(StudyRequest, {"model": fspath(model), "dataset": fspath(dataset), **values})
 
 
@@ -220,5 +225,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "quantizations": partial(_choices, Quantization),
     "presets": partial(_choices, Preset),
     "lora": _own_lora,
+    "baseline": read_baseline,
     "complexity": partial(choice, Complexity),
 }

@@ -19,6 +19,7 @@ from ..optimizer.domain import (
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.overview import funnel, rate_sweeps
 from ..optimizer.recipe import steps_for
+from .baseline_outcome import baseline_document
 from .response_schemas import RecommendationDocument, RuledOut, StudyDocument, TrialDocument
 
 _ONLY_HTTP = {"links", "schema_version"}
@@ -37,6 +38,7 @@ def report_document(
     Args:
         enumerated: how many candidates the search began with; None where that is not known.
     """
+    baseline = baseline_document(study, trials, recommendation)
     stages = funnel(
         trials,
         estimates,
@@ -54,6 +56,7 @@ def report_document(
         "ruled_out": [each.model_dump(mode="json") for each in RuledOut.among(estimates)],
         "funnel": [to_json(stage) for stage in stages],
         "sweeps": [to_json(sweep) for sweep in rate_sweeps(trials)],
+        "baseline": baseline and baseline.model_dump(mode="json", exclude=_ONLY_HTTP),
         "recommendation": best and best.model_dump(mode="json", exclude=_ONLY_HTTP),
     }
 

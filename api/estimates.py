@@ -32,6 +32,7 @@ from ..probes.model_source import is_hub_id, resolve_model
 from ..probes.profiles import TaskKind
 from ..runners.jobs import Estimation, estimate_once
 from .asking import choice
+from .own_lora import simple_expression
 from .request_schemas import MOST_TOKENS
 from .response_schemas import Between, EstimateDocument, GpuChoice, ModelSummary
 from .submission import BOUNDS, InvalidRequest, RequestProblem
@@ -111,8 +112,16 @@ Ask = Callable[[Sequence[Terms], int | None], Estimation]
 TrialsOn = Callable[[str], Sequence[Trial]]
 """Name of a device in the catalogue → trials on it that had been estimated before."""
 
+
+def _targets(text: str) -> str:
+    if text.startswith("re:"):
+        simple_expression(text.removeprefix("re:"))
+    return text
+
+
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "task": partial(choice, TaskKind),
+    "targets": _targets,
     "method": partial(choice, Method),
     "quantization": partial(choice, Quantization),
     "gpu": find_gpu,

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from ..errors import InputError
+from ..optimizer.codec import to_json
 from ..optimizer.domain import (
     ASKED_FIELDS,
     Complexity,
@@ -27,6 +28,7 @@ from ..optimizer.domain import (
     Weights,
 )
 from ..probes.profiles import TaskKind
+from .baseline import baseline_of_text, frame_of, read_baseline
 from .submission import BOUNDS
 from .units import parse_bytes, parse_seconds, parse_share
 
@@ -224,6 +226,8 @@ class StudyBody(_Body):
     """Tried first, in this order."""
     lora: LoraBody | None = None
     """Tried before the presets."""
+    baseline: Annotated[str, Field(min_length=1, max_length=256 * 2**10)] | dict[str, Any] | None = None
+    """What is trained with now: a trainer's file, as text or as its keys. It is tried first, as it is."""
     only_presets: Switch = False
     """Only the presets and ``lora``, and nothing after them."""
     use_tiers: Switch = False
@@ -238,7 +242,19 @@ class StudyBody(_Body):
             values["weights"] = Weights(**self.weights.model_dump())
         if self.lora:
             values["lora"] = self.lora.to_lora()
+        if self.baseline is not None:
+            values |= self._from_baseline()
         return StudyRequest(**values)
+
+    def _from_baseline(self) -> dict[str, Any]:
+        """The baseline, and what it says of rows a step and passes where the body does not."""
+        told = self.baseline
+        baseline = baseline_of_text(told) if isinstance(told, str) else read_baseline(told)
+        frame = frame_of(baseline)
+        return {
+            "baseline": baseline,
+            **{name: value for name, value in frame.items() if name not in self.model_fields_set},
+        }
 
     @classmethod
     def from_request(cls, request: StudyRequest) -> StudyBody:
@@ -250,6 +266,8 @@ class StudyBody(_Body):
             values["weights"] = WeightsBody.model_validate(request.weights, from_attributes=True)
         if request.lora:
             values["lora"] = LoraBody.from_lora(request.lora)
+        if request.baseline:
+            values["baseline"] = to_json(request.baseline)
         return cls.model_construct(
             **values
             | {
@@ -313,6 +331,24 @@ class EstimateBody(_Body):
     def options(self) -> dict[str, Any]:
         """The arguments of :func:`.estimates.read_question`."""
         return self.model_dump()
+
+
+class CheckBody(_Body):
+    """A trainer's file, and where it is to run."""
+
+    text: Annotated[str, Field(min_length=1, max_length=256 * 2**10)]
+    """YAML or JSON, at most 256 KiB."""
+    name: Word = "file"
+    """As findings are to call it."""
+    format: Word | None = None
+    """Told from the keys, or ``trl``, ``axolotl``, ``llamafactory``, ``transformers``, ``accelerate``,
+    ``deepspeed``, ``peft``."""
+    gpu: Word | None = None
+    gpus: Annotated[Count, Field(ge=1)] | None = None
+    memory_limit: Size | None = None
+    """Device memory that it may take: bytes, or text such as ``"24GiB"``."""
+    quick: Switch = False
+    """The file alone is looked at."""
 
 
 ESTIMATE_EXAMPLES: dict[str, Any] = {

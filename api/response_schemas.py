@@ -588,3 +588,79 @@ class HealthDocument(_Document):
 def study_path(study_id: str) -> str:
     """Where one study is."""
     return f"/v1/studies/{study_id}"
+
+
+class CheckFinding(_Document):
+    """One thing that was found in a trainer's file."""
+
+    id: str
+    severity: Literal["error", "warning", "hint"]
+    message: str
+    """A sentence, without its full stop."""
+    next_step: str
+    key: str | None
+    """That it is about; null is the whole file."""
+    line: int | None
+    """Where the key stands, from 1 on."""
+    versions: str | None
+    """What it was seen with; null where it follows from the file itself."""
+
+
+class CheckDocument(_Document):
+    """What is wrong with a trainer's file, whether it fits, and what would do better."""
+
+    file: str
+    format: str
+    quick: bool
+    """Only the file was looked at: nothing is known of its memory."""
+    fits: Literal["yes", "no", "too-close", "unknown"]
+    why_unknown: str | None
+    findings: tuple[CheckFinding, ...]
+    """The worst first."""
+    counts: Mapping[str, int]
+    """Severity → findings."""
+    settings: Mapping[str, Any]
+    """What the file says, in trainer-neutral words, with the trainer's own defaults."""
+    defaults: tuple[str, ...]
+    """Of these, the settings that the file does not name."""
+    not_looked_at: tuple[str, ...]
+    """Keys that the trainer knows and rankwise has nothing to say of."""
+    estimate: EstimateDocument | None
+
+
+class SettingChange(_Document):
+    """One setting that the recommendation has otherwise than the baseline."""
+
+    setting: str
+    now: str
+    then: str
+
+
+class BaselineDocument(_Document):
+    """What became of the configuration that is trained with now, and what changing it would bring."""
+
+    name: str
+    """Of its file."""
+    trainer: str
+    description: str | None = None
+    candidate_id: str | None = None
+    trials: tuple[int, ...] = ()
+    """Numbers of those that measured it."""
+    reason: str | None = None
+    """Why it was not measured, without a full stop; null where it was."""
+    is_recommended: bool = False
+    times_as_fast: float | None = None
+    """The recommended one, in tokens or samples a second."""
+    memory_bytes: int | None = None
+    """The baseline's peak."""
+    memory_change_bytes: int | None = None
+    """Negative where the recommended one needs less."""
+    loss_difference: float | None = None
+    """The recommended one's held-out loss less the baseline's, on the same rows."""
+    loss_low: float | None = None
+    loss_high: float | None = None
+    relation: Literal["better", "worse", "no difference", "unknown"] | None = None
+    """Of the recommended one's loss to the baseline's; null where the baseline was not trained as long."""
+    changes: tuple[SettingChange, ...] = ()
+    sentences: tuple[str, ...] = ()
+    """The same for people."""

@@ -33,7 +33,7 @@ ALIASES = {
 """Other names of keys: those of the command line, and of other tools."""
 
 BLOCKS = ("lora", "quantization")
-PATHS = ("model", "dataset", "chat_template")
+PATHS = ("model", "dataset", "chat_template", "baseline")
 _NOT_VALID = "not a valid StudyRequest: "
 
 KEYS = (*STUDY_KEYS, *ALIASES, *BLOCKS)
@@ -72,8 +72,8 @@ def read_study_file(path: Path) -> dict[str, Any]:
             blocks[field] = value
             lines |= {(field, *rest): line for rest, line in inner.items()}
         elif value is not None:
-            values[field] = value
-            found += _checked(field, value, lines[(key,)])
+            values[field] = _beside(path, value) if field in PATHS else value
+            found += _checked(field, values[field], lines[(key,)])
     own, problems = read_own_lora(blocks.get("lora"), blocks.get("quantization"))
     for problem in problems:
         line = lines.get(problem.path, lines.get(problem.path[:1]))
@@ -82,7 +82,7 @@ def read_study_file(path: Path) -> dict[str, Any]:
         raise _refusal(path, found)
     if own is not None:
         values["lora"] = own
-    return {field: _beside(path, value) if field in PATHS else value for field, value in values.items()}
+    return values
 
 
 def _compose(path: Path) -> yaml.MappingNode:

@@ -51,6 +51,8 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 # presets: [balanced]           # {presets}
 # only_presets: false           # nothing after the presets and the block lora
 
+# baseline: axolotl.yaml        # what you train with now, as TRL, Axolotl, … have it: tried and compared
+
 # A LoRA of your own, tried first, as it is:
 # lora:
 #   r: 8

@@ -305,6 +305,20 @@ class OwnLora:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The configuration that somebody trains with now, to be measured as it is and compared with."""
+
+    name: str
+    """Of the file, for people."""
+    trainer: str
+    """Whose words it was written in: one of ``trainers.reading.FORMATS``."""
+    settings: Mapping[str, Any]
+    """In the words of ``trainers.settings``, with the trainer's defaults."""
+    said: tuple[str, ...] = ()
+    """The settings that the file itself names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
     """The settings around the adapter that trade memory for speed.
 
@@ -614,6 +628,8 @@ class StudyRequest:
     """A program and its arguments that judges a trained adapter: it gets the folder and prints a number."""
     eval_lower_is_better: bool = False
     """Of that number."""
+    baseline: Baseline | None = None
+    """What is trained with now: tried before all else, and compared with what is recommended."""
     model_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of a model that is made by a factory: what it is called with."""
     model_folder: str | None = field(default=None, metadata={"asked": False})

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .domain import Adapter, Candidate, Estimate, Trial, TrialPlan, TrialState, Weights
+from .baseline import REASON, before
+from .domain import Adapter, Candidate, Estimate, Rung, Trial, TrialPlan, TrialState, Weights
 from .evidence import Evidence
 from .probing import ADAPTERS, next_probe
 from .training import FINALISTS, MOST_RATES, MOST_SEEDS, SEEDS, Room, Training
@@ -79,6 +80,7 @@ def next_step(
     weights: Weights,
     *,
     estimates: Mapping[Candidate, Estimate] | None = None,
+    baseline: Candidate | None = None,
 ) -> RunTrial | Stop:
     """The next trial of a study, from all its trials so far.
 
@@ -92,6 +94,7 @@ def next_step(
         weights: what is wanted.
         estimates: of shapes; what cannot fit is not run, nor what needs as much, nor what is slower and
             larger than something measured.
+        baseline: what is trained with now: probed before all else, and trained as the finalists are.
     """
     unfinished = [trial for trial in trials if trial.state is not TrialState.FINISHED]
     if unfinished:
@@ -102,16 +105,26 @@ def next_step(
     if limits.spent_s >= limits.budget_s:
         return Stop(f"the budget of {limits.budget_s / 60:.3g} minutes was spent")
     evidence = Evidence(trials, limits.memory_limit_bytes, estimates)
+    if baseline is not None and not evidence.settled(baseline):
+        return RunTrial(TrialPlan(candidate=baseline, rung=Rung.PROBE, reason=REASON))
     if not evidence.trainings:
         left = _probes_left(candidates, evidence, limits)
         if (plan := next_probe(candidates, evidence, weights, left=left)) is not None:
             return RunTrial(plan)
     if not any(evidence.measured(candidate) for candidate in candidates):
+        if baseline is not None and evidence.measured(baseline) is not None:
+            return Stop("only the present configuration could be measured within the limits")
         return Stop("nothing fits: no probe ran to its end within the memory that there is")
     if not limits.can_learn:
         return Stop("the search is complete; quality cannot be measured without the model's weights")
     training = Training(candidates, evidence, weights, _room(evidence, limits, launched))
     plan = training.next_trial()
+    if baseline is not None:
+        measured = evidence.measured(baseline)
+        step_s = (measured.step_s_mean if measured else None) or 0.0
+        steps = plan.train_steps if plan else 0
+        affords = training.room.setup_s + steps * step_s <= training.room.seconds
+        plan = before(plan, baseline, evidence, affords=affords) or plan
     return RunTrial(plan) if plan is not None else Stop(f"the search is complete: {training.conclusion()}")
 
 

@@ -28,14 +28,6 @@ class InvalidTrial(Exception):
     """What would run, or ran, is not what was configured."""
 
 
-def load_tokenizer(model_path: str, *, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer, with a padding token (the end-of-sequence token where it has none)."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
-
-
 def build_model(
     model_path: str,
     *,

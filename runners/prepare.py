@@ -23,7 +23,6 @@ from ..probes.model import inspect_model, inspect_module, is_encoder_decoder
 from ..probes.model_source import read_json_object
 from ..probes.profiles import DatasetProfile, Factory, HardwareProfile, ModelProfile, TaskKind
 from ..probes.tasks import as_seq2seq
-from .build import load_tokenizer
 from .factories import made_by
 from .messages import Report
 from .prepare_arrays import array_facts
@@ -31,6 +30,7 @@ from .random_tokens import RandomTokens
 from .recipe import Example, count_tokens, pack_training_rows
 from .samples import Sample, SampleError, encode, encode_rows, read_samples
 from .text_splits import notes_on_classes, split_texts
+from .tokenizer import load_tokenizer
 from .tokens import COUNTS_NAME, TokenFile, write_token_files
 
 LEAST_VOCABULARY_SHARE = 10

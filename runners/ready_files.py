@@ -32,7 +32,13 @@ from ..optimizer.overview import enumerated_of
 from ..optimizer.recipe import steps_for
 from ..store import Store
 
-_TEXTS = ("probes/rows.py", "probes/array_sources.py", "runners/recipe.py", "runners/samples.py")
+_TEXTS = (
+    "probes/rows.py",
+    "probes/array_sources.py",
+    "runners/recipe.py",
+    "runners/samples.py",
+    "runners/tokenizer.py",
+)
 _ARRAYS = ("probes/arrays.py", "runners/array_samples.py")
 _MODEL = (
     "runners/modules.py",
@@ -61,7 +67,6 @@ class Program:
 
 _PLAIN_ROWS = "runners/scripts/plain_rows.py"
 _AS_MEASURED = "runners/scripts/as_measured.py"
-_TOKENIZER = ("runners/modules.py", "runners/weights.py", "runners/build.py")
 _ANY_TRAINING = (*_TEXTS, *_ARRAYS, *_MODEL, *_RESULT, _SHARED, _ANY_ROWS, _TRAINING)
 
 PROGRAMS: Mapping[str, Program] = {
@@ -87,7 +92,7 @@ PROGRAMS: Mapping[str, Program] = {
         (*_ANY_TRAINING, "runners/scripts/train_lightning.py"), "torch, transformers, peft and lightning"
     ),
     "prepare_data.py": Program(
-        (*_TEXTS, *_TOKENIZER, _SHARED, _PLAIN_ROWS, "runners/scripts/prepare_data.py"),
+        (*_TEXTS, _SHARED, _PLAIN_ROWS, "runners/scripts/prepare_data.py"),
         "torch and transformers",
     ),
 }

@@ -17,6 +17,7 @@ import psutil
 
 from ..errors import RankwiseError, RunnerError, StaleFence
 from ..home import Home
+from ..optimizer.baseline import place
 from ..optimizer.codec import to_json
 from ..optimizer.domain import (
     Candidate,
@@ -143,6 +144,7 @@ class StudyRun:
         if not asks_for_an_order(request):
             candidates = by_experience(candidates, facts.known)
         self.store.append_event(self.study.id, "search.started", {"candidates": len(candidates)})
+        baseline = None if request.baseline is None else place(request.baseline, facts).candidate
         while True:
             self.bank_wall()
             self.check_signals()
@@ -159,7 +161,14 @@ class StudyRun:
                 finish_limit_s=request.finish_limit_s,
                 quality_first=request.lets_pass is not None,
             )
-            step = next_step(candidates, trials, limits, request.effective_weights, estimates=estimates)
+            step = next_step(
+                candidates,
+                trials,
+                limits,
+                request.effective_weights,
+                estimates=estimates,
+                baseline=baseline,
+            )
             if not isinstance(step, RunTrial):
                 self.store.append_event(self.study.id, "search.stopped", {"reason": step.reason})
                 return step.reason
@@ -421,13 +430,14 @@ def is_untold(plan: TrialPlan, estimates: Mapping[Candidate, Estimate]) -> bool:
 
 
 def ladder_of(candidate: Candidate, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidate, and those that differ in a smaller micro-batch only."""
-    return [
+    """The candidate, and those that differ in a smaller micro-batch only; of a baseline it alone."""
+    found = [
         each
         for each in candidates
         if each.micro_batch <= candidate.micro_batch
         and each == replace(candidate, micro_batch=each.micro_batch)
     ]
+    return found or [candidate]
 
 
 def is_judged(job: Job) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -25,6 +25,8 @@ rankwise estimate ./llama-8b/config.json --batch-size 4 --seq-len 4096 --gpu A10
 
 rankwise estimate org/model --quantization nf4 --memory-limit 24GiB --json
 
+rankwise estimate axolotl.yaml --gpu RTX-4090 --seq-len 4096
+
 rankwise estimate org/model --which-gpu --tokens 20000000 --epochs 3
 
 Exit codes: 0 it fits, or no limit was given; 3 it does not fit; 4 too close to call.
@@ -36,7 +38,14 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def estimate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, config.json, or id on the hub.")],
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|FILE",
+            help="Folder, config.json, or id on the hub; or a file of TRL, Axolotl, LLaMA-Factory …",
+        ),
+    ],
     task: Annotated[
         TaskKind | None,
         typer.Option(
@@ -124,14 +133,15 @@ def estimate(
 ) -> None:
     """Tell what a fine-tuning needs of a GPU's memory and how fast it is. Needs no GPU and no weights.
 
-    A training step is run on tensors without content. Exit code 3: it does not fit; 4: too close to call.
+    A training step is run on tensors without content. Of a trainer's file those settings are taken that no
+    option names. Exit code 3: it does not fit; 4: too close to call.
     """
     from ...probes.model_source import is_hub_id
-    from ..estimates import answer_alone, read_question
+    from ..estimates import EstimateOptions, answer_alone, read_question
+    from ..trainer_files import is_trainer_file
+    from ..trainer_options import question_in
 
-    question = read_question(
-        model,
-        allow_remote_code=allow_remote_code,
+    options = EstimateOptions(
         task=task,
         method=method,
         rank=rank,
@@ -161,6 +171,10 @@ def estimate(
         tokens=tokens,
         epochs=epochs,
     )
+    if is_trainer_file(model):
+        given: Any = {name: value for name, value in options.items() if _is_given(context, name)}
+        model, options = question_in(model, given)
+    question = read_question(model, allow_remote_code=allow_remote_code, **options)
     if is_hub_id(model):
         print_note(f"Looking {model} up on the hub; its configuration is fetched, its weights are not.")
     home = Home.from_environment().create()
@@ -173,6 +187,11 @@ def estimate(
         raise typer.Exit(EXIT_NOTHING_FITS)
     if document.fits == "too-close":
         raise typer.Exit(EXIT_TOO_CLOSE)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def show(document: EstimateDocument) -> None:

@@ -13,7 +13,21 @@ import typer
 
 from ... import __version__
 from ...errors import RankwiseError
-from . import compare, db, estimate, export, init, inspect, merge, page, probe, recommend, serve, studies
+from . import (
+    check,
+    compare,
+    db,
+    estimate,
+    export,
+    init,
+    inspect,
+    merge,
+    page,
+    probe,
+    recommend,
+    serve,
+    studies,
+)
 from .console import exit_code, print_error
 
 app = typer.Typer(
@@ -52,6 +66,7 @@ app.command(epilog=init.EXAMPLES)(init.init)
 app.command(epilog=probe.EXAMPLES)(probe.probe)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=estimate.EXAMPLES)(estimate.estimate)
+app.command(epilog=check.EXAMPLES)(check.check)
 app.command(epilog=merge.EXAMPLES)(merge.merge)
 app.add_typer(studies.app, name="studies")
 app.command(epilog=page.EXAMPLES)(page.report)

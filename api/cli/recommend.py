@@ -50,6 +50,8 @@ rankwise recommend --model ./bert --data reviews.csv --preset balanced --preset 
 
 rankwise recommend --model ./bert --data reviews.csv --lora r=16 --lora target_modules=query,value
 
+rankwise recommend --baseline axolotl.yaml --data chats.jsonl
+
 rankwise recommend --config study.yaml --budget 30m
 
 rankwise recommend --resume 01K5ZJ9V0M3Q8R7T6Y2X4W1N0B
@@ -203,6 +205,12 @@ def recommend(
         list[str] | None,
         _choice_option(metavar="KEY=VALUE", help="Begin with a LoRA of your own: r=16; may be repeated."),
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        _choice_option(
+            metavar="FILE", help="What you train with now, as TRL, Axolotl, … have it: tried and compared."
+        ),
+    ] = None,
     only_presets: Annotated[
         bool, _choice_option("--only-presets", metavar="", help="Try nothing after the presets.")
     ] = False,
@@ -281,6 +289,7 @@ def recommend(
         "quantizations": quantization or (),
         "presets": preset or (),
         "lora": parse_arguments(lora, what="LoRA setting") if lora else None,
+        "baseline": baseline,
         "only_presets": only_presets,
         "use_tiers": tiers,
         "complexity": complexity,
@@ -290,6 +299,8 @@ def recommend(
         "max_trials": max_trials,
         "seed": seed,
     }
+    if baseline is not None:
+        options = _with_baseline(context, options, baseline)
     if config is not None:
         given = (name for name in options if _is_given(context, _PARAMETERS.get(name, name)))
         options = read_study_file(config) | {name: options[name] for name in given}
@@ -303,6 +314,17 @@ def recommend(
         return
     with closing(Store.open(home.database)) as store:
         run(store, store.create_study(request).id)
+
+
+def _with_baseline(context: typer.Context, options: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The options, with model, data, rows a step and passes from the file where none is named."""
+    from ..baseline import baseline_in, sources_in
+    from ..trainer_files import load_trainer_file
+
+    file = load_trainer_file(path)
+    framed = {name for name in ("effective_batch", "epochs") if not _is_given(context, name)}
+    kept = {name: value for name, value in options.items() if name not in framed and value is not None}
+    return {**sources_in(file), **kept, "baseline": baseline_in(file)}
 
 
 def _refuse_beside_resume(context: typer.Context) -> None:

@@ -52,6 +52,7 @@ from .console import results
 if TYPE_CHECKING:
     from ...runners.lock import LockHolder
     from ...store import Store
+    from ..response_schemas import BaselineDocument
 
 Value = TypeVar("Value", int, float)
 
@@ -169,6 +170,10 @@ class Report:
         _print_sweeps(sweeps)
         if best is not None:
             _print_recommendation(best, request)
+        if best is not None and request.baseline is not None:
+            from ..baseline_outcome import baseline_document
+
+            _print_baseline(baseline_document(self.study, self.trials, best))
         if self.files:
             names = ", ".join(sorted(path.name for path in self.files))
             results.print(f"\nWritten to {self.files[0].parent}: {names}", soft_wrap=True)
@@ -316,6 +321,22 @@ def _print_funnel(stages: Sequence[Stage]) -> None:
             _print_wrapped("; ".join(describe_left(stage)), f"{indent}– ", f"{indent}  ", "dim")
     if stages:
         results.print()
+
+
+def _print_baseline(found: BaselineDocument | None) -> None:
+    """What changing the present configuration would bring."""
+    if found is None:
+        return
+    results.print(Text(f"\nYour present configuration ({found.name})", "bold"))
+    if found.reason is not None:
+        _print_wrapped(as_sentence(f"not measured: {found.reason}"), "  ", "  ")
+        return
+    if found.description is not None:
+        _print_wrapped(found.description, "  ", "  ", "dim")
+    for sentence in found.sentences:
+        _print_wrapped(sentence, "  • ", "    ")
+    for change in found.changes:
+        _print_wrapped(f"{change.setting}: {change.now} → {change.then}", "  – ", "    ", "dim")
 
 
 def _print_sweeps(sweeps: Sequence[Sweep]) -> None:

@@ -14,6 +14,7 @@ from ..adapters import AdapterFactory
 from ..domain import Adapter, Candidate, Level, Method, Quantization, Recipe
 from ..methods import learning_rate
 from ..rules import preferred_attention
+from ..selection import select
 from ..targets import Targets, adapted_modules
 
 PRECISIONS = ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16")
@@ -42,7 +43,8 @@ class Settings:
     rank: int | None = None
     alpha: float | None = None
     targets: str = "balanced"
-    """A target set (``minimal``, ``balanced``, ``full``) or names of modules, separated by commas."""
+    """A target set (``minimal``, ``balanced``, ``full``), names of modules, separated by commas, or ``re:``
+    with a regular expression for the whole name."""
     use_rslora: bool = False
     use_dora: bool = False
     quantization: Quantization = Quantization.NONE
@@ -307,7 +309,16 @@ def _of_method(settings: Settings, factory: AdapterFactory, target_set: str) -> 
 
 
 def _with_named_targets(adapter: Adapter, names: str, model: ModelProfile) -> Adapter:
-    """The adapter on modules that are named by their ends, as PEFT's ``target_modules`` does."""
+    """The adapter on modules that are named by their ends or by a pattern, as ``target_modules`` does."""
+    if names.startswith("re:"):
+        where = select(names, model).where
+        return replace(
+            adapter,
+            targets=where.modules,
+            target_pattern=where.pattern,
+            target_parameters=(),
+            target_set="custom",
+        )
     wanted = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     ends = {module.name.rpartition(".")[2] for module in model.modules if module.kind != "embedding"}
     for name in wanted:

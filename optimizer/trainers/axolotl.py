@@ -9,6 +9,7 @@ from typing import Any
 from ..domain import Method, Quantization
 from .cells import Cannot, Effect, Keys
 from .hugging_face import ALL_LOGITS, SIXTEEN_BIT, whole
+from .hugging_face import read_precision as hugging_face_precision
 from .settings import Settings
 
 LIGER = "axolotl.integrations.liger.LigerPlugin"
@@ -108,6 +109,18 @@ def precision(settings: Settings) -> Keys:
     )
 
 
+def _with_defaults(keys: Keys) -> Keys:
+    """``bf16`` is ``auto`` unless it is named: on, where the GPU has it and no float16 is asked for."""
+    told = {name: value for name, value in keys.items() if value is not None}
+    asked = any(told.get(name) for name in ("fp16", "float16", "bfloat16"))
+    return {"bf16": not asked, **told}
+
+
+def read_precision(keys: Keys) -> str | None:
+    """The dtype of autocast; None where it is off."""
+    return hugging_face_precision(_with_defaults(keys))
+
+
 def weight_dtype(settings: Settings) -> Keys:
     """Float32 weights under autocast are not to be had, nor beside 8-bit layers."""
     computed, wanted = computed_dtype(settings), settings["weight_dtype"]
@@ -122,6 +135,7 @@ def weight_dtype(settings: Settings) -> Keys:
 
 def read_weight_dtype(keys: Keys) -> str:
     """8-bit models are float16 beside what is quantized."""
+    keys = _with_defaults(keys)
     if keys.get("bf16") or keys.get("bfloat16"):
         return "bfloat16"
     return "float16" if any(keys.get(name) for name in ("fp16", "float16", "load_in_8bit")) else "float32"

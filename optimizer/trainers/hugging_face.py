@@ -43,6 +43,11 @@ def read_precision(keys: Keys) -> str | None:
     return next((dtype for dtype, flag in SIXTEEN_BIT.items() if keys.get(flag) in (True, "auto")), None)
 
 
+def read_trl_precision(keys: Keys) -> str | None:
+    """bfloat16 unless it is switched off, or float16 on (TRL's own default)."""
+    return read_precision({"bf16": not keys.get("fp16"), **{k: v for k, v in keys.items() if v is not None}})
+
+
 def checkpointing(settings: Settings) -> Keys:
     """Under the Trainer's present name; TRL and older versions have another."""
     if not settings["gradient_checkpointing"]:

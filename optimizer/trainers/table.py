@@ -210,9 +210,9 @@ TABLE: Mapping[str, Row] = {
     ),
     "autocast": Row(
         transformers=several(("bf16", "fp16"), hugging_face.precision, hugging_face.read_precision),
-        trl=several(("bf16", "fp16"), hugging_face.precision, hugging_face.read_precision),
+        trl=several(("bf16", "fp16"), hugging_face.precision, hugging_face.read_trl_precision),
         axolotl=several(
-            ("bf16", "fp16", "tf32", "bfloat16", "float16"), axolotl.precision, hugging_face.read_precision
+            ("bf16", "fp16", "tf32", "bfloat16", "float16"), axolotl.precision, axolotl.read_precision
         ),
         llamafactory=several(
             ("bf16", "fp16", "pure_bf16"), llama_factory.autocast, hugging_face.read_precision

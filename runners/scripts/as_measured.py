@@ -13,12 +13,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..adalora import allocate_ranks
 from ..build import make_optimizer
@@ -112,16 +114,32 @@ class EpochLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
+@contextmanager
+def beside_quantized_weights(model: Any) -> Iterator[None]:
+    """Within it, a Trainer takes a quantized model without an adapter, whose trained parts are not quantized.
+
+    transformers (5.23) refuses it lest quantized weights are trained; these are frozen.
+    """
+    refused = getattr(model, "is_quantized", False) and not hasattr(model, "peft_config")
+    if refused:
+        model._hf_peft_config_loaded = True
+    yield
+    if refused:
+        del model._hf_peft_config_loaded
+
+
 class AsMeasured(transformers.Trainer):
     """A Trainer whose steps are those of the trial."""
 
     def __init__(self, trainee: Trainee, **options: Any) -> None:
         self.trainee = trainee
         self.optimizer: Any = None
-        trained = [(parameter, parameter.data) for parameter in trainee.model.parameters()]
-        super().__init__(model=trainee.model, **options)
-        for parameter, data in trained:
-            parameter.data = data  # TRL (1.16) makes adapters of quantized models bfloat16
+        model = trainee.model
+        trained = [(part, part.data) for part in model.parameters() if part.requires_grad]
+        with beside_quantized_weights(model):
+            super().__init__(model=model, **options)
+        for part, data in trained:
+            part.data = data  # TRL (1.16) makes adapters of quantized models bfloat16
         self.loss_is_scaled_for_ga = True  # see compute_loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -226,15 +244,12 @@ def run_trainer(trainer: AsMeasured, following: Following, arguments: argparse.N
         sys.exit(
             "--resume: a Trainer's checkpoint does not tell which ranks matter; train.py resumes AdaLoRA"
         )
+    if arguments.resume and get_last_checkpoint(arguments.out) is None:
+        sys.exit(f"no checkpoint in {arguments.out}: run without --resume, or name its folder with --out")
     following.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(following)
-    try:
-        trainer.train(resume_from_checkpoint=arguments.resume)
-    except ValueError as error:
-        if arguments.resume and "checkpoint" in str(error):
-            sys.exit(f"--resume: {error}")
-        raise
+    trainer.train(resume_from_checkpoint=arguments.resume)
     if following.stop.asked:
         say(f"stopped after step {trainer.state.global_step}; go on with --resume --out {arguments.out}")
         return EXIT_STOPPED

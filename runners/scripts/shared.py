@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ...probes.rows import RowError
-from ..build import load_tokenizer
 from ..recipe import Example, pack_training_rows
 from ..samples import SampleError, encode_rows
+from ..tokenizer import load_tokenizer
 
 VALUES: Mapping[str, Any] = {}
 

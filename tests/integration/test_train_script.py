@@ -28,11 +28,12 @@ from rankwise.optimizer.exports.peft import adapter_config
 from rankwise.optimizer.keys import derive_seed
 from rankwise.probes.profiles import TaskKind, TaskProfile
 from rankwise.probes.rows import read_rows
-from rankwise.runners.build import load_tokenizer, trainable_sha256
+from rankwise.runners.build import trainable_sha256
 from rankwise.runners.merging import merge_adapter
 from rankwise.runners.ready_files import compose_program
 from rankwise.runners.recipe import pack_training_rows, step_rows
 from rankwise.runners.samples import encode_rows
+from rankwise.runners.tokenizer import load_tokenizer
 from rankwise.runners.trial.loop import open_session, run_steps
 
 STEPS = 20

@@ -18,7 +18,6 @@ from rankwise.optimizer.codec import from_json, to_json
 from rankwise.optimizer.domain import LossMask, Recipe, StudyFacts, StudyRequest
 from rankwise.probes.host import read_hardware
 from rankwise.probes.profiles import TEXT_TASKS, DatasetProfile, ModelProfile, TaskKind, TaskProfile
-from rankwise.runners.build import load_tokenizer
 from rankwise.runners.prepare import (
     given_template,
     run,
@@ -31,6 +30,7 @@ from rankwise.runners.prepare import (
 from rankwise.runners.random_tokens import RandomTokens
 from rankwise.runners.samples import SampleError
 from rankwise.runners.text_splits import split_texts
+from rankwise.runners.tokenizer import load_tokenizer
 from rankwise.runners.tokens import TokenFile
 
 CHATML = (

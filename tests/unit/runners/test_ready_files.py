@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.runners.ready_files import SCRIPT_SOURCES, compose_script, format_imports, split_source
+from rankwise.runners.ready_files import PROGRAMS, compose_program, format_imports, split_source
 
 VALUES: dict[str, Any] = {
     "description": "a candidate; recommended by rankwise, study 01ABC",
@@ -19,14 +19,19 @@ VALUES: dict[str, Any] = {
     "dataset": "data.csv",
     "on_cpu": True,
     "has_weights": True,
-    "task": {"kind": "text-classification", "labels": ["no", "yes"]},
+    "task": {"kind": "text-classification", "labels": ["no", "yes"], "arrays": None},
     "trial": {"steps": 3, "first_losses": [0.1, 1e-9]},
 }
 
 
+@pytest.fixture(scope="module", params=PROGRAMS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def script() -> str:
-    return compose_script(VALUES)
+def script(name: str) -> str:
+    return compose_program(name, VALUES)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +55,13 @@ def top_level_names(tree: ast.Module) -> list[str]:
     return names
 
 
-def relative_imports() -> list[ast.ImportFrom]:
-    trees = [ast.parse(files("rankwise").joinpath(name).read_text("utf-8")) for name in SCRIPT_SOURCES]
+def relative_imports(name: str) -> list[ast.ImportFrom]:
+    sources = (files("rankwise").joinpath(path).read_text("utf-8") for path in PROGRAMS[name].sources)
     return [
-        node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level
+        node
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.level
     ]
 
 
@@ -72,9 +80,9 @@ def test_stands_alone(tree: ast.Module) -> None:
             assert not any(alias.name.startswith("rankwise") for alias in node.names)
 
 
-def test_every_relatively_imported_name_is_in_the_file(tree: ast.Module) -> None:
+def test_every_relatively_imported_name_is_in_the_file(name: str, tree: ast.Module) -> None:
     defined = set(top_level_names(tree))
-    for node in relative_imports():
+    for node in relative_imports(name):
         assert node.module, "a whole module cannot be imported: there are none in the script"
         for alias in node.names:
             assert alias.asname is None
@@ -99,10 +107,32 @@ def test_values_are_written_in(tree: ast.Module) -> None:
     assert ast.literal_eval(written) == VALUES
 
 
-def test_help_runs(script: str, tmp_path: Path) -> None:
+def test_knows_every_name_that_it_uses(script: str, tmp_path: Path) -> None:
+    """A module imported whole in one source and by names in another would be missing, for one."""
+    path = tmp_path / "program.py"
+    path.write_text(script, encoding="utf-8")
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F811", path]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_holds_no_source_that_it_does_not_use(name: str) -> None:
+    """Each source but the last gives a name to one that follows."""
+    wanted = {(node.module or "").rpartition(".")[2] for node in relative_imports(name)}
+    *others, _ = (Path(path).stem for path in PROGRAMS[name].sources)
+    assert set(others) <= wanted
+
+
+@pytest.mark.parametrize("package", ["lightning", "trl"])
+def test_tells_what_to_install(package: str, script: str, tree: ast.Module) -> None:
+    """These are no part of what rankwise itself needs."""
+    assert (package in (ast.get_docstring(tree) or "")) == (f"\nimport {package}\n" in script)
+
+
+def test_help_runs(tmp_path: Path) -> None:
     """The whole file is executed up to the reading of its arguments."""
     path = tmp_path / "train.py"
-    path.write_text(script, encoding="utf-8")
+    path.write_text(compose_program("train.py", VALUES), encoding="utf-8")
     command = [sys.executable, "-I", path, "--help"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -111,7 +141,7 @@ def test_help_runs(script: str, tmp_path: Path) -> None:
 
 def test_a_model_without_weights_has_to_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "train.py"
-    path.write_text(compose_script({**VALUES, "has_weights": False}), encoding="utf-8")
+    path.write_text(compose_program("train.py", {**VALUES, "has_weights": False}), encoding="utf-8")
     command = [sys.executable, "-I", path]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 2
