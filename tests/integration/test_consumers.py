@@ -97,6 +97,9 @@ def test_adapters_are_the_same_field_by_field(reads: dict[str, Read]) -> None:
             for field in ours
             if field in theirs and field != "base_model_name_or_path" and differ(ours[field], theirs[field])
         }
+        if name == "llamafactory.yaml":
+            # Seen on the adapted model only: PEFT has set it by then where it met a Conv1D.
+            apart.discard("fan_in_fan_out")
         one_target = name == "sft.yaml" and len(read.case.training.candidate.adapter.targets) == 1
         assert apart == ({"target_modules"} if one_target else set()), (read.case.name, name)
 

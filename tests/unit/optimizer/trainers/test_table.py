@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rankwise.optimizer.domain import Adapter, Level, Method, Quantization
@@ -86,6 +87,8 @@ UNREADABLE = {
     (Trainer.LLAMA_FACTORY, "warmup_share"),
     # The several methods that unfreeze parts are one word.
     (Trainer.AXOLOTL, "method"),
+    # That rows keep their order is not looked for.
+    (Trainer.AXOLOTL, "row_order"),
     # Told beside the stage.
     (Trainer.ACCELERATE, "zero_stage"),
     # It has no word for the chunked loss, which is its only one.
@@ -114,6 +117,7 @@ def test_cells_write_the_keys_they_name_and_no_two_the_same_with_another_value(
         written |= keys
 
 
+@hypothesis_settings(deadline=None)
 @given(adapter=ADAPTERS, level=LEVELS, recipe=RECIPES)
 def test_any_candidate_is_refused_with_one_message_or_written_as_it_reads_back(
     adapter: Adapter, level: Level, recipe: Any
@@ -132,17 +136,20 @@ def test_any_candidate_is_refused_with_one_message_or_written_as_it_reads_back(
             continue
         keys = yaml.safe_load(text)
         missing = {gap.setting for gap in outlined.gaps}
+        wrong: dict[str, Any] = {}
         assert Effect.OTHER_TRAINING not in {gap.effect for gap in outlined.gaps}
         for setting, row in TABLE.items():
             cell = row.cell(trainer)
-            untold = settings[setting] is None or not cell.keys
+            untold = settings[setting] in (None, []) or not cell.keys
             if untold or setting in missing or (trainer, setting) in UNREADABLE:
                 continue
             try:
                 understood = cell.read(keys)
             except Unsaid:
                 continue
-            assert understood == settings[setting] or not (understood or settings[setting]), setting
+            if understood != settings[setting] and (understood or settings[setting]):
+                wrong[setting] = understood
+        assert wrong == {}, trainer
 
 
 def test_a_path_with_quotes_survives_the_file() -> None:
@@ -173,7 +180,7 @@ def test_double_quantization_is_told_where_a_trainer_would_take_it_unasked() -> 
 @pytest.mark.parametrize("trainer", [Trainer.TRL, Trainer.AXOLOTL, Trainer.LLAMA_FACTORY])
 def test_micro_batches_that_do_not_make_a_step_are_another_training(trainer: Trainer) -> None:
     gaps = write(settings_of(training(recipe=replace(RECIPE, effective_batch=10))), trainer).gaps
-    assert [(gap.setting, gap.effect) for gap in gaps] == [("effective_batch", Effect.OTHER_TRAINING)]
+    assert [gap.setting for gap in gaps if gap.effect is Effect.OTHER_TRAINING] == ["effective_batch"]
 
 
 def test_llama_factory_has_no_float32_on_a_gpu() -> None:
