@@ -87,6 +87,8 @@ UNREADABLE = {
     (Trainer.LLAMA_FACTORY, "warmup_share"),
     # The several methods that unfreeze parts are one word.
     (Trainer.AXOLOTL, "method"),
+    # Read as what PEFT does unasked, whatever is told.
+    (Trainer.AXOLOTL, "adapter_dtype"),
     # That rows keep their order is not looked for.
     (Trainer.AXOLOTL, "row_order"),
     # Told beside the stage.
