@@ -19,12 +19,15 @@ help: ## list the targets
 
 install: $(INSTALLED) ## create .venv with everything that the other targets need
 
-$(INSTALLED): pyproject.toml constraints.txt examples/assets.txt
+$(INSTALLED): pyproject.toml constraints.txt examples/assets.txt tests/consumers.txt
 	$(if $(PYTHON),,$(error no Python >= 3.11 with venv found; install one or pass PYTHON=/path/to/python))
 	@echo "installing into $(VENV): about 2 GB the first time, more where torch comes with CUDA"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,lightning,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -r examples/assets.txt
+	rm -rf $(VENV)/consumers
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/consumers \
+		-r tests/consumers.txt
 	mkdir -p $(VENV)/types
 	ln -sfn ../.. $(VENV)/types/rankwise
 	touch $@

@@ -1,31 +1,44 @@
-"""Axolotl's words, where they are more than another name."""
+"""Axolotl's words, where they are more than another name. What it does unasked is that of version 0.19."""
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ..domain import Method, Quantization
 from .cells import Cannot, Effect, Keys
-from .hugging_face import SIXTEEN_BIT, whole
+from .hugging_face import ALL_LOGITS, SIXTEEN_BIT, whole
 from .hugging_face import read_precision as hugging_face_precision
 from .settings import Settings
 
 LIGER = "axolotl.integrations.liger.LigerPlugin"
+
+OWN_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+"""Replacements of PEFT's layers, all switched on for LoRA unless one of them is named."""
 
 
 def method(settings: Settings) -> Keys:
     """Two adapters are built in; what is trained of the model itself is named by its parameters."""
     kind = Method(settings["method"])
     if kind is Method.LORA:
-        return {"adapter": "qlora" if Quantization(settings["quantization"]).is_4bit else "lora"}
+        adapter = "qlora" if Quantization(settings["quantization"]).is_4bit else "lora"
+        return {"adapter": adapter, **dict.fromkeys(OWN_KERNELS, False)}
     if kind is Method.FULL:
         return {}
     if kind.unfreezes:
         parts = [*settings["unfrozen"], *settings["trained_modules"]]
-        return {"unfrozen_parameters": [rf"(.*\.)?{re.escape(part)}(\.|$)" for part in parts]}
+        return {"unfrozen_parameters": [parameter_pattern(part) for part in parts]}
     raise Cannot("the adapters that are built in are lora and qlora")
+
+
+def parameter_pattern(part: str) -> str:
+    """What matches the parameters of a part, from the start of their names.
+
+    Axolotl puts a backslash before every point that no plus follows, so that points stand for themselves here
+    and ``.+`` is the one way to say "anything" (``axolotl/utils/freeze.py``).
+    """
+    return f"(.+.)?{part}(.|$)"
 
 
 def read_method(keys: Keys) -> str:
@@ -76,14 +89,24 @@ def computed_dtype(settings: Settings) -> str:
 
 
 def precision(settings: Settings) -> Keys:
-    """``bf16`` is autocast over weights of that dtype, ``bfloat16`` the weights alone."""
+    """``bf16`` and ``fp16`` are autocast over weights of that dtype; so is ``bfloat16``.
+
+    Float32 is multiplied in TF32, with fewer digits, unless that is switched off.
+    """
     computed = computed_dtype(settings)
+    flags = {**dict.fromkeys(SIXTEEN_BIT.values(), False), "tf32": False}
     if computed == "float32":
-        return {"bf16": False, "fp16": False}
-    if settings["autocast"] is None:
-        return {"bf16": False, "fp16": False, computed: True}
-    flags = dict.fromkeys(SIXTEEN_BIT.values(), False)
-    return {**flags, SIXTEEN_BIT[computed]: True}
+        return flags
+    keys = {**flags, SIXTEEN_BIT[computed]: True}
+    if settings["autocast"] is not None:
+        return keys
+    if computed == "float16":
+        raise Cannot("float16 weights are trained under autocast only")
+    raise Cannot(
+        "autocast is on beside bfloat16 weights: norms and losses are computed in float32",
+        Effect.OTHER_NUMBERS,
+        keys=keys,
+    )
 
 
 def _with_defaults(keys: Keys) -> Keys:
@@ -99,8 +122,10 @@ def read_precision(keys: Keys) -> str | None:
 
 
 def weight_dtype(settings: Settings) -> Keys:
-    """Float32 weights under autocast are not to be had."""
+    """Float32 weights under autocast are not to be had, nor beside 8-bit layers."""
     computed, wanted = computed_dtype(settings), settings["weight_dtype"]
+    if settings["quantization"] == Quantization.INT8 and computed == "float32":
+        computed = "float16"
     if wanted == computed:
         return {}
     if settings["method"] != Method.LORA:
@@ -117,7 +142,9 @@ def read_weight_dtype(keys: Keys) -> str:
 
 
 def adapter_dtype(settings: Settings) -> Keys:
-    """PEFT makes adapters float32 unless it is told otherwise."""
+    """PEFT makes adapters float32 unless it is told otherwise; what is unfrozen stays as it is."""
+    if Method(settings["method"]).unfreezes and settings["adapter_dtype"] != computed_dtype(settings):
+        raise Cannot(f"what is trained would be {computed_dtype(settings)}")
     if settings["method"] != Method.LORA or settings["adapter_dtype"] == "float32":
         return {}
     if settings["adapter_dtype"] == settings["weight_dtype"]:
@@ -136,8 +163,9 @@ def quantization(settings: Settings) -> Keys:
         "bnb_4bit_quant_type": settings["quantization"],
         "bnb_4bit_use_double_quant": settings["double_quantization"],
     }
-    if settings["skip_modules"]:
-        overrides["llm_int8_skip_modules"] = settings["skip_modules"]
+    kept = [*settings["trained_modules"], *settings["skip_modules"]]
+    if kept:
+        overrides["llm_int8_skip_modules"] = kept
     return {"load_in_4bit": True, "bnb_config_kwargs": overrides}
 
 
@@ -162,10 +190,10 @@ def skip_modules(settings: Settings) -> Keys:
 
 
 def loss(settings: Settings) -> Keys:
-    """Both ways to spare logits are built in, Liger's as a plugin."""
+    """Liger's loss is a plugin. Its own chunks are of logits that are there, compiled for themselves."""
     match settings["loss"]:
         case "chunked":
-            return {"chunked_cross_entropy": True}
+            raise ALL_LOGITS
         case "liger":
             return {"plugins": [LIGER], "liger_fused_linear_cross_entropy": True}
     return {}
@@ -195,5 +223,14 @@ def row_order(_: Settings) -> Keys:
 
 
 def warmup(settings: Settings) -> Keys:
-    """A share."""
-    return {"warmup_ratio": settings["warmup_share"]}
+    """In steps: a share would be rounded down. Of one it makes two (``axolotl/core/builders/base.py``)."""
+    steps = math.ceil(settings["total_steps"] * settings["warmup_share"])
+    keys = {"warmup_steps": steps}
+    if steps == 1:
+        raise Cannot("a single step of warm-up is made two", Effect.OTHER_NUMBERS, keys=keys)
+    return keys
+
+
+def max_length(settings: Settings) -> Keys:
+    """Prepared rows are short enough; were one not, it would be left out without a word."""
+    return {"sequence_len": settings["max_length"], "excess_length_strategy": "raise"}

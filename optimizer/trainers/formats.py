@@ -131,11 +131,12 @@ def _axolotl(training: Training) -> Outline:
     _require_transformers_model(training, "Axolotl")
     written = write(settings_of(training), Trainer.AXOLOTL)
     require_same_training(written.gaps, "Axolotl", instead=_else(training))
-    rows = {"path": "json", "ds_type": "json", "split": "train"}
+    # A path that exists is looked for nowhere else; rows with labels are taken as they are, without a type.
+    rows = {"ds_type": "json", "split": "train"}
     keys = {
         **written.keys,
-        "datasets": [{**rows, "data_files": [f"{DATA_FOLDER}/train.jsonl"]}],
-        "test_datasets": [{**rows, "data_files": [f"{DATA_FOLDER}/validation.jsonl"]}],
+        "datasets": [{"path": f"{DATA_FOLDER}/train.jsonl", **rows}],
+        "test_datasets": [{"path": f"{DATA_FOLDER}/validation.jsonl", **rows}],
         "dataset_prepared_path": f"{DATA_FOLDER}/axolotl",
         "val_set_size": 0,
         "dataloader_drop_last": True,

@@ -90,6 +90,27 @@ def read_loss(keys: Keys) -> str:
     return "liger" if keys.get("use_liger_kernel") else "plain"
 
 
+def whole_batches(settings: Settings) -> Keys:
+    """Trainers take as many full micro-batches a step as they are told; a trial's last one may be smaller."""
+    rows = settings["micro_batch"] * settings["accumulation"]
+    if rows != settings["effective_batch"]:
+        raise Cannot(f"{settings['accumulation']} micro-batches of {settings['micro_batch']} are {rows} rows")
+    return {}
+
+
+def total_steps(settings: Settings) -> Keys:
+    """By their number: trainers that count epochs take a step for each epoch's incomplete batch too."""
+    return {"max_steps": settings["total_steps"]}
+
+
+def weight_decay(settings: Settings) -> Keys:
+    """Of matrices. The Trainer tells vectors by names, and does not know DoRA's."""
+    keys = {"weight_decay": settings["weight_decay"]}
+    if settings["dora"] and settings["weight_decay"]:
+        raise Cannot("DoRA's magnitudes decay too", Effect.OTHER_NUMBERS, keys=keys)
+    return keys
+
+
 def warmup(settings: Settings) -> Keys:
     """As a share of all steps."""
     return {"warmup_steps": settings["warmup_share"]}
@@ -153,6 +174,23 @@ def trl_adapter_dtype(settings: Settings) -> Keys:
     raise Cannot(f"adapters beside {beside} weights are {trained}", Effect.OTHER_NUMBERS)
 
 
+def trl_quantization_dtype(settings: Settings) -> Keys:
+    """That of the weights as loaded (``trl/trainer/utils.py``, get_quantization_config)."""
+    wanted, told = settings["quantization_dtype"], settings["weight_dtype"]
+    if Quantization(settings["quantization"]).is_4bit and wanted != told:
+        raise Cannot(f"4-bit layers compute in {told}, the dtype of the weights", Effect.OTHER_NUMBERS)
+    return {}
+
+
+def trl_loss(settings: Settings) -> Keys:
+    """It computes logits piece by piece always (``trl/trainer/sft_config.py``, loss_type)."""
+    if settings["loss"] == "liger":
+        return loss(settings)
+    if settings["loss"] == "chunked":
+        return {}
+    raise Cannot("logits are never there all at once: the same numbers with less memory", Effect.OTHER_COST)
+
+
 def trl_quantization(settings: Settings) -> Keys:
     """bitsandbytes' two kinds."""
     match Quantization(settings["quantization"]):
@@ -181,5 +219,5 @@ def trl_packing(settings: Settings) -> Keys:
     raise Cannot(
         "samples are packed by its own rule: others meet in an optimizer step",
         Effect.OTHER_NUMBERS,
-        keys={"packing": True, "packing_strategy": "bfd"},
+        keys={"packing": True, "packing_strategy": "bfd", "eval_packing": False},
     )

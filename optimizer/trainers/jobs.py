@@ -73,7 +73,9 @@ def slurm_script(training: Training, program: str, output: str) -> str:
         "# Stopped by Slurm, the program leaves a checkpoint; started again, it goes on from there.",
         "resume=()",
         f"[ -d {output}/checkpoint ] && resume=(--resume)",
-        f'exec srun python {program} --out {output} "${{resume[@]}}"',
+        # Since Slurm 22.05 srun takes no number of processors over by itself.
+        'exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \\',
+        f'  python {program} --out {output} "${{resume[@]}}"',
         "",
     ]
     return "\n".join(lines)
@@ -91,7 +93,7 @@ def kubernetes_job(training: Training, program: str) -> str:
     steps = [
         f"pip install --quiet {' '.join(_requirements(training))}",
         f"cd {WORK_FOLDER}",
-        "if [ -d trained/checkpoint ]; then set -- --resume; fi",
+        'if [ -d trained/checkpoint ]; then set -- "$@" --resume; fi',
         f'exec python {PROGRAM_FOLDER}/{program} "$@"',
     ]
     container = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cells import Keys
+from .cells import Cannot, Effect, Keys
 from .hugging_face import SIXTEEN_BIT
 from .settings import Settings
 
@@ -33,9 +33,17 @@ def accelerate_zero(settings: Settings) -> Keys:
             "deepspeed_config_file": "ds_config.json",
             "zero3_init_flag": settings["zero_stage"] == 3,
         },
+        "num_processes": 1,
         "num_machines": 1,
         "machine_rank": 0,
     }
+
+
+def undivided(settings: Settings) -> Keys:
+    """Of trainers whose file is written without DeepSpeed's."""
+    if settings["zero_stage"]:
+        raise Cannot("states are not divided (in the format deepspeed they are)", Effect.OTHER_COST)
+    return {}
 
 
 def read_accelerate_zero(keys: Keys) -> int:

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's words, where they are more than another name."""
+"""LLaMA-Factory's words, where they are more than another name; what it does unasked is that of 0.9.5."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ def method(settings: Settings) -> Keys:
         case Method.FULL:
             return {"finetuning_type": "full"}
         case Method.LAST_BLOCKS:
-            keys = {
+            if settings["trained_modules"]:
+                # Looked for anywhere within names: "norm" would be the norms of all blocks.
+                raise Cannot(
+                    "beside the last blocks, modules are told by parts of names that others have too"
+                )
+            return {
                 "finetuning_type": "freeze",
                 "freeze_trainable_layers": settings["last_blocks"],
                 "freeze_trainable_modules": "all",
             }
-            extra = settings["trained_modules"]
-            return {**keys, "freeze_extra_modules": ",".join(extra)} if extra else keys
     raise Cannot("the methods are lora, oft, freeze (the last blocks) and full")
 
 
@@ -80,6 +83,13 @@ def read_alpha(keys: Keys) -> float:
 def weight_dtype(settings: Settings) -> Keys:
     """Loaded in the dtype that is computed in; what is trained becomes float32 then."""
     computed, wanted = settings["autocast"] or settings["weight_dtype"], settings["weight_dtype"]
+    if computed == "float32" and not settings["cpu"]:
+        # extras/misc.py, infer_optim_dtype: by what the model's configuration names, and never float32.
+        if settings["method"] != Method.FULL:
+            raise Cannot("without autocast a GPU gets frozen weights in bfloat16 or float16")
+        raise Cannot(
+            "on a GPU weights are rounded to 16 bits before they become float32", Effect.OTHER_NUMBERS
+        )
     if wanted == computed or settings["method"] == Method.FULL:
         return {}
     raise Cannot(f"frozen weights are loaded in {computed}, not in {wanted}", Effect.OTHER_NUMBERS)
@@ -98,14 +108,16 @@ def autocast(settings: Settings) -> Keys:
     if settings["autocast"] is not None or settings["weight_dtype"] == "float32":
         return flags
     if settings["weight_dtype"] == "bfloat16":
+        if settings["cpu"]:
+            raise Cannot("without autocast bfloat16 weights are trained on a GPU only")
         return {**flags, "pure_bf16": True}
     raise Cannot("float16 weights are trained under autocast only")
 
 
 def adapter_dtype(settings: Settings) -> Keys:
-    """What is trained is float32, except for weights and adapters in pure bfloat16."""
+    """PEFT makes adapters float32; weights of the model itself become it too, but in pure bfloat16."""
     pure = settings["autocast"] is None and settings["weight_dtype"] == "bfloat16"
-    trained = "bfloat16" if pure else "float32"
+    trained = "bfloat16" if pure and settings["method"] != Method.LORA else "float32"
     if settings["method"] == Method.FULL or settings["adapter_dtype"] == trained:
         return {}
     raise Cannot(f"what is trained is {trained}", Effect.OTHER_NUMBERS)

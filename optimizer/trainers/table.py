@@ -41,7 +41,8 @@ IN_PROGRAM = elsewhere("the training program")
 IN_ADAPTER_FILE = elsewhere("adapter_config.json")
 IN_ROWS = elsewhere("the prepared rows")
 LAUNCHED = elsewhere("what is launched")
-NOT_DIVIDED = elsewhere("ds_config.json")
+WEIGHT_DECAY = several(("weight_decay",), hugging_face.weight_decay, key("weight_decay", default=0.0).read)
+UNDIVIDED = several((), launchers.undivided)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +93,14 @@ TABLE: Mapping[str, Row] = {
     "method": Row(
         transformers=IN_ADAPTER_FILE,
         trl=several(("use_peft",), hugging_face.trl_method, hugging_face.read_trl_method),
-        axolotl=several(("adapter", "unfrozen_parameters"), axolotl.method, axolotl.read_method),
+        axolotl=several(
+            ("adapter", "unfrozen_parameters", *axolotl.OWN_KERNELS), axolotl.method, axolotl.read_method
+        ),
         llamafactory=several(
             (
                 "finetuning_type",
                 "freeze_trainable_layers",
                 "freeze_trainable_modules",
-                "freeze_extra_modules",
             ),
             llama_factory.method,
             llama_factory.read_method,
@@ -209,7 +211,9 @@ TABLE: Mapping[str, Row] = {
     "autocast": Row(
         transformers=several(("bf16", "fp16"), hugging_face.precision, hugging_face.read_precision),
         trl=several(("bf16", "fp16"), hugging_face.precision, hugging_face.read_trl_precision),
-        axolotl=several(("bf16", "fp16", "bfloat16", "float16"), axolotl.precision, axolotl.read_precision),
+        axolotl=several(
+            ("bf16", "fp16", "tf32", "bfloat16", "float16"), axolotl.precision, axolotl.read_precision
+        ),
         llamafactory=several(
             ("bf16", "fp16", "pure_bf16"), llama_factory.autocast, hugging_face.read_precision
         ),
@@ -246,6 +250,11 @@ TABLE: Mapping[str, Row] = {
         trl=several((), lambda _: {}, lambda keys: bool(keys.get("use_bnb_nested_quant"))),
         axolotl=several((), lambda _: {}, axolotl.read_double_quantization),
         llamafactory=several((), lambda _: {}, llama_factory.read_double_quantization),
+    ),
+    "quantization_dtype": Row(
+        trl=several((), hugging_face.trl_quantization_dtype),
+        axolotl=elsewhere("the setting autocast"),
+        llamafactory=elsewhere("the setting autocast"),
     ),
     "skip_modules": Row(
         trl=only([], instead="its command line cannot name modules that are not quantized"),
@@ -292,9 +301,13 @@ TABLE: Mapping[str, Row] = {
         transformers=several(
             ("use_liger_kernel", "liger_kernel_config"), hugging_face.loss, hugging_face.read_loss
         ),
-        trl=several(("use_liger_kernel", "liger_kernel_config"), hugging_face.loss, hugging_face.read_loss),
+        trl=several(
+            ("use_liger_kernel", "liger_kernel_config"),
+            hugging_face.trl_loss,
+            hugging_face.read_loss,
+        ),
         axolotl=several(
-            ("chunked_cross_entropy", "liger_fused_linear_cross_entropy", "plugins"),
+            ("liger_fused_linear_cross_entropy", "plugins", "chunked_cross_entropy"),
             axolotl.loss,
             axolotl.read_loss,
         ),
@@ -310,12 +323,12 @@ TABLE: Mapping[str, Row] = {
         trl=key("optim", default="adamw_torch_fused"),
         axolotl=key("optimizer", default="adamw_torch_fused"),
         llamafactory=key("optim", default="adamw_torch"),
-        deepspeed=several((), launchers.untested_optimizer),
+        deepspeed=several(("zero_allow_untested_optimizer",), launchers.untested_optimizer),
     ),
     "zero_stage": Row(
-        trl=NOT_DIVIDED,
-        axolotl=NOT_DIVIDED,
-        llamafactory=NOT_DIVIDED,
+        trl=UNDIVIDED,
+        axolotl=UNDIVIDED,
+        llamafactory=UNDIVIDED,
         accelerate=several(
             ("distributed_type", "deepspeed_config", "num_processes", "num_machines", "machine_rank"),
             launchers.accelerate_zero,
@@ -324,9 +337,9 @@ TABLE: Mapping[str, Row] = {
         deepspeed=several(("zero_optimization",), launchers.zero, launchers.read_zero),
     ),
     "offload": Row(
-        trl=NOT_DIVIDED,
-        axolotl=NOT_DIVIDED,
-        llamafactory=NOT_DIVIDED,
+        trl=elsewhere("the setting zero_stage"),
+        axolotl=elsewhere("the setting zero_stage"),
+        llamafactory=elsewhere("the setting zero_stage"),
         deepspeed=several((), lambda _: {}, launchers.read_offload),
     ),
     "micro_batch": Row(
@@ -340,6 +353,11 @@ TABLE: Mapping[str, Row] = {
         **everywhere(key("gradient_accumulation_steps", default=1)),
         deepspeed=key("gradient_accumulation_steps", default=1),
     ),
+    "effective_batch": Row(
+        trl=several((), hugging_face.whole_batches),
+        axolotl=several((), hugging_face.whole_batches),
+        llamafactory=several((), hugging_face.whole_batches),
+    ),
     "epochs": Row(
         transformers=key("num_train_epochs", default=3.0),
         trl=key("num_train_epochs", default=3.0),
@@ -347,10 +365,9 @@ TABLE: Mapping[str, Row] = {
         llamafactory=key("num_train_epochs", default=3.0),
     ),
     "total_steps": Row(
-        transformers=elsewhere("the setting epochs"),
-        trl=elsewhere("the setting epochs"),
-        axolotl=elsewhere("the setting epochs"),
-        llamafactory=elsewhere("the setting epochs"),
+        trl=several(("max_steps",), hugging_face.total_steps),
+        axolotl=several(("max_steps",), hugging_face.total_steps),
+        llamafactory=several(("max_steps",), hugging_face.total_steps),
     ),
     "learning_rate": Row(
         transformers=key("learning_rate", default=5e-5, back=float),
@@ -373,18 +390,27 @@ TABLE: Mapping[str, Row] = {
             ("warmup_steps", "warmup_ratio"), llama_factory.warmup, hugging_face.read_warmup
         ),
     ),
-    "weight_decay": Row(**everywhere(key("weight_decay", default=0.0))),
+    "weight_decay": Row(
+        transformers=key("weight_decay", default=0.0),
+        trl=WEIGHT_DECAY,
+        axolotl=WEIGHT_DECAY,
+        llamafactory=WEIGHT_DECAY,
+    ),
     "max_grad_norm": Row(
         **everywhere(key("max_grad_norm", default=1.0)), deepspeed=key("gradient_clipping", default=0.0)
     ),
     "max_length": Row(
         trl=key("max_length", default=1024),
-        axolotl=key("sequence_len", default=512),
+        axolotl=several(
+            ("sequence_len", "excess_length_strategy"),
+            axolotl.max_length,
+            lambda keys: keys.get("sequence_len") or 512,
+        ),
         llamafactory=key("cutoff_len", default=2048),
     ),
     "packing": Row(
         trl=several(
-            ("packing", "packing_strategy"),
+            ("packing", "packing_strategy", "eval_packing"),
             hugging_face.trl_packing,
             lambda keys: bool(keys.get("packing")),
         ),

@@ -1,0 +1,1 @@
+"""Trainings to export, and programs in which the trainers read them."""
