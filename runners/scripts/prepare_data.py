@@ -1,8 +1,8 @@
 """The main program of ``prepare_data.py``: tokenised rows, for trainers that are told where their data are.
 
 ``train.jsonl`` has the rows to train on in the order in which the trial's first epoch meets them, those of
-its incomplete last batch at the end, and ``validation.jsonl`` those that were held out: one JSON object
-a row, with ``input_ids``, ``attention_mask`` and ``labels`` (-100 where nothing is learnt; a class, or a
+its incomplete last batch at the end, and ``validation.jsonl`` those that were held out: one JSON object a
+row, with ``input_ids``, ``attention_mask`` and ``labels`` (-100 where nothing is learnt; a class, or a
 number), ``token_type_ids`` where sentences come in pairs, and ``position_ids`` where samples share a row. Who
 trains on the last has to keep the samples of a row apart by them; for trainers that do not, or that pack by
 themselves, there is ``--unpacked``. Imports nothing of rankwise but the sources that the program is made of.
