@@ -21,7 +21,7 @@ START_S = 900
 STOP_S = 120
 """Before a job is killed it is asked to stop, and train.py then writes a checkpoint."""
 
-WORK_FOLDER = "/work"
+WORK_FOLDER = "/training"
 PROGRAM_FOLDER = "/program"
 
 
