@@ -29,7 +29,7 @@ Path = tuple[str, ...]
 class Unreadable(InputError):
     """The text is no mapping that could be read; ``line`` says where, as far as that is known."""
 
-    def __init__(self, message: str, *, next_step: str, line: int | None = None) -> None:
+    def __init__(self, message: str, *, next_step: str = "", line: int | None = None) -> None:
         super().__init__(message, next_step=next_step)
         self.line = line
 

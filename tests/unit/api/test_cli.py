@@ -165,7 +165,7 @@ def test_bad_usage_is_one_message_and_exit_code_2(
     assert result.out == ""
 
 
-def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
+def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch, tmp_path: Path):
     asked: list[StudyRequest] = []
 
     def stop(request: StudyRequest, **_: object) -> None:
@@ -184,8 +184,12 @@ def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch):
         --group-column u --eval-command 'python judge.py --fast' --eval-lower-is-better
         --finish-within 6h --quality-within 2% --price-per-hour 2.5
     """
-    run("recommend", *shlex.split(options))
+    baseline = tmp_path / "axolotl.yaml"
+    baseline.write_text("base_model: m\nadapter: lora\nlora_r: 4\n")
+    run("recommend", *shlex.split(options), "--baseline", str(baseline))
 
+    assert asked[0].baseline is not None
+    assert asked[0].baseline.settings["rank"] == 4
     for field in ASKED_FIELDS:
         assert getattr(asked[0], field.name) not in (field.default, {}), f"{field.name} cannot be asked for"
     assert asked[0].methods == (Method.LORA, Method.IA3)

@@ -61,6 +61,7 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
         "quantizations": ["none", "nf4"],
         "presets": [],
         "lora": None,
+        "baseline": {"name": "a", "trainer": "trl", "settings": {"method": "lora"}, "said": ["method"]},
         "only_presets": False,
         "use_tiers": True,
         "complexity": "very complex",
