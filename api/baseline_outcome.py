@@ -23,9 +23,7 @@ def baseline_document(
     if placed.candidate is None:
         return BaselineDocument(name=asked.name, trainer=asked.trainer, reason=placed.reason)
     own = [trial for trial in trials if trial.candidate.id == placed.candidate.id]
-    measured = next(
-        (t.measurement for t in reversed(own) if t.measurement is not None and t.measurement.speed), None
-    )
+    measured = next((t.measurement for t in own if t.measurement is not None and t.measurement.speed), None)
     document = BaselineDocument(
         name=asked.name,
         trainer=asked.trainer,

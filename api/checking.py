@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 from ..errors import InputError, ModelError, PathNotAllowed
 from ..home import Home
+from ..optimizer.estimates.gpus import find_gpu
 from ..optimizer.trainers.file_facts import Facts, Finding, Severity
 from ..optimizer.trainers.findings import findings, in_order
 from ..optimizer.trainers.reading import TRAINING_FORMATS, Reading
 from ..probes.host import read_hardware
 from ..probes.model_source import is_hub_id
 from ..probes.paths import resolve_path
+from ..probes.profiles import GpuProfile
 from ..runners.jobs import Inquiries
 from .estimates import EstimateOptions, TrialsOn, answer, no_trials, read_question
 from .response_schemas import CheckDocument, CheckFinding, EstimateDocument
@@ -143,10 +145,20 @@ def check(file: TrainerFile, where: Where, estimate: Estimator, *, disk: Path) -
         placed: EstimateOptions = {"gpus": where.gpus or 1}
         if where.memory_limit is not None:
             placed["memory_limit"] = where.memory_limit
-        if where.gpu is not None or gpus:
-            placed["gpu"] = where.gpu or gpus[0].name
+        if where.gpu is not None:
+            placed["gpu"] = where.gpu
+        elif gpus:
+            placed |= _found_here(gpus[0])
         _estimate(state, model, placed, estimate)
     return _document(state, where)
+
+
+def _found_here(gpu: GpuProfile) -> EstimateOptions:
+    """The GPU of this machine, by its memory alone where the catalogue has none of its name."""
+    try:
+        return {"gpu": find_gpu(gpu.name).name}
+    except InputError:
+        return {"memory_limit": gpu.total_bytes}
 
 
 def _no_estimate(state: _Checked, where: Where, model: str | None) -> str | None:
@@ -170,10 +182,12 @@ def _estimate(state: _Checked, model: str, placed: EstimateOptions, estimate: Es
     try:
         options: EstimateOptions = {**estimate_options(state.file.reading), **placed}
         state.estimate, options = _with_known_targets(state, model, options, estimate)
-    except PathNotAllowed:
-        raise
     except InputError as error:
         problems = error.problems if isinstance(error, InvalidRequest) else ()
+        causes = [problem.error for problem in problems] or [error]
+        for cause in causes:
+            if isinstance(cause, PathNotAllowed):
+                raise cause from None
         if any(problem.field in ("gpu", "memory_limit", "gpus") for problem in problems):
             raise
         state.unknown = error.message
@@ -181,7 +195,7 @@ def _estimate(state: _Checked, model: str, placed: EstimateOptions, estimate: Es
         state.found.append(
             Finding(
                 id="cannot-run",
-                severity=Severity.WARNING if _is_model_missing(error) else Severity.ERROR,
+                severity=Severity.WARNING if all(map(_is_model_missing, causes)) else Severity.ERROR,
                 message=error.message,
                 next_step=error.next_step,
                 key=_key_of(state.file.reading, field_name),

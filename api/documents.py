@@ -47,7 +47,7 @@ def report_document(
         memory_limit_bytes=study.request.memory_limit_bytes,
     )
     best = recommendation and RecommendationDocument.of(
-        recommendation, adapter_config=adapter_config_of(study, recommendation)
+        recommendation, adapter_config=adapter_config_of(study, recommendation), baseline=baseline
     )
     return {
         "schema_version": SCHEMA_VERSION,
@@ -56,7 +56,6 @@ def report_document(
         "ruled_out": [each.model_dump(mode="json") for each in RuledOut.among(estimates)],
         "funnel": [to_json(stage) for stage in stages],
         "sweeps": [to_json(sweep) for sweep in rate_sweeps(trials)],
-        "baseline": baseline and baseline.model_dump(mode="json", exclude=_ONLY_HTTP),
         "recommendation": best and best.model_dump(mode="json", exclude=_ONLY_HTTP),
     }
 

@@ -143,6 +143,8 @@ def recommend(
               ``qlora_memory``, ``qlora_quality``, ``auto``.
             - lora: begin with a LoRA of your own, with the keys of a study file's block ``lora``:
               ``{"r": 16, "target_modules": ["query", "value"], "quantization": "nf4"}``.
+            - baseline: what you train with now, as a path or the keys of a trainer's file: measured and
+              compared with.
             - only_presets: try nothing after these.
             - use_tiers, complexity: only what the first design fixed for the free memory, and for a task
               that is ``simple``, ``medium``, ``complex`` or ``very complex``.

@@ -328,6 +328,44 @@ class TrialList(_Document):
     links: StudyLinks
 
 
+class SettingChange(_Document):
+    """One setting that the recommendation has otherwise than the baseline."""
+
+    setting: str
+    now: str
+    then: str
+
+
+class BaselineDocument(_Document):
+    """What became of the configuration that is trained with now, and what changing it would bring."""
+
+    name: str
+    """Of its file."""
+    trainer: str
+    description: str | None = None
+    candidate_id: str | None = None
+    trials: tuple[int, ...] = ()
+    """Numbers of those that measured it."""
+    reason: str | None = None
+    """Why it was not measured, without a full stop; null where it was."""
+    is_recommended: bool = False
+    times_as_fast: float | None = None
+    """The recommended one, in tokens or samples a second."""
+    memory_bytes: int | None = None
+    """The baseline's peak."""
+    memory_change_bytes: int | None = None
+    """Negative where the recommended one needs less."""
+    loss_difference: float | None = None
+    """The recommended one's held-out loss less the baseline's, on the same rows."""
+    loss_low: float | None = None
+    loss_high: float | None = None
+    relation: Literal["better", "worse", "no difference", "unknown"] | None = None
+    """Of the recommended one's loss to the baseline's; null where the baseline was not trained as long."""
+    changes: tuple[SettingChange, ...] = ()
+    sentences: tuple[str, ...] = ()
+    """The same for people."""
+
+
 class RecommendationDocument(_Document):
     """The chosen candidate with its evidence."""
 
@@ -362,11 +400,17 @@ class RecommendationDocument(_Document):
     """Share of the study's wall time outside measured steps."""
     adapter_config: dict[str, Any] | None
     """PEFT's ``adapter_config.json``; null where every weight is trained."""
+    baseline: BaselineDocument | None
+    """What became of the configuration that was trained with before; null where none was given."""
     links: StudyLinks
 
     @classmethod
     def of(
-        cls, recommendation: Recommendation, *, adapter_config: dict[str, Any] | None
+        cls,
+        recommendation: Recommendation,
+        *,
+        adapter_config: dict[str, Any] | None,
+        baseline: BaselineDocument | None = None,
     ) -> RecommendationDocument:
         """A stored recommendation with its export."""
         return cls(
@@ -375,6 +419,7 @@ class RecommendationDocument(_Document):
             description=recommendation.candidate.describe(),
             overhead_share=recommendation.overhead_share,
             adapter_config=adapter_config,
+            baseline=baseline,
             links=StudyLinks.of(recommendation.study_id),
         )
 
@@ -626,41 +671,3 @@ class CheckDocument(_Document):
     not_looked_at: tuple[str, ...]
     """Keys that the trainer knows and rankwise has nothing to say of."""
     estimate: EstimateDocument | None
-
-
-class SettingChange(_Document):
-    """One setting that the recommendation has otherwise than the baseline."""
-
-    setting: str
-    now: str
-    then: str
-
-
-class BaselineDocument(_Document):
-    """What became of the configuration that is trained with now, and what changing it would bring."""
-
-    name: str
-    """Of its file."""
-    trainer: str
-    description: str | None = None
-    candidate_id: str | None = None
-    trials: tuple[int, ...] = ()
-    """Numbers of those that measured it."""
-    reason: str | None = None
-    """Why it was not measured, without a full stop; null where it was."""
-    is_recommended: bool = False
-    times_as_fast: float | None = None
-    """The recommended one, in tokens or samples a second."""
-    memory_bytes: int | None = None
-    """The baseline's peak."""
-    memory_change_bytes: int | None = None
-    """Negative where the recommended one needs less."""
-    loss_difference: float | None = None
-    """The recommended one's held-out loss less the baseline's, on the same rows."""
-    loss_low: float | None = None
-    loss_high: float | None = None
-    relation: Literal["better", "worse", "no difference", "unknown"] | None = None
-    """Of the recommended one's loss to the baseline's; null where the baseline was not trained as long."""
-    changes: tuple[SettingChange, ...] = ()
-    sentences: tuple[str, ...] = ()
-    """The same for people."""

@@ -732,7 +732,7 @@ class TrialPlan:
     train_steps: int = 0
     """Optimizer steps of a ``TRAIN`` trial; 0 for probes."""
     goal_steps: int = 0
-    """Steps that the study's finalists are trained; of a shorter training more than ``train_steps``."""
+    """Steps that the study's finalists are trained."""
     reason: str = ""
     """Why the search asked for it."""
 

@@ -1,12 +1,14 @@
 """The first half of a search: which shapes have their speed and memory measured.
 
 Probes of the adapter with the best prior find a level that fits, then vary its settings one at a time; the
-other adapters are probed at the level found. Knows nothing of budgets and of what is learnt.
+other adapters are probed at the level found, and at a larger micro-batch if that was lowered. Knows nothing
+of budgets and of what is learnt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -21,7 +23,10 @@ MAX_RIVALS = 2
 """Values of one setting that are compared with the best so far."""
 
 ADAPTERS = 8
-"""So many that fit are enough: each of them is to be trained, too."""
+"""So many that fit are enough: more are hardly ever trained."""
+
+FIRST_ADAPTERS = 3
+"""So many are probed before the first training, another only when it is about to be trained."""
 
 PLATEAU = 0.98
 """A smaller micro-batch that keeps this share of the best speed is taken: it needs less memory."""
@@ -46,7 +51,12 @@ whole is replayed.
 
 
 def next_probe(
-    candidates: Sequence[Candidate], evidence: Evidence, weights: Weights, *, left: int
+    candidates: Sequence[Candidate],
+    evidence: Evidence,
+    weights: Weights,
+    *,
+    left: int,
+    adapters: int = ADAPTERS,
 ) -> TrialPlan | None:
     """The next shape to probe; None where nothing more is to be learnt, or no probe is left.
 
@@ -55,14 +65,15 @@ def next_probe(
         evidence: of all trials so far.
         weights: what is wanted.
         left: probes that may still be launched.
+        adapters: that fit, of which so many are enough.
     """
     if left <= 0:
         return None
     done = len(evidence.launched_probes)
-    others = len(by_adapter(candidates)) - 1
+    others = min(adapters, len(by_adapter(candidates))) - 1
     # Refining one adapter's level may take half of the probes, and those that the others leave over.
     may_refine = done < max((done + left) // 2, done + left - others)
-    for candidate, reason in _probing(candidates, evidence, weights, may_refine=may_refine):
+    for candidate, reason in _probing(candidates, evidence, weights, adapters, may_refine=may_refine):
         if not evidence.settled(candidate):
             return TrialPlan(candidate=candidate, rung=Rung.PROBE, reason=reason)
     return None
@@ -79,7 +90,7 @@ def level_like(best: Candidate, own: Sequence[Candidate]) -> Candidate:
 
 
 def _probing(
-    candidates: Sequence[Candidate], evidence: Evidence, weights: Weights, *, may_refine: bool
+    candidates: Sequence[Candidate], evidence: Evidence, weights: Weights, enough: int, *, may_refine: bool
 ) -> _Asking[None]:
     best: Candidate | None = None
     groups = by_adapter(candidates)
@@ -87,17 +98,29 @@ def _probing(
     done: list[list[Candidate]] = []
     probed = {trial.candidate.adapter for trial in evidence.probes.values()}
     for position, own in enumerate(groups.values()):
-        if sum(any(evidence.measured(candidate) for candidate in each) for each in done) == ADAPTERS:
+        if sum(any(evidence.measured(candidate) for candidate in each) for each in done) == enough:
             return
         done.append(own)
+        went_on = not probed.isdisjoint(adapters[position + 1 :])
         if best is not None:
-            yield from _first_fitting(_near(best, own), evidence, "another adapter at the level found")
+            reason = "another adapter at the level found"
+            fitting = yield from _first_fitting(near(best, own), evidence, reason)
+            larger = _larger(fitting, own) if fitting and may_refine and not went_on else None
+            if larger and not evidence.too_big(replace(best, micro_batch=larger.micro_batch)):
+                yield larger, "a larger micro-batch compared, since the first adapter's need not suit another"
             continue
         # Compiling takes long, and nobody can rely on its saving memory: it is only compared.
         plain = [candidate for candidate in own if not candidate.level.compile]
         if fitting := (yield from _first_fitting(plain, evidence, "the best prior that is left")):
-            went_on = not probed.isdisjoint(adapters[position + 1 :])
             best = yield from _refine(fitting, own, evidence, weights, may_refine=may_refine and not went_on)
+
+
+def _larger(candidate: Candidate, own: Sequence[Candidate]) -> Candidate | None:
+    """The same shape with the next larger micro-batch."""
+    larger = [
+        other for other in varied(candidate, own, "micro_batch") if other.micro_batch > candidate.micro_batch
+    ]
+    return min(larger, key=lambda other: other.micro_batch, default=None)
 
 
 def _first_fitting(ladder: Iterable[Candidate], evidence: Evidence, reason: str) -> _Asking[Candidate | None]:
@@ -171,7 +194,7 @@ def _refine(
     return best
 
 
-def _near(best: Candidate, own: Sequence[Candidate]) -> list[Candidate]:
+def near(best: Candidate, own: Sequence[Candidate]) -> list[Candidate]:
     """Another adapter's candidate at the settings of the best, as far as it has them, and its leanest."""
     twin = level_like(best, own)
     lean = [candidate for candidate in own if uncheckpointed(candidate) == uncheckpointed(twin)][-1]

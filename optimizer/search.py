@@ -15,8 +15,9 @@ from statistics import fmean
 from .baseline import REASON, before
 from .domain import Adapter, Candidate, Estimate, Rung, Trial, TrialPlan, TrialState, Weights
 from .evidence import Evidence
-from .probing import ADAPTERS, next_probe
-from .training import FINALISTS, MOST_RATES, MOST_SEEDS, SEEDS, Room, Training
+from .probing import ADAPTERS, FIRST_ADAPTERS, next_probe
+from .promise import Arm
+from .training import FINALISTS, MOST_SEEDS, SEEDS, Room, Training
 
 PROBE_BUDGET_SHARE = 0.35
 """Part of the budget that probes may spend; training gets the rest."""
@@ -109,7 +110,9 @@ def next_step(
         return RunTrial(TrialPlan(candidate=baseline, rung=Rung.PROBE, reason=REASON))
     if not evidence.trainings:
         left = _probes_left(candidates, evidence, limits)
-        if (plan := next_probe(candidates, evidence, weights, left=left)) is not None:
+        # Where speed or memory come first, they are measured of all; else of what is to be trained.
+        adapters = FIRST_ADAPTERS if limits.can_learn and limits.quality_first else ADAPTERS
+        if (plan := next_probe(candidates, evidence, weights, left=left, adapters=adapters)) is not None:
             return RunTrial(plan)
     if not any(evidence.measured(candidate) for candidate in candidates):
         if baseline is not None and evidence.measured(baseline) is not None:
@@ -133,7 +136,8 @@ def outline(candidates: Sequence[Candidate], limits: SearchLimits) -> PlanOutlin
     shapes = {candidate.shape_key for candidate in candidates}
     reserve = _reserve(candidates, limits)
     adapters = min(ADAPTERS, len(_adapters(candidates)))
-    wanted = adapters + 2 * MOST_RATES * math.ceil(adapters / 2) + min(adapters, FINALISTS) * MOST_SEEDS
+    rates = 1 + 2 * Arm.MOST_RATES
+    wanted = adapters * rates + min(adapters * rates, FINALISTS) * (MOST_SEEDS - 1)
     return PlanOutline(
         candidates=len(candidates),
         adapters=len(_adapters(candidates)),
@@ -177,7 +181,7 @@ def _reserve(candidates: Sequence[Candidate], limits: SearchLimits) -> int:
     """Trials that are kept for training."""
     if not limits.can_learn:
         return 0
-    wanted = LEAST_TRAININGS if len(_adapters(candidates)) > 1 else SEEDS + MOST_RATES
+    wanted = LEAST_TRAININGS if len(_adapters(candidates)) > 1 else SEEDS + Arm.MOST_RATES
     return min(wanted, limits.max_trials // 2)
 
 

@@ -1,38 +1,31 @@
 """The second half of a search: what is trained, for how long, at which rates, with how many seeds.
 
-Successive halving on token budgets. Many adapters train shortly, the better ones at other rates too; a few
-train on, on the same rows in the same order, with two seeds and more while they cannot be told apart. A
-training is started only if what must follow it can still be paid for. Knows nothing of processes or clocks.
+All trainings of a study are equally long, since short ones mislead about long ones. Each next one is the one
+that promises most for its time: another adapter at its usual rate, or a rate beside the best of one that was
+trained (:mod:`.promise`). The best get second seeds, and more while they cannot be told apart. Everything is
+told from the trials so far; knows nothing of processes and clocks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import TypeVar
 
 from .comparison import comparable_parts, exceeds_finish, relative_excess, weighted_score
-from .domain import Adapter, Candidate, Outcome, Rung, Trial, TrialPlan, Weights
+from .domain import Adapter, Candidate, Outcome, Rung, TrialPlan, Weights
 from .evidence import Evidence, by_adapter
 from .paired import Run, compare, each_confidence, seed_spread
 from .priors import prior_quality
-from .probing import level_like
+from .probing import ADAPTERS, level_like, near
+from .promise import Arm, hope_of_rate, hope_untried
 from .quality import run_of
 from .tuning import at_rate, is_plateau, is_unstable, with_less_alpha, with_more_capacity
 
-R = TypeVar("R")
-
-RUNG_FACTOR = 4
-"""Each rung trains so many times as long as the one before, …"""
-
-SHORT_FACTOR = 2
-"""… and the finalists only so many times, where time allows: what is learnt late is seen early then."""
-
 SPEED_CREDIT = 0.04
-"""Where quality comes first: excess loss, as a share, that the fastest of the arms is forgiven when it is
-decided who goes on."""
+"""Where quality comes first: excess loss, as a share, that the fastest is forgiven when it is decided who
+gets another seed."""
 
 MIN_TRAIN_STEPS = 20
 """Below this a held-out loss tells of the warm-up, not of the adapter."""
@@ -40,12 +33,18 @@ MIN_TRAIN_STEPS = 20
 FINALISTS = 3
 
 SEEDS = 2
-"""Of each finalist, at least."""
+"""Of each finalist, where time allows."""
 
 MOST_SEEDS = 5
 
-MOST_RATES = 3
-"""Steps of a sweep in one direction."""
+LEAST_ADAPTERS = 3
+"""Trainings are as long as leaves time for so many adapters …"""
+
+LEAST_RATES = 2
+"""… and so many rates more."""
+
+LEAST_HOPE = 0.01
+"""What promises less is not worth any time."""
 
 WIDTH_SOUGHT = 0.02
 """Seeds are added until intervals between finalists are this share of the loss to either side."""
@@ -53,14 +52,8 @@ WIDTH_SOUGHT = 0.02
 STILL_IN = 0.15
 """A finalist whose first training is this far behind the best, as a share, gets no second."""
 
-SAME_RATE = 0.02
-"""Two rates of one adapter whose losses differ by a smaller share may both go on."""
-
 GOAL_SHARE = 0.9
 """Of the time that is left; what estimates of trials are short of."""
-
-_Asking = Generator[TrialPlan, None, R]
-"""As in :mod:`.probing`: yields each trial that it wants and reads its result from the evidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +72,15 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
+class _Move:
+    """A training that might come next."""
+
+    candidate: Candidate
+    hope: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
     """What is trained next, from all trials so far."""
 
@@ -89,7 +91,13 @@ class Training:
 
     def next_trial(self) -> TrialPlan | None:
         """None where nothing more is wanted or can be paid for."""
-        return next((plan for plan in self._wanted() if self._known(plan) is None), None)
+        arms = self._arms()
+        if not arms:
+            return None
+        goal = self._goal(arms)
+        has_seeds = any(trial.plan.replicate for trial in self.evidence.trainings)
+        exploring = None if has_seeds else self._most_promising(arms, goal)
+        return exploring or self._next_seed(goal)
 
     def conclusion(self) -> str:
         """Whether more time would change the answer, in a sentence."""
@@ -107,197 +115,145 @@ class Training:
 
     # What is wanted
 
-    def _wanted(self) -> _Asking[None]:
-        front = self._front()
-        if not front:
-            return
-        lengths = self._lengths(front)
-        line = yield from self._first_rung(front, lengths)
-        for rung in range(1, len(lengths) - 1):
-            line = yield from self._middle_rung(line, lengths, rung)
-        yield from self._final_rung(line, lengths)
-
-    def _first_rung(self, front: Sequence[Candidate], lengths: Sequence[int]) -> _Asking[list[Candidate]]:
-        """Every adapter at its usual rate, then at others, the best so far first.
-
-        Returns those that go on, the best first.
-        """
-        steps, goal = lengths[0], lengths[-1]
-        arms: list[Candidate] = []
-        reserve_s = self._reserve_s(front, lengths, 0)
-        for place, candidate in enumerate(front):
-            reason = "its method's usual rate" if place else "the front-runner, at its method's usual rate"
-            arm = yield from self._attempt(candidate, steps, goal, reason, 0.0 if place == 0 else reserve_s)
-            if arm is not None:
-                arms.append(arm)
-        tried = list(arms)
-        ranked = self._ranked(arms, steps)
-        if ranked:
-            reserve_s = self._reserve_s(ranked[:FINALISTS], lengths, 0)
-        for arm in ranked:
-            tried += yield from self._sweep(arm, steps, goal, reserve_s)
-        for arm in self._ranked(tried, steps)[:1]:
-            for moved, reason in self._moves(arm, steps):
-                found = yield from self._attempt(moved, steps, goal, reason, reserve_s)
-                if found is not None:
-                    tried.append(found)
-        return self._distinct(self._ranked(tried, steps), steps)
-
-    def _attempt(
-        self, candidate: Candidate, steps: int, goal: int, reason: str, reserve_s: float
-    ) -> _Asking[Candidate | None]:
-        """Train shortly; after a divergence again at lower rates. None where nothing came of it."""
-        if self.evidence.measured(candidate) is None:
-            probe = TrialPlan(candidate=candidate, rung=Rung.PROBE, reason=reason)
-            if not self._affords(candidate, steps, reserve_s):
-                return None
-            yield probe
-            if self.evidence.measured(candidate) is None:
-                return None
-        for _ in range(MOST_RATES):
-            if not (yield from self._train(candidate, steps, goal, reason, reserve_s)):
-                return None
-            if self.evidence.loss(candidate, steps) is not None:
-                return candidate
-            trial = self.evidence.trained(candidate, steps)
-            if trial is None or trial.outcome is not Outcome.DIVERGED:
-                return None
-            reason = f"a lower rate, because it diverged at {candidate.learning_rate:g}"
-            candidate = at_rate(candidate, -1)
+    def _most_promising(self, arms: Sequence[Arm], goal: int) -> TrialPlan | None:
+        """The training with the most hope for its time, among those that leave time for two second seeds."""
+        reserve_s = self._reserve_s(goal)
+        prices_s = {move: self._price_s(move.candidate, goal) for move in self._moves(arms, goal)}
+        for move in sorted(prices_s, key=lambda each: -each.hope / (prices_s[each] or 1.0)):
+            if not self._affords(move.candidate, goal, reserve_s):
+                continue
+            if self.evidence.measured(move.candidate) is None:
+                return TrialPlan(candidate=move.candidate, rung=Rung.PROBE, reason=move.reason)
+            return _plan(move.candidate, goal, move.reason)
         return None
 
-    def _sweep(self, arm: Candidate, steps: int, goal: int, reserve_s: float) -> _Asking[list[Candidate]]:
-        """Rates about the arm's, uphill while that helps, else downhill; all that succeeded."""
-        found = [arm]
-        best = self.evidence.loss(arm, steps)
-        for direction, word in ((1, "higher"), (-1, "lower")):
-            for distance in range(1, MOST_RATES + 1):
-                rival = at_rate(arm, direction * distance)
-                reason = f"a {word} rate than {arm.learning_rate:g} compared"
-                if not (yield from self._train(rival, steps, goal, reason, reserve_s)):
-                    return found
-                loss = self.evidence.loss(rival, steps)
-                if loss is None:
-                    break
-                found.append(rival)
-                if best is not None and loss >= best:
-                    break
-                best = loss
-            if best is not None and best != self.evidence.loss(arm, steps):
-                break
-        return found
+    def _moves(self, arms: Sequence[Arm], goal: int) -> Iterator[_Move]:
+        """Another adapter, a rate beside an adapter's best, or what the best training suggests."""
+        shares = self._behind(self._at_first_seed(goal))
+        for arm in arms:
+            if not arm.rates:
+                hope = hope_untried(arm)
+                reason = (
+                    "its method's usual rate" if shares else "the front-runner, at its method's usual rate"
+                )
+                yield _Move(arm.candidate, hope, reason)
+                continue
+            step = arm.next_rate()
+            if step is None:
+                continue
+            rival = at_rate(arm.candidate, step)
+            if arm.best is None:
+                tried = at_rate(arm.candidate, step + 1).learning_rate
+                reason = f"a lower rate, because it diverged at {tried:g}"
+                yield _Move(rival, hope_untried(arm), reason)
+                continue
+            best = at_rate(arm.candidate, arm.best)
+            hope = hope_of_rate(arm, shares[best])
+            if hope >= LEAST_HOPE:
+                word = "higher" if step > arm.best else "lower"
+                behind = f", {shares[best]:.1%} behind the best" if shares[best] else ", the best so far"
+                yield _Move(rival, hope, f"a {word} rate than {best.learning_rate:g}{behind}")
+        yield from self._answers(arms, shares, goal)
 
-    def _moves(self, arm: Candidate, steps: int) -> Iterator[tuple[Candidate, str]]:
-        """What the best training so far suggests."""
-        trial = self.evidence.trained(arm, steps)
+    def _answers(self, arms: Sequence[Arm], shares: Mapping[Candidate, float], goal: int) -> Iterator[_Move]:
+        """What the best training suggests beside a rate, once the rates beside its own are known."""
+        leader = min(arms, key=lambda arm: self._share(arm, shares))
+        if leader.best is None or leader.next_rate() is not None:
+            return
+        best = at_rate(leader.candidate, leader.best)
+        trial = self.evidence.trained(best, goal)
         if trial is None or trial.measurement is None:
             return
-        if is_unstable(trial.measurement) and (calmer := with_less_alpha(arm)) is not None:
-            yield calmer, f"less alpha, because the loss of trial {trial.number} jumps"
+        known = {each.candidate.adapter for each in self.evidence.trainings}
+        found: list[tuple[Candidate, str]] = []
+        if is_unstable(trial.measurement) and (calmer := with_less_alpha(best)) is not None:
+            found.append((calmer, f"less alpha, because the loss of trial {trial.number} jumps"))
         if is_plateau(trial.measurement):
-            known = {t.candidate.adapter for t in self.evidence.trainings}
-            for larger in with_more_capacity(arm, self._leaders(arm)):
-                if larger.adapter not in known or self.evidence.trained(larger, steps) is not None:
-                    yield larger, f"more capacity, because the loss of trial {trial.number} no longer fell"
-                    return
+            larger = with_more_capacity(best, [level_like(best, own) for own in self._by_adapter().values()])
+            reason = f"more capacity, because the loss of trial {trial.number} no longer fell"
+            found += [(candidate, reason) for candidate in larger[:1]]
+        for candidate, reason in found:
+            is_possible = self.evidence.measured(candidate) or not self.evidence.settled(candidate)
+            if candidate.adapter not in known and is_possible:
+                yield _Move(candidate, hope_of_rate(leader, 0.0), reason)
 
-    def _leaders(self, arm: Candidate) -> list[Candidate]:
-        """Each adapter's candidate at the level of this one."""
-        return [level_like(arm, own) for own in by_adapter(self.candidates).values()]
-
-    def _middle_rung(
-        self, line: Sequence[Candidate], lengths: Sequence[int], rung: int
-    ) -> _Asking[list[Candidate]]:
-        """The first in line go on, more than will be finalists; they then stand before the rest."""
-        steps, goal = lengths[rung], lengths[-1]
-        places = max(FINALISTS + 1, math.ceil(len(line) / RUNG_FACTOR))
-        reserve_s = self._reserve_s(line[:FINALISTS], lengths, rung)
-        tried = []
-        for place, arm in enumerate(line[:places]):
-            reason = f"place {place + 1} after {lengths[rung - 1]} steps"
-            if not (yield from self._train(arm, steps, goal, reason, reserve_s)):
-                break
-            tried.append(arm)
-        return [*self._ranked(tried, steps), *(arm for arm in line if arm not in tried)]
-
-    def _final_rung(self, line: Sequence[Candidate], lengths: Sequence[int]) -> _Asking[None]:
-        """Finalists, with as many seeds as it takes to tell them apart, if that can be paid for."""
-        goal = lengths[-1]
-        finalists: list[Candidate] = []
-        for candidate in line:
-            if len(finalists) == FINALISTS:
-                break
-            reason = f"finalist {len(finalists) + 1}"
-            # Two are compared with one seed each rather than one with two; a third comes when all have two.
-            more = [*finalists, candidate] if len(finalists) > 1 else []
-            reserve_s = sum((SEEDS - 1) * self._cost_s(each, goal) for each in more)
-            if not (yield from self._train(candidate, goal, goal, reason, reserve_s)):
-                break
-            if self.evidence.loss(candidate, goal) is not None:
-                finalists.append(candidate)
-        if len(lengths) > 1:  # else rates were compared at this very length
-            finalists += yield from self._final_rates(finalists, goal)
+    def _next_seed(self, goal: int) -> TrialPlan | None:
+        """Another seed for the best few: a second for each before a third for any."""
+        finalists = self._ranked(self._at_first_seed(goal), goal)[:FINALISTS]
         contenders = self._contenders(finalists, goal)
         for replicate in range(1, MOST_SEEDS):
-            if len(finalists) < 2 and replicate >= SEEDS:
-                return
             if replicate >= SEEDS:
+                if len(finalists) < 2:
+                    return None
                 contenders = self._undecided(contenders, goal)
             for candidate in contenders:
+                if self.evidence.trained(candidate, goal, replicate) is not None:
+                    continue
+                if not self._affords(candidate, goal, 0.0):
+                    return None
                 reason = "another seed" if replicate < SEEDS else "another seed, to tell finalists apart"
-                if not (yield from self._train(candidate, goal, goal, reason, 0.0, replicate=replicate)):
-                    return
-
-    def _final_rates(self, finalists: Sequence[Candidate], goal: int) -> _Asking[list[Candidate]]:
-        """The leader at the rates beside its own: short trainings favour high ones, so the lower comes first.
-
-        Returns those that succeeded.
-        """
-        if not finalists:
-            return []
-        leader = self._ranked(finalists, goal)[0]
-        reserve_s = sum((SEEDS - 1) * self._cost_s(each, goal) for each in finalists[:2])
-        found: list[Candidate] = []
-        for direction, word in ((-1, "lower"), (1, "higher")):
-            rival = at_rate(leader, direction)
-            if rival in finalists:
-                continue
-            reason = f"the leader at a {word} rate, now that it trains longer"
-            if not (yield from self._train(rival, goal, goal, reason, reserve_s)):
-                break
-            loss, best = self.evidence.loss(rival, goal), self.evidence.loss(leader, goal)
-            if loss is None or best is None:
-                continue
-            found.append(rival)
-            if loss < best:
-                break
-        return found
+                return _plan(candidate, goal, reason, replicate)
+        return None
 
     # What was found
 
-    def _front(self) -> list[Candidate]:
-        """The best measured candidate of each adapter, by measured speed and memory and by prior quality."""
-        begun = min((trial.number for trial in self.evidence.trainings), default=math.inf)
-        measured = [
-            (candidate, measurement)
-            for candidate in self.candidates
-            if (measurement := self.evidence.measured(candidate)) is not None
-            and self.evidence.probes[candidate.shape_key].number < begun
-        ]
+    def _arms(self) -> list[Arm]:
+        """Up to eight adapters in the order of the candidates, at the settings that they are trained with."""
+        groups = self._by_adapter()
+        measured = {adapter: best for adapter, own in groups.items() if (best := self._best_shape(own))}
+        if not measured:
+            return []
+        first = next(iter(measured.values()))
+        last = max(self.evidence.probes.values(), key=lambda trial: trial.number).candidate.adapter
+        tried = [*self.evidence.probes.values(), *self.evidence.trainings]
+        given_up = {trial.candidate.adapter for trial in tried} - {last}
+        found: list[Candidate] = []
+        for adapter, own in groups.items():
+            candidate = measured.get(adapter)
+            if candidate is None and adapter not in given_up:
+                candidate = self._unmeasured(first, own)
+            if candidate is not None:
+                found.append(candidate)
+            if len(found) == ADAPTERS:
+                break
         limit_s, steps = self.room.finish_limit_s, self.room.full_steps
-        in_time = [pair for pair in measured if not exceeds_finish(pair[1], steps, limit_s)]
-        measured = in_time or measured
-        parts = comparable_parts([measurement for _, measurement in measured])
-        priors = [prior_quality(candidate.adapter) for candidate, _ in measured]
-        scores = [
-            weighted_score({**part, "quality": prior / max(priors)}, self.weights)
-            for part, prior in zip(parts, priors, strict=True)
-        ]
-        ranked = sorted(zip(scores, measured, strict=True), key=lambda item: -item[0])
-        best: dict[Adapter, Candidate] = {}
-        for _, (candidate, _) in ranked:
-            best.setdefault(candidate.adapter, candidate)
-        return list(best.values())
+        late = {
+            candidate
+            for candidate in found
+            if (known := self.evidence.measured(candidate)) and exceeds_finish(known, steps, limit_s)
+        }
+        in_time = [candidate for candidate in found if candidate not in late] or found
+        most = max(prior_quality(candidate.adapter) for candidate in in_time)
+        return [self._arm(candidate, place, most) for place, candidate in enumerate(in_time)]
+
+    def _arm(self, candidate: Candidate, place: int, most: float) -> Arm:
+        """With what its rates came to; ``most`` is the best published quality."""
+        steps = self._steps()
+        rates: dict[int, float | None] = {}
+        gave_up = False
+        for step in range(-Arm.MOST_RATES, Arm.MOST_RATES + 1) if steps else ():
+            trial = self.evidence.trained(at_rate(candidate, step), steps)
+            if trial is not None:
+                rates[step] = self.evidence.loss(trial.candidate, steps)
+                gave_up |= rates[step] is None and trial.outcome is not Outcome.DIVERGED
+        shortfall = 1 - prior_quality(candidate.adapter) / most
+        return Arm(candidate=candidate, place=place, shortfall=shortfall, rates=rates, gave_up=gave_up)
+
+    def _best_shape(self, own: Sequence[Candidate]) -> Candidate | None:
+        """Of one adapter's shapes that were measured the one with the best score for speed and memory."""
+        measured = [(c, known) for c in own if (known := self.evidence.measured(c)) is not None]
+        parts = comparable_parts([known for _, known in measured])
+        scores = [weighted_score(part, self.weights) for part in parts]
+        return max(zip(scores, measured, strict=True), key=lambda item: item[0])[1][0] if measured else None
+
+    def _unmeasured(self, first: Candidate, own: Sequence[Candidate]) -> Candidate | None:
+        """An adapter's candidate at the level found; None where it was probed, or cannot fit."""
+        for candidate in near(first, own):
+            if not self.evidence.settled(candidate):
+                return candidate
+            if not self.evidence.too_big(candidate):
+                return None
+        return None
 
     def _ranked(self, arms: Sequence[Candidate], steps: int) -> list[Candidate]:
         """Arms that succeeded at this length, the most promising first.
@@ -328,21 +284,6 @@ class Training:
             arm: weighted_score(next(scored), self.weights) if measurement is not None else 0.0
             for arm, measurement in measurements.items()
         }
-
-    def _distinct(self, ranked: Sequence[Candidate], steps: int) -> list[Candidate]:
-        """One arm an adapter, its best; two of the best adapter where their losses hardly differ."""
-        chosen: list[Candidate] = []
-        seconds: list[Candidate] = []
-        for arm in ranked:
-            twin = next((other for other in chosen if other.adapter == arm.adapter), None)
-            if twin is None:
-                chosen.append(arm)
-                continue
-            loss, best = self.evidence.loss(arm, steps), self.evidence.loss(twin, steps)
-            is_close = loss is not None and best is not None and loss - best <= SAME_RATE * abs(best)
-            if is_close and twin == chosen[0] and not seconds:
-                seconds.append(arm)
-        return [*chosen[:2], *seconds, *chosen[2:]]
 
     def _contenders(self, finalists: Sequence[Candidate], goal: int) -> list[Candidate]:
         """Those that one seed does not rule out."""
@@ -376,57 +317,76 @@ class Training:
                 runs.setdefault(trial.candidate, []).append(run_of(trial, measurement, loss))
         return runs
 
+    def _behind(self, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
+        """How far each lies behind the best, as a share: in loss where quality comes first, else in score."""
+        goal = self._steps()
+        losses = {c: loss for c in candidates if (loss := self.evidence.loss(c, goal)) is not None}
+        if not losses:
+            return {}
+        if self.room.quality_first:
+            return dict(zip(losses, relative_excess(list(losses.values())), strict=True))
+        scores = self._scores(losses)
+        best = max(scores.values()) or 1.0
+        return {candidate: 1 - score / best for candidate, score in scores.items()}
+
+    def _share(self, arm: Arm, shares: Mapping[Candidate, float]) -> float:
+        return math.inf if arm.best is None else shares[at_rate(arm.candidate, arm.best)]
+
+    def _at_first_seed(self, goal: int) -> list[Candidate]:
+        """All that were trained."""
+        trainings = (trial for trial in self.evidence.trainings if trial.plan.train_steps == goal)
+        return list(dict.fromkeys(trial.candidate for trial in trainings if trial.plan.replicate == 0))
+
+    def _by_adapter(self) -> dict[Adapter, list[Candidate]]:
+        return by_adapter(self.candidates)
+
+    def _steps(self) -> int:
+        """Of this study's trainings; 0 where there is none."""
+        return self.evidence.trainings[0].plan.train_steps if self.evidence.trainings else 0
+
     # What can be paid for
 
-    def _train(
-        self, candidate: Candidate, steps: int, goal: int, reason: str, reserve_s: float, replicate: int = 0
-    ) -> _Asking[bool]:
-        """Want this training, unless it cannot be paid for or its time is over; whether there is one."""
-        plan = TrialPlan(
-            candidate=candidate,
-            rung=Rung.TRAIN,
-            replicate=replicate,
-            train_steps=steps,
-            goal_steps=goal,
-            reason=reason,
-        )
-        if self._known(plan) is None and (
-            self._is_over(steps, replicate) or not self._affords(candidate, steps, reserve_s)
-        ):
-            return False
-        yield plan
-        return True
+    def _goal(self, arms: Sequence[Arm]) -> int:
+        """Steps of all trainings: the user's whole training, or a half, a quarter … of it.
 
-    def _is_over(self, steps: int, replicate: int) -> bool:
-        """A later part of the search has begun: what was decided before stays."""
-        return any(
-            (t.plan.train_steps, t.plan.replicate) > (steps, replicate) for t in self.evidence.trainings
-        )
+        The longest that leaves time for a few adapters and rates. What the first training lasted stays.
+        """
+        if steps := self._steps():
+            return steps
+        goal, seconds = self.room.full_steps, GOAL_SHARE * self.room.seconds
+        while goal // 2 >= MIN_TRAIN_STEPS:
+            costs = [self._price_s(arm.candidate, goal) for arm in arms[:LEAST_ADAPTERS]]
+            if sum(costs) + LEAST_RATES * fmean(costs) <= seconds:
+                break
+            goal //= 2
+        return goal
 
     def _affords(self, candidate: Candidate, steps: int, reserve_s: float) -> bool:
         if not self.evidence.trainings:
             return True  # without any training there is nothing to recommend
-        if self.room.trials < (SEEDS * 2 if reserve_s else 1):
+        if self.room.trials < (SEEDS + 1 if reserve_s else 1):
             return False
-        return self._cost_s(candidate, steps) + reserve_s <= self.room.seconds
+        return self._price_s(candidate, steps) + reserve_s <= self.room.seconds
 
-    def _reserve_s(self, likely: Sequence[Candidate], lengths: Sequence[int], rung: int) -> float:
-        """What the rungs after this one will cost: two finalists, at the average of these candidates."""
+    def _reserve_s(self, goal: int) -> float:
+        """What second seeds of two finalists will cost, if they take what the best does; at first nothing."""
+        shares = self._behind(self._at_first_seed(goal))
+        if not shares:
+            return 0.0
+        return (SEEDS - 1) * 2 * self._price_s(min(shares, key=shares.__getitem__), goal)
 
-        def average_s(steps: int) -> float:
-            return fmean(self._cost_s(candidate, steps) for candidate in likely)
-
-        middle_s = sum(FINALISTS * average_s(steps) for steps in lengths[rung + 1 : -1])
-        seeds = SEEDS if len(lengths) > 1 else SEEDS - 1  # a single rung has given each its first
-        return middle_s + 2 * seeds * average_s(lengths[-1])
-
-    def _cost_s(self, candidate: Candidate, steps: int) -> float:
+    def _price_s(self, candidate: Candidate, steps: int) -> float:
+        """What this training takes, with the probe that must come before it."""
         measurement = self.evidence.measured(candidate)
         step_s = measurement.step_s_mean if measurement else None
+        known = [trial for trial in self.evidence.probes.values() if trial.measurement is not None]
         if step_s is None:  # not probed yet: as slow as the slowest that was
-            known = [trial.measurement for trial in self.evidence.probes.values()]
-            step_s = max((each.step_s_mean or 0.0 for each in known if each), default=0.0)
-        return self._setup_s() + steps * step_s
+            each_s = (trial.measurement.step_s_mean for trial in known if trial.measurement is not None)
+            step_s = max((seconds or 0.0 for seconds in each_s), default=0.0)
+        probe_s = 0.0
+        if measurement is None:
+            probe_s = fmean([trial.wall_s or 0.0 for trial in self.evidence.launched_probes] or [0.0])
+        return probe_s + self._setup_s() + steps * step_s
 
     def _setup_s(self) -> float:
         besides = [
@@ -436,51 +396,16 @@ class Training:
         ]
         return max(0.0, median(besides)) if besides else self.room.setup_s
 
-    def _lengths(self, front: Sequence[Candidate]) -> list[int]:
-        """Of the trainings of each rung, shortest first.
 
-        Finalists get the user's whole training, or a half, a quarter … of it: as much as leaves time for a
-        small tournament before them. What the first training was planned for stays.
-        """
-        if self.evidence.trainings:
-            plan = self.evidence.trainings[0].plan
-            return rungs(plan.goal_steps or plan.train_steps, plan.train_steps)
-        seconds = GOAL_SHARE * self.room.seconds
-        goal = self.room.full_steps
-        while goal // 2 >= MIN_TRAIN_STEPS and self._tournament_s(front[:4], rungs(goal), swept=2) > seconds:
-            goal //= 2
-        for lengths, swept in (([goal], FINALISTS), (rungs(goal, goal // SHORT_FACTOR), FINALISTS - 1)):
-            if lengths[0] >= MIN_TRAIN_STEPS and self._tournament_s(front, lengths, swept=swept) <= seconds:
-                return lengths
-        return rungs(goal)
-
-    def _tournament_s(self, front: Sequence[Candidate], lengths: Sequence[int], *, swept: int) -> float:
-        """What these adapters cost, so many of them at two rates more, and two finalists."""
-        shorts = [self._cost_s(candidate, lengths[0]) for candidate in front]
-        rates_s = 2 * swept * fmean(shorts)
-        return sum(shorts) + rates_s + self._reserve_s(front, lengths, 0)
-
-    def _known(self, plan: TrialPlan) -> Trial | None:
-        if plan.rung is Rung.PROBE:
-            return self.evidence.probes.get(plan.candidate.shape_key)
-        return self.evidence.trained(plan.candidate, plan.train_steps, plan.replicate)
-
-
-def rungs(goal: int, first: int | None = None) -> list[int]:
-    """Lengths of trainings, shortest first: the goal and those before it, each a quarter of the next.
-
-    Args:
-        goal: steps of the finalists.
-        first: the shortest; None for the goal's last quarter of a quarter … that is long enough to tell.
-    """
-    if first is None:
-        first = goal
-        while first // RUNG_FACTOR >= MIN_TRAIN_STEPS:
-            first //= RUNG_FACTOR
-    lengths = [first]
-    while lengths[-1] * RUNG_FACTOR <= goal // SHORT_FACTOR:
-        lengths.append(lengths[-1] * RUNG_FACTOR)
-    return lengths if lengths[-1] == goal else [*lengths, goal]
+def _plan(candidate: Candidate, steps: int, reason: str, replicate: int = 0) -> TrialPlan:
+    return TrialPlan(
+        candidate=candidate,
+        rung=Rung.TRAIN,
+        replicate=replicate,
+        train_steps=steps,
+        goal_steps=steps,
+        reason=reason,
+    )
 
 
 def _doubts(runs: Mapping[Candidate, Sequence[Run]]) -> dict[Candidate, float]:

@@ -32,6 +32,7 @@ from ...optimizer.domain import (
 )
 from ...optimizer.keys import environment_key, trial_device
 from ...optimizer.overview import Place, funnel, leaderboard, rate_sweeps
+from ..baseline_outcome import baseline_document
 from ..units import format_bytes, format_seconds
 from ..wording import (
     UNKNOWN,
@@ -149,6 +150,7 @@ class _View:
             "takers": takers_table(self.study, self.trials, best),
             "reasons": best.reasons,
             "named": self._named(),
+            "baseline": self._baseline(),
             "leaderboard": self._leaderboard(places),
             "confidence": describe_confidence(best),
             "quality_plots": list(quality_plots(places)),
@@ -173,6 +175,21 @@ class _View:
             "trials": self._all_trials(),
         }
         return {**shown, "sections": list(_sections(shown))}
+
+    def _baseline(self) -> dict[str, Any] | None:
+        """What was trained with before, and what changing it would bring."""
+        found = baseline_document(self.study, self.trials, self.best)
+        if found is None:
+            return None
+        lines = [Line((change.setting, change.now, change.then)) for change in found.changes]
+        columns = [Column("setting"), Column("now"), Column("recommended")]
+        return {
+            "name": found.name,
+            "description": found.description,
+            "reason": found.reason and as_sentence(f"not measured: {found.reason}"),
+            "sentences": found.sentences,
+            "changes": Table(columns=columns, rows=lines) if lines else None,
+        }
 
     def _figures(self) -> Iterator[tuple[str, str, str]]:
         """Name, value, detail: what one looks for first."""
@@ -388,6 +405,8 @@ def _sections(shown: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "reasons", "Why"
     if shown["named"]:
         yield "others", "Other objectives"
+    if shown["baseline"]:
+        yield "baseline", "Your configuration"
     yield "leaderboard", "Compared"
     yield "funnel", "Candidates"
     if shown["pareto"]:

@@ -17,6 +17,7 @@ from ...optimizer.domain import Study, StudyState
 from ...optimizer.trainers.formats import Format
 from ...runners.exporting import export
 from ...store import Store
+from ..baseline_outcome import baseline_document
 from ..comparing import compare_studies
 from ..documents import adapter_config_of
 from ..following import failure_of
@@ -212,7 +213,12 @@ def _study_document(store: Store, study: Study) -> StudyDocument:
 
 def _recommendation_document(store: Store, study: Study) -> RecommendationDocument:
     recommendation = store.get_recommendation(study.id)
-    return RecommendationDocument.of(recommendation, adapter_config=adapter_config_of(study, recommendation))
+    trials = store.list_trials(study.id) if study.request.baseline else ()
+    return RecommendationDocument.of(
+        recommendation,
+        adapter_config=adapter_config_of(study, recommendation),
+        baseline=baseline_document(study, trials, recommendation),
+    )
 
 
 def _why_none(study: Study) -> RankwiseError:

@@ -20,6 +20,10 @@ RATE_APART = 8.0
 """A rate so many times below what suits LoRA, or above what suits full fine-tuning, is the other one: they
 are ten times apart ("LoRA Without Regret", Schulman et al. 2025)."""
 
+WIDEST = 8192
+NARROWEST = 384
+"""Hidden sizes between which most models lie: wider ones take lower rates."""
+
 LOUDEST = 8.0
 """An adapter that is scaled by more than this …"""
 FAINTEST = 0.1
@@ -47,8 +51,14 @@ def _names_adapter(facts: Facts) -> bool:
     )
 
 
-def _suits(method: Method) -> Callable[[Facts], float]:
-    return lambda facts: learning_rate(method, facts.hidden_size)
+def _suits(method: Method, facts: Facts) -> float:
+    """The method's usual rate; where the model's width is unknown, the one that is complained of least."""
+    width = facts.hidden_size or (WIDEST if method is Method.LORA else NARROWEST)
+    return learning_rate(method, width)
+
+
+def _begin_with(method: Method, facts: Facts) -> str:
+    return "" if facts.hidden_size is None else f" ({_suits(method, facts):g} is where to begin)"
 
 
 def _deepspeed_differs(facts: Facts, setting: str) -> bool:
@@ -273,11 +283,11 @@ FILE_RULES = (
         applies=lambda f: (
             f.is_lora
             and f.reading.get("learning_rate") is not None
-            and f.reading.get("learning_rate") * RATE_APART <= _suits(Method.LORA)(f)
+            and f.reading.get("learning_rate") * RATE_APART <= _suits(Method.LORA, f)
         ),
         message=lambda f: (
             f"the learning rate {f.reading.get('learning_rate'):g} suits full fine-tuning: LoRA learns "
-            f"best at about ten times as much ({_suits(Method.LORA)(f):g} is where to begin)"
+            f"best at about ten times as much{_begin_with(Method.LORA, f)}"
         ),
         next_step="raise it, or let rankwise recommend measure which suits your data",
         keys=("learning_rate",),
@@ -289,11 +299,11 @@ FILE_RULES = (
             f.trains
             and f.reading.method is Method.FULL
             and f.reading.get("learning_rate") is not None
-            and f.reading.get("learning_rate") >= RATE_APART * _suits(Method.FULL)(f)
+            and f.reading.get("learning_rate") >= RATE_APART * _suits(Method.FULL, f)
         ),
         message=lambda f: (
             f"the learning rate {f.reading.get('learning_rate'):g} suits LoRA: full fine-tuning learns "
-            f"best at about a tenth ({_suits(Method.FULL)(f):g} is where to begin)"
+            f"best at about a tenth{_begin_with(Method.FULL, f)}"
         ),
         next_step="lower it, or name an adapter",
         keys=("learning_rate",),

@@ -187,20 +187,22 @@ def read(keys: Keys, trainer: str) -> Reading:
     if trainer == PEFT:
         return _read_adapter(keys)
     known = KNOWN_KEYS[trainer]
+    # What DeepSpeed's file calls auto, the training decides.
+    told = {name: value for name, value in keys.items() if trainer != "deepspeed" or value != "auto"}
     settings: dict[str, Any] = {}
     said: set[str] = set()
     key_of: dict[str, str] = {}
     bad: list[BadValue] = []
     for setting, row in TABLE.items():
         cell = row.cell(Trainer(trainer))
-        named = [name for name in cell.keys if keys.get(name) is not None]
+        named = [name for name in cell.keys if told.get(name) is not None]
         try:
-            value = _checked(setting, cell.read(keys))
+            value = _checked(setting, cell.read(told))
         except Unsaid:
             continue
         except (TypeError, ValueError, AttributeError):
             # Whatever a cell stumbles over, it is the value of its key.
-            bad += _bad_value(setting, cell, keys)
+            bad += _bad_value(setting, cell, told)
             continue
         settings[setting] = value
         if named:

@@ -1,10 +1,10 @@
 """The main program of ``prepare_data.py``: tokenised rows, for trainers that are told where their data are.
 
 ``train.jsonl`` has the rows to train on in the order in which the trial's first epoch meets them, those of
-its incomplete last batch at the end, and ``heldout.jsonl`` those that were held out: one JSON object a row,
-with ``input_ids``, ``attention_mask`` and ``labels`` (-100 where nothing is learnt; a class, or a number),
-``token_type_ids`` where sentences come in pairs, and ``position_ids`` where samples share a row. Who trains
-on the last has to keep the samples of a row apart by them; for trainers that do not, or that pack by
+its incomplete last batch at the end, and ``validation.jsonl`` those that were held out: one JSON object a
+row, with ``input_ids``, ``attention_mask`` and ``labels`` (-100 where nothing is learnt; a class, or a
+number), ``token_type_ids`` where sentences come in pairs, and ``position_ids`` where samples share a row. Who
+trains on the last has to keep the samples of a row apart by them; for trainers that do not, or that pack by
 themselves, there is ``--unpacked``. Imports nothing of rankwise but the sources that the program is made of.
 """
 
@@ -84,7 +84,7 @@ def write_sides(
     with (
         tempfile.TemporaryFile(dir=folder) as unordered,
         (folder / "train.jsonl").open("wb") as train,
-        (folder / "heldout.jsonl").open("wb") as heldout,
+        (folder / "validation.jsonl").open("wb") as heldout,
     ):
         for example, is_heldout in split_rows(read, split, as_in_trial=False, packing=columns["positions"]):
             line = row_line(example, **columns)
@@ -127,7 +127,7 @@ def save_arrow(source: Path, folder: Path) -> None:
         found = datasets.DatasetDict(
             {
                 name: datasets.Dataset.from_json(str(source / file), cache_dir=cache)
-                for name, file in (("train", "train.jsonl"), ("validation", "heldout.jsonl"))
+                for name, file in (("train", "train.jsonl"), ("validation", "validation.jsonl"))
             }
         )
         found.save_to_disk(str(folder))

@@ -382,8 +382,8 @@ def test_rows_are_written_as_they_are_learnt(
     out, saved = tmp_path / "data", tmp_path / "saved"
     arguments = ["--out", out, "--arrow", saved, *(() if packed else ("--unpacked",))]
     assert run_here(program, *arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["heldout.jsonl", "train.jsonl"]
-    rows, heldout = (read_log(out / name) for name in ("train.jsonl", "heldout.jsonl"))
+    assert sorted(path.name for path in out.iterdir()) == ["train.jsonl", "validation.jsonl"]
+    rows, heldout = (read_log(out / name) for name in ("train.jsonl", "validation.jsonl"))
     names = {"input_ids", "attention_mask", "labels"} | ({"position_ids"} if packed else set())
     assert all(set(row) == names for row in (*rows, *heldout))
     assert all(row["attention_mask"] == [1] * len(row["input_ids"]) for row in (*rows, *heldout))

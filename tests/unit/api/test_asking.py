@@ -9,6 +9,7 @@ from rankwise.api.asking import parse_weights, read_request
 from rankwise.errors import InputError
 from rankwise.optimizer.domain import (
     ASKED_FIELDS,
+    Baseline,
     Complexity,
     LossMask,
     Method,
@@ -47,6 +48,7 @@ WRITTEN: dict[str, Any] = {
     "quantizations": "NF4",
     "presets": ["balanced", "QLORA_memory"],
     "lora": {"r": 4, "target_modules": "q, v", "quantization": {"type": "fp4"}},
+    "baseline": {"trainer": "trl", "settings": {"method": "lora", "rank": 4}, "name": "sft.yaml"},
     "only_presets": True,
     "use_tiers": True,
     "complexity": "very complex",
@@ -87,6 +89,7 @@ UNDERSTOOD = StudyRequest(
     quantizations=(Quantization.NF4,),
     presets=(Preset.BALANCED, Preset.QLORA_MEMORY),
     lora=OwnLora(rank=4, targets=("q", "v"), quantization=Quantization.FP4),
+    baseline=Baseline(name="sft.yaml", trainer="trl", settings={"method": "lora", "rank": 4}),
     only_presets=True,
     use_tiers=True,
     complexity=Complexity.VERY_COMPLEX,
@@ -167,3 +170,16 @@ def test_weights_that_cannot_be_read(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         parse_weights(text)
     assert "speed=0.5" in caught.value.next_step
+
+
+def test_a_baseline_says_how_many_rows_and_passes_unless_somebody_else_does() -> None:
+    keys = {"base_model": "m", "adapter": "lora", "micro_batch_size": 2, "num_epochs": 4}
+    request = read_request("m", "d", baseline={**keys, "gradient_accumulation_steps": 3})
+    assert (request.effective_batch, request.epochs) == (6, 4.0)
+    assert read_request("m", "d", baseline=keys, effective_batch=8, epochs=1).effective_batch == 8
+
+
+def test_a_baseline_of_what_no_file_holds_is_refused() -> None:
+    for value in (object(), 7, {"base_model": object(), "adapter": "lora"}):
+        with pytest.raises(InputError, match="baseline"):
+            read_request("m", "d", baseline=value)  # type: ignore[arg-type]

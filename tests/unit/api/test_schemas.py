@@ -12,6 +12,7 @@ from rankwise.api.request_schemas import StudyBody
 from rankwise.api.response_schemas import StudyDocument, TrialDocument
 from rankwise.optimizer.domain import (
     ASKED_FIELDS,
+    Baseline,
     Candidate,
     Complexity,
     LossMask,
@@ -65,6 +66,9 @@ UNUSUAL = StudyRequest(
         quantization=Quantization.NF4,
         compute_dtype="bfloat16",
         skip_modules=("pooler.dense",),
+    ),
+    baseline=Baseline(
+        name="a.yaml", trainer="axolotl", settings={"method": "lora", "rank": 4}, said=("method", "rank")
     ),
     only_presets=True,
     use_tiers=True,

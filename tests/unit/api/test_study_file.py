@@ -154,7 +154,9 @@ def test_the_template_is_a_study_and_shows_every_key(tmp_path: Path) -> None:
     assert read_study_file(write(tmp_path, text)) == {"model": "./model", "dataset": "a: b.csv"}
     shown = re.sub(r"(?m)^# ( *[a-z_]+:)", r"\1", text)
     assert set(yaml.safe_load(shown)) == {*STUDY_KEYS, "quantization"}
+    (tmp_path / "axolotl.yaml").write_text("base_model: m\nadapter: lora\n")
     found = read_study_file(write(tmp_path, shown))
+    assert found["baseline"] == str(tmp_path / "axolotl.yaml")
     defaults = read_request("m", "d")
     request = read_request(**found)
     for name in ("effective_batch", "epochs", "objective", "scoring", "use_tiers", "budget_s", "max_trials"):

@@ -30,7 +30,7 @@ from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.optimizer.levels import enumerate_candidates
 from rankwise.optimizer.priors import prior_quality
 from rankwise.optimizer.search import RunTrial, SearchLimits, Stop, next_step, outline
-from rankwise.optimizer.training import MOST_SEEDS, SEEDS, rungs
+from rankwise.optimizer.training import MOST_SEEDS, SEEDS
 
 GIB = 2**30
 BALANCED = OBJECTIVE_WEIGHTS[Objective.BALANCED]
@@ -50,6 +50,7 @@ class Machine:
     outcome: Callable[[TrialPlan], Outcome] = lambda _: Outcome.OK
     speed: Callable[[Candidate], float] = lambda _: 1000.0
     memory: Callable[[Candidate], int] = lambda _: GIB
+    step_s: Callable[[Candidate], float | None] = lambda _: None
     wall_s: Callable[[TrialPlan], float] = lambda _: 10.0
     loss: Callable[[TrialPlan], float] = lambda _: 0.5
     train_losses: Callable[[TrialPlan], tuple[float, ...]] = lambda _: ()
@@ -64,6 +65,8 @@ class Machine:
         figures = {"peak_process_bytes": self.memory(candidate)}
         if plan.rung is Rung.PROBE:
             figures["tokens_per_s"] = self.speed(candidate)
+            if (step_s := self.step_s(candidate)) is not None:
+                figures["step_s_mean"] = step_s
         else:
             figures["heldout_loss"] = self.loss(plan)
             figures["train_losses"] = self.train_losses(plan)
@@ -134,6 +137,10 @@ def settings_of(candidate: Candidate) -> tuple[str, str, bool, int]:
     return level.weight_dtype, level.compute_dtype, level.gradient_checkpointing, candidate.micro_batch
 
 
+def is_ia3(candidate: Candidate) -> bool:
+    return candidate.adapter.method is Method.IA3
+
+
 def surface(plan: TrialPlan) -> float:
     """Losses of a task whose best rates are half a decade above the usual ones, and on which IA3 fails."""
     candidate = plan.candidate
@@ -159,38 +166,97 @@ def test_one_setting_is_varied_at_a_time_then_the_other_adapters_follow(build, g
     assert [c.adapter for c in others] == list(dict.fromkeys(c.adapter for c in gpu_candidates))[1:]
 
 
-def test_many_train_shortly_and_few_to_the_end_with_two_seeds_or_more(build, cpu_candidates):
+def test_all_train_equally_long_and_the_best_with_two_seeds_or_more(build, cpu_candidates):
     machine = Machine(build, cpu_candidates, loss=surface)
     assert machine.finish().startswith("the search is complete")
     trainings = machine.of(Rung.TRAIN)
-    assert machine.trials[-len(trainings) :] == trainings
-    lengths = [trial.plan.train_steps for trial in trainings]
-    assert lengths == sorted(lengths)
-    assert sorted(set(lengths)) == rungs(lengths[-1], lengths[0])
-    assert {trial.plan.goal_steps for trial in trainings} == {lengths[-1]}
-    shortest = [trial for trial in trainings if trial.plan.train_steps == lengths[0]]
-    assert len({trial.candidate.adapter for trial in shortest}) == 7
-    finals = [trial for trial in trainings if trial.plan.train_steps == lengths[-1]]
-    assert 2 <= len({trial.candidate for trial in finals if trial.plan.reason.startswith("finalist")}) <= 3
-    replicates = [trial.plan.replicate for trial in finals]
+    (steps,) = {trial.plan.train_steps for trial in trainings}
+    assert {trial.plan.goal_steps for trial in trainings} == {steps}
+    first = [trial for trial in trainings if trial.plan.replicate == 0]
+    assert len({trial.candidate.adapter for trial in first}) == 7
+    replicates = [trial.plan.replicate for trial in trainings]
     assert max(replicates) >= SEEDS - 1
     assert set(replicates) == set(range(max(replicates) + 1))
-    assert replicates == sorted(replicates), "all get a first seed before any gets a second"
+    assert replicates == sorted(replicates), "nobody gets a first training once there are second seeds"
+    repeated = {trial.candidate for trial in trainings if trial.plan.replicate}
+    assert 2 <= len(repeated) <= 3
+    best = min(first, key=lambda trial: surface(trial.plan)).candidate
+    assert best in repeated
 
 
-def test_rates_are_swept_uphill_until_it_gets_worse(build, cpu_candidates):
+def test_rates_are_climbed_uphill_until_it_gets_worse(build, cpu_candidates):
     machine = Machine(build, cpu_candidates, loss=surface)
     machine.finish()
-    finals = [t for t in machine.of(Rung.TRAIN) if t.plan.train_steps == t.plan.goal_steps]
     usual = {candidate.adapter: candidate.learning_rate for candidate in cpu_candidates}
-    best = min(finals, key=lambda trial: surface(trial.plan)).candidate
+    trainings = machine.of(Rung.TRAIN)
+    best = min(trainings, key=lambda trial: surface(trial.plan)).candidate
     assert best.learning_rate == pytest.approx(usual[best.adapter] * 10**0.5, rel=0.05)
-    first = [t.candidate for t in machine.of(Rung.TRAIN) if t.plan.train_steps < t.plan.goal_steps]
-    swept = [c.learning_rate / usual[c.adapter] for c in first if c.adapter == best.adapter]
-    assert [round(2 * math.log10(ratio)) for ratio in swept][:3] == [0, 1, 2]
+    own = [t for t in trainings if t.candidate.adapter == best.adapter and t.plan.replicate == 0]
+    ratios = [trial.candidate.learning_rate / usual[best.adapter] for trial in own]
+    assert [round(2 * math.log10(ratio)) for ratio in ratios] == [0, 1, 2], "the usual one is the lower side"
+    assert own[1].plan.reason.startswith(f"a higher rate than {usual[best.adapter]:g}, ")
 
 
-def test_a_training_too_short_for_rungs_has_its_rates_compared_at_full_length(build, cpu_candidates):
+def test_an_adapter_far_behind_is_left_at_one_rate(build, cpu_candidates):
+    machine = Machine(build, cpu_candidates, loss=surface, limits=replace(LIMITS, budget_s=1e5))
+    machine.finish()
+    rates = {t.candidate.learning_rate for t in machine.of(Rung.TRAIN) if is_ia3(t.candidate)}
+    assert len(rates) == 1, "60 % behind"
+
+
+def test_of_what_promises_alike_the_cheaper_is_trained_first(build, cpu_candidates):
+    def step_s(candidate: Candidate) -> float:
+        return 0.001 if is_ia3(candidate) else 0.5
+
+    def others_before_ia3(step_s: Callable[[Candidate], float]) -> int:
+        limits = replace(LIMITS, quality_first=False, full_steps=100)  # so all are probed before
+        machine = Machine(build, cpu_candidates, step_s=step_s, limits=limits, loss=surface)
+        machine.finish()
+        adapters = dict.fromkeys(trial.candidate.adapter for trial in machine.of(Rung.TRAIN))
+        return [adapter.method for adapter in adapters].index(Method.IA3)
+
+    assert others_before_ia3(lambda _: 0.5) == 6
+    assert others_before_ia3(step_s) == 0
+
+
+def test_few_adapters_are_probed_before_the_first_training_and_others_before_their_own(build, cpu_candidates):
+    machine = Machine(build, cpu_candidates, loss=surface)
+    machine.finish()
+    begun = machine.of(Rung.TRAIN)[0].number
+    assert len({t.candidate.adapter for t in machine.of(Rung.PROBE) if t.number < begun}) == 3
+    late = [trial for trial in machine.of(Rung.PROBE) if trial.number > begun]
+    assert len(late) == 4
+    for probe in late:
+        following = machine.trials[probe.number]
+        assert (following.plan.rung, following.candidate) == (Rung.TRAIN, probe.candidate)
+
+
+def test_where_speed_comes_first_all_are_probed_before_the_first_training(build, cpu_candidates):
+    machine = Machine(build, cpu_candidates, limits=replace(LIMITS, quality_first=False), loss=surface)
+    machine.finish()
+    begun = machine.of(Rung.TRAIN)[0].number
+    assert all(trial.number < begun for trial in machine.of(Rung.PROBE))
+
+
+def test_other_adapters_try_a_larger_micro_batch_where_the_first_took_a_smaller(build, cpu_candidates):
+    first, second = list(dict.fromkeys(candidate.adapter for candidate in cpu_candidates))[:2]
+
+    def speed(candidate: Candidate) -> float:
+        return 1000.0 + (30.0 if candidate.adapter == second else -30.0) * candidate.micro_batch
+
+    machine = Machine(build, cpu_candidates, speed=speed, loss=surface)
+    machine.finish()
+    batches = {
+        adapter: [t.candidate.micro_batch for t in machine.of(Rung.PROBE) if t.candidate.adapter == adapter]
+        for adapter in (first, second)
+    }
+    smallest = min(batches[first])
+    assert batches[second] == [smallest, 2 * smallest]
+    trained = {t.candidate.micro_batch for t in machine.of(Rung.TRAIN) if t.candidate.adapter == second}
+    assert trained == {2 * smallest}
+
+
+def test_a_short_training_is_never_shortened(build, cpu_candidates):
     machine = Machine(
         build, cpu_candidates, loss=surface, limits=replace(LIMITS, budget_s=1e5, full_steps=30)
     )
@@ -211,15 +277,14 @@ def test_a_rate_that_diverges_is_lowered_and_higher_ones_are_not_tried(build, cp
 
     machine = Machine(build, cpu_candidates, outcome=outcome)
     machine.finish()
-    trainings = machine.of(Rung.TRAIN)
-    assert trainings[1].candidate.adapter == trainings[0].candidate.adapter
-    lowered = trainings[1].candidate.learning_rate
-    assert lowered == pytest.approx(usual[trainings[0].candidate.adapter] / 10**0.5, rel=0.05)
-    assert trainings[1].plan.reason.startswith("a lower rate, because it diverged at")
-    finals = [t for t in trainings if t.plan.train_steps == t.plan.goal_steps]
-    finalists = [trial for trial in finals if trial.plan.reason.startswith("finalist")]
-    assert finalists
-    assert all(trial.outcome is Outcome.OK for trial in finalists)
+    by_adapter: dict[object, list[Trial]] = {}
+    for trial in machine.of(Rung.TRAIN):
+        by_adapter.setdefault(trial.candidate.adapter, []).append(trial)
+    assert len(by_adapter) == 7
+    for adapter, own in by_adapter.items():
+        assert own[1].candidate.learning_rate == pytest.approx(usual[adapter] / 10**0.5, rel=0.05)
+        assert own[1].plan.reason == f"a lower rate, because it diverged at {usual[adapter]:g}"
+        assert all(trial.outcome is Outcome.OK for trial in own[1:]), "nor is a higher one tried again"
 
 
 def test_a_plateau_asks_for_more_capacity(build, cpu_candidates):
@@ -246,9 +311,12 @@ def test_a_loss_that_jumps_asks_for_less_alpha(build, cpu_candidates):
     lora = tuple(c for c in cpu_candidates if c.adapter.method is Method.LORA)
     machine = Machine(build, lora, loss=surface, train_losses=lambda _: jumps)
     machine.finish()
-    (move,) = [t for t in machine.trials if t.plan.reason.startswith("less alpha, because the loss of trial")]
-    adapter = move.candidate.adapter
-    assert replace(adapter, alpha=2 * adapter.alpha) in {trial.candidate.adapter for trial in machine.trials}
+    moves = [t for t in machine.trials if t.plan.reason.startswith("less alpha, because the loss of trial")]
+    assert 1 <= len({move.candidate.adapter for move in moves}) <= 2
+    for adapter in (move.candidate.adapter for move in moves):
+        assert replace(adapter, alpha=2 * adapter.alpha) in {
+            trial.candidate.adapter for trial in machine.trials
+        }
 
 
 def test_seeds_are_added_while_finalists_cannot_be_told_apart(build, cpu_candidates):
@@ -373,20 +441,21 @@ def test_nothing_fits(build, cpu_candidates):
 
 
 @pytest.mark.parametrize("failure", [Outcome.OOM, Outcome.INVALID, Outcome.LOST])
-def test_a_finalist_that_fails_is_replaced_by_the_next_in_line(build, cpu_candidates, failure):
-    failed: list[str] = []
+def test_an_adapter_whose_training_fails_is_left_and_the_others_go_on(build, cpu_candidates, failure):
+    failing = cpu_candidates[0].adapter
 
     def outcome(plan: TrialPlan) -> Outcome:
-        if plan.train_steps and plan.train_steps == plan.goal_steps and failed in ([], [plan.candidate.id]):
-            failed[:] = [plan.candidate.id]
-            return failure
-        return Outcome.OK
+        fails = plan.rung is Rung.TRAIN and plan.candidate.adapter == failing
+        return failure if fails else Outcome.OK
 
-    machine = Machine(build, cpu_candidates, outcome=outcome)
+    machine = Machine(build, cpu_candidates, outcome=outcome, loss=surface)
     assert machine.finish().startswith("the search is complete")
-    finals = [t for t in machine.of(Rung.TRAIN) if t.plan.reason.startswith("finalist")]
-    assert [trial.outcome for trial in finals[:3]] == [failure, Outcome.OK, Outcome.OK]
-    assert [trial.plan.reason for trial in finals[:3]] == ["finalist 1", "finalist 1", "finalist 2"]
+    trainings = machine.of(Rung.TRAIN)
+    failed = [t.candidate.shape_key for t in trainings if t.candidate.adapter == failing]
+    assert len(failed) == len(set(failed)), "only what may need less memory is tried again"
+    assert len(failed) == 1 or failure is Outcome.OOM
+    assert len({trial.candidate.adapter for trial in trainings}) == 7
+    assert max(trial.plan.replicate for trial in trainings) >= SEEDS - 1
 
 
 def test_an_unfinished_trial_comes_first_whatever_the_limits(build, cpu_candidates):

@@ -1,0 +1,85 @@
+"""How much is hoped of a training: of an adapter not tried yet, of a rate beside the best that was.
+
+Hope stands for the chance that the training beats what is known. Knows nothing of what a training costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .domain import Candidate
+
+PLACE = 0.95
+"""Hope of an untried adapter falls by this factor from one place of the list to the next: the list stands in
+the order of what was asked for and of earlier studies, …"""
+
+PUBLISHED = 0.2
+"""… and is a third where published quality is this share below that of the best method in the list: twice
+``BEHIND``, since that was seen elsewhere."""
+
+BEHIND = 0.1
+"""Hope of an adapter that is this share of the loss behind the best is a third: a rate off by half a decade
+often costs as much."""
+
+KNOWN_SIDE = 0.5
+"""Hope where one of the two rates beside an adapter's best is known to be worse already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """An adapter at the settings that it is trained with, and what its rates came to."""
+
+    MOST_RATES: ClassVar[int] = 2
+    """Half decades that rates may lie from the usual one, to either side."""
+
+    candidate: Candidate
+    """At its method's usual rate."""
+    place: int
+    """In the order of what is to be tried; 0 comes first."""
+    shortfall: float
+    """Of its method's published quality below the best in the list, as a share."""
+    rates: Mapping[int, float | None]
+    """Half decades from the usual rate → held-out loss; None where that training did not succeed."""
+    gave_up: bool = False
+    """Some training failed otherwise than by diverging."""
+
+    @property
+    def best(self) -> int | None:
+        """The rate of the lowest loss; None where none succeeded."""
+        losses = {step: loss for step, loss in self.rates.items() if loss is not None}
+        return min(losses, key=losses.__getitem__) if losses else None
+
+    def next_rate(self) -> int | None:
+        """The rate beside the best one, the higher first; after nothing but divergence the next lower one.
+
+        None where both are known, too far from the usual one, or the adapter fails for other reasons.
+        """
+        if not self.rates:
+            return 0
+        if self.best is None:
+            step = min(self.rates) - 1
+            return None if self.gave_up or step < -self.MOST_RATES else step
+        beside = (self.best + 1, self.best - 1)
+        return next(
+            (step for step in beside if step not in self.rates and abs(step) <= self.MOST_RATES), None
+        )
+
+
+def hope_untried(arm: Arm) -> float:
+    """Of an adapter without any success: half as much after each divergence."""
+    known = math.exp(-arm.shortfall / PUBLISHED) if arm.place else 1.0
+    return float(known * PLACE**arm.place * KNOWN_SIDE ** len(arm.rates))
+
+
+def hope_of_rate(arm: Arm, behind: float) -> float:
+    """Of the rates beside an adapter's best.
+
+    Args:
+        arm: with a success.
+        behind: how far its best lies behind the best of all, as a share.
+    """
+    known = sum(arm.best is not None and arm.best + side in arm.rates for side in (1, -1))
+    return math.exp(-behind / BEHIND) * float(KNOWN_SIDE**known)

@@ -1,0 +1,58 @@
+"""What is hoped of an adapter and of its rates, and which rate comes next."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rankwise.optimizer.levels import enumerate_candidates
+from rankwise.optimizer.promise import Arm, hope_of_rate, hope_untried
+
+
+@pytest.fixture
+def arm_of(build):
+    candidate = enumerate_candidates(build.facts(), build.request())[0]
+
+    def make(rates, *, place=0, shortfall=0.0, gave_up=False):
+        return Arm(candidate=candidate, place=place, shortfall=shortfall, rates=rates, gave_up=gave_up)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({}, 0),
+        ({0: 1.0}, 1),
+        ({0: 1.0, 1: 1.1}, -1),
+        ({0: 1.0, 1: 0.9}, 2),
+        ({0: 1.0, 1: 0.9, 2: 0.8}, None),
+        ({0: 1.0, 1: 1.1, -1: 0.9}, -2),
+        ({0: 1.0, 1: 1.1, -1: 1.2}, None),
+        ({0: 1.0, 1: None}, -1),
+        ({0: None}, -1),
+        ({0: None, -1: None, -2: None}, None),
+    ],
+)
+def test_rates_climb_from_the_best_the_higher_side_first(arm_of, rates, expected):
+    assert arm_of(rates).next_rate() == expected
+
+
+def test_what_fails_otherwise_than_by_diverging_gets_no_lower_rate(arm_of):
+    assert arm_of({0: None}, gave_up=True).next_rate() is None
+
+
+def test_hope_falls_with_the_place_and_with_published_quality_but_not_of_the_first(arm_of):
+    assert hope_untried(arm_of({})) == hope_untried(arm_of({}, shortfall=0.2)) == 1.0
+    second = hope_untried(arm_of({}, place=1))
+    assert 1.0 > second > hope_untried(arm_of({}, place=2))
+    assert hope_untried(arm_of({}, place=1, shortfall=0.2)) == pytest.approx(second / math.e)
+    assert hope_untried(arm_of({0: None})) == 0.5
+
+
+def test_hope_of_a_rate_falls_with_what_it_is_behind_and_halves_with_each_known_side(arm_of):
+    assert hope_of_rate(arm_of({0: 1.0}), 0.0) == 1.0
+    assert hope_of_rate(arm_of({0: 1.0}), 0.1) == pytest.approx(1 / math.e)
+    assert hope_of_rate(arm_of({0: 1.0, 1: 1.1}), 0.0) == 0.5
+    assert hope_of_rate(arm_of({0: 1.0, 1: 1.1, -1: 1.2}), 0.0) == 0.25
