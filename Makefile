@@ -45,7 +45,7 @@ docs: $(INSTALLED) ## build the documentation site below build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "build/site/index.html"
 
-docs-run: $(INSTALLED) ## run every command and program that the pages show (an hour on two cores)
+docs-run: $(INSTALLED) ## run every command and program that the pages show
 	RANKWISE_DOCS=all $(BIN)/pytest tests/docs/test_running.py $(ARGS)
 
 lint: $(INSTALLED) ## check formatting, style, types and the direction of imports

@@ -208,6 +208,16 @@ def _published(name: str) -> Callable[[Path, Inputs], None]:
     return make
 
 
+def _write_axolotl(path: Path, inputs: Inputs) -> None:
+    path.write_text(
+        "base_model: ./my-llm\nadapter: lora\nlora_r: 8\nlora_alpha: 16\nlora_target_linear: true\n"
+        "datasets:\n  - path: chats.jsonl\n    type: chat_template\nsequence_len: 128\n"
+        "micro_batch_size: 4\ngradient_accumulation_steps: 4\nnum_epochs: 3\nlearning_rate: 0.0002\n"
+        "optimizer: adamw_torch\nlr_scheduler: cosine\ngradient_checkpointing: true\nbf16: true\n"
+        "output_dir: ./out\n"
+    )
+
+
 def _link_examples(path: Path, inputs: Inputs) -> None:
     path.symlink_to(REPOSITORY / "examples", target_is_directory=True)
 
@@ -225,6 +235,7 @@ MAKERS: Mapping[str, Callable[[Path, Inputs], None]] = {
     "chats.jsonl": _write_chats,
     "series.csv": _write_series,
     "chat.jinja": _write_template,
+    "axolotl.yaml": _write_axolotl,
     "examples": _link_examples,
 }
 """Name in the folder of every page → what makes it."""
