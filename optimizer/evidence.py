@@ -56,7 +56,7 @@ class Evidence:
 
     def measured(self, candidate: Candidate) -> Measurement | None:
         """Speed and memory of this shape, if it was probed, ran to its end and fits."""
-        probe = self.probes.get(candidate.shape_key)
+        probe = self.probes.get(candidate.shape_key) if self.probes else None
         if probe is None or not self.succeeded(probe) or self.too_big(candidate):
             return None
         return probe.measurement

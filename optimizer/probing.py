@@ -95,12 +95,12 @@ def _probing(
     best: Candidate | None = None
     groups = by_adapter(candidates)
     adapters = list(groups)
-    done: list[list[Candidate]] = []
+    successes = 0
     probed = {trial.candidate.adapter for trial in evidence.probes.values()}
     for position, own in enumerate(groups.values()):
-        if sum(any(evidence.measured(candidate) for candidate in each) for each in done) == enough:
+        if successes == enough:
             return
-        done.append(own)
+        successes += any(evidence.measured(candidate) for candidate in own)
         went_on = not probed.isdisjoint(adapters[position + 1 :])
         if best is not None:
             reason = "another adapter at the level found"

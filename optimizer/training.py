@@ -179,7 +179,9 @@ class Training:
 
     def _next_seed(self, goal: int) -> TrialPlan | None:
         """Another seed for the best few: a second for each before a third for any."""
-        finalists = self._ranked(self._at_first_seed(goal), goal)[:FINALISTS]
+        # A shape that fitted once and then did not, at another rate or seed, is not tried a third time.
+        trained = [arm for arm in self._at_first_seed(goal) if not self.evidence.too_big(arm)]
+        finalists = self._ranked(trained, goal)[:FINALISTS]
         contenders = self._contenders(finalists, goal)
         for replicate in range(1, MOST_SEEDS):
             if replicate >= SEEDS:
