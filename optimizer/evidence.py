@@ -5,7 +5,7 @@ Shared by the two halves of the search. Knows nothing of what is tried next.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .comparison import OUT_OF_MEMORY, exceeds
 from .domain import Adapter, Candidate, Estimate, Measurement, Outcome, Rung, Trial, TrialState
@@ -39,8 +39,9 @@ class Evidence:
         self._memory_limit_bytes = memory_limit_bytes
         told = estimates or {}
         self._estimates = {candidate.shape_key: estimate for candidate, estimate in told.items()}
-        self._cannot_fit = [candidate for candidate, estimate in told.items() if estimate.fits is Fits.NO]
-        self._too_big = [*self._cannot_fit, *(t.candidate for t in finished if self._did_not_fit(t))]
+        cannot_fit = [candidate for candidate, estimate in told.items() if estimate.fits is Fits.NO]
+        self._cannot_fit = by_adapter(cannot_fit)
+        self._too_big = by_adapter([*cannot_fit, *(t.candidate for t in finished if self._did_not_fit(t))])
 
     def too_big(self, candidate: Candidate) -> bool:
         """This shape, or one that needs no more memory, did not fit or cannot."""
@@ -101,5 +102,6 @@ def by_adapter(candidates: Iterable[Candidate]) -> dict[Adapter, list[Candidate]
     return groups
 
 
-def _any_needs_less(known: Collection[Candidate], candidate: Candidate) -> bool:
-    return any(needs_at_least(candidate, other) for other in known)
+def _any_needs_less(known: Mapping[Adapter, Sequence[Candidate]], candidate: Candidate) -> bool:
+    """Only candidates with the same adapter are comparable."""
+    return any(needs_at_least(candidate, other) for other in known.get(candidate.adapter, ()))

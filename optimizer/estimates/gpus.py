@@ -14,6 +14,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ...errors import InputError
 
@@ -289,6 +290,7 @@ def _listed(gpus: Iterable[Gpu]) -> str:
     return ", ".join(gpu.name for gpu in gpus)
 
 
+@lru_cache(maxsize=1024)
 def _words(text: str) -> frozenset[str]:
     """The words of a name that tell devices apart: no makers, no product lines, ``80 GiB`` as 80gb."""
     text = re.sub(r"(\d)\s*g(i?b)?\b", r"\1gb", text[:LONGEST_NAME].lower())
