@@ -152,7 +152,8 @@ def rank(trials: Sequence[Trial], aim: Aim) -> Ranking:
 
     Candidates that are as good in what they learnt as is asked for stand before all others; among them, what
     they learnt counts alike. Those within TIE_POINTS of the best score are ordered by size: trainable
-    parameters, then memory, then candidate id. Classic scoring relates a peak to the limit, or to the
+    parameters, then memory, then what they learnt (two rates of one adapter), then candidate id. Classic
+    scoring relates a peak to the limit, or to the
     device's memory where there is none, and leaves out trials that lack one of its terms.
     """
     compared = _within_time(comparable_trials(trials, aim.memory_limit_bytes), aim)
@@ -183,7 +184,7 @@ def rank(trials: Sequence[Trial], aim: Aim) -> Ranking:
     tied = [good and best - score <= TIE_POINTS for score, good in zip(scores, as_good, strict=True)]
     column = memory_column([each.measurement for each in compared])
 
-    def place(index: int) -> tuple[bool, float, float, float, str]:
+    def place(index: int) -> tuple[bool, float, float, float, float, str]:
         measurement = compared[index].measurement
         params = measurement.trainable_params
         return (
@@ -191,6 +192,7 @@ def rank(trials: Sequence[Trial], aim: Aim) -> Ranking:
             -best if tied[index] else -scores[index],
             math.inf if params is None else params,
             getattr(measurement, column) if column else 0,
+            math.inf if measurement.judged_loss is None else measurement.judged_loss,
             compared[index].trial.candidate.id,
         )
 
