@@ -26,10 +26,10 @@ from ..optimizer.codec import to_json
 from ..optimizer.domain import Candidate, Estimate, Recommendation, Rung, Study, StudyFacts, Trial
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.exports.recommendation import recommendation_document
-from ..optimizer.exports.trainer import training_arguments
 from ..optimizer.keys import derive_seed
 from ..optimizer.overview import enumerated_of
 from ..optimizer.recipe import steps_for
+from ..optimizer.trainers.writing import training_arguments
 from ..store import Store
 
 _TEXTS = (

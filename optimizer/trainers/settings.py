@@ -104,14 +104,24 @@ class Training:
 
 
 def settings_of(training: Training) -> dict[str, Any]:
-    """The training in trainer-neutral words; only what this method has is named."""
-    candidate = training.candidate
-    adapter, level, recipe = candidate.adapter, candidate.level, candidate.recipe
+    """The training in trainer-neutral words."""
     return {
         "task": training.task.value,
         "model": training.model,
         "model_code": training.runs_remote_code,
         "model_weights": training.has_weights,
+        **candidate_settings(training.candidate),
+        "total_steps": training.total_steps,
+        "row_order": PREPARED,
+        "seed": training.seed,
+        "cpu": training.on_cpu,
+    }
+
+
+def candidate_settings(candidate: Candidate) -> dict[str, Any]:
+    """What a candidate says of a training by itself."""
+    adapter, level, recipe = candidate.adapter, candidate.level, candidate.recipe
+    return {
         "method": adapter.method.value,
         "rank": adapter.rank,
         "alpha": adapter.alpha,
@@ -144,7 +154,6 @@ def settings_of(training: Training) -> dict[str, Any]:
         "accumulation": candidate.accumulation,
         "effective_batch": recipe.effective_batch,
         "epochs": recipe.epochs,
-        "total_steps": training.total_steps,
         "learning_rate": candidate.learning_rate,
         "schedule": recipe.schedule,
         "warmup_share": recipe.warmup_ratio,
@@ -153,7 +162,4 @@ def settings_of(training: Training) -> dict[str, Any]:
         "max_length": recipe.max_length,
         "packing": recipe.packing,
         "loss_mask": recipe.loss_mask.value,
-        "row_order": PREPARED,
-        "seed": training.seed,
-        "cpu": training.on_cpu,
     }

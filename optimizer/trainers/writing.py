@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError
+from ..domain import Candidate
 from .cells import Cannot, Effect, Gap
-from .settings import Settings
+from .settings import Settings, candidate_settings
 from .table import TABLE, Trainer
 
 
@@ -36,6 +37,20 @@ def write(settings: Settings, trainer: Trainer) -> Written:
             keys |= gap.keys
             gaps.append(Gap(setting=setting, value=settings[setting], reason=gap.reason, effect=gap.effect))
     return Written(keys, tuple(gaps))
+
+
+def training_arguments(candidate: Candidate, *, seed: int, on_cpu: bool) -> dict[str, Any]:
+    """Plain JSON data that ``transformers.TrainingArguments(**data)`` takes.
+
+    What a Trainer is not told by its arguments is left out: the adapter has a file of its own, and how the
+    model is loaded and rows become batches is in the training program only.
+
+    Args:
+        candidate: what is to be trained.
+        seed: of what is initialised, and of dropout. The Trainer orders rows in its own way.
+        on_cpu: trials ran without a GPU.
+    """
+    return write({**candidate_settings(candidate), "seed": seed, "cpu": on_cpu}, Trainer.TRANSFORMERS).keys
 
 
 def require_same_training(gaps: Sequence[Gap], who: str, *, instead: str) -> None:

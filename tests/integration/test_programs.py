@@ -26,8 +26,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import Adapter, Candidate, Level, LossMask, Method, Quantization, Recipe
 from rankwise.optimizer.exports.peft import adapter_config
-from rankwise.optimizer.exports.trainer import training_arguments
 from rankwise.optimizer.keys import derive_seed
+from rankwise.optimizer.trainers.writing import training_arguments
 from rankwise.probes.profiles import TaskKind, TaskProfile
 from rankwise.probes.rows import read_rows
 from rankwise.runners.array_samples import array_examples

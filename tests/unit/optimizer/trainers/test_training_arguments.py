@@ -12,7 +12,7 @@ import pytest
 from transformers import TrainingArguments
 
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe
-from rankwise.optimizer.exports.trainer import training_arguments
+from rankwise.optimizer.trainers.writing import training_arguments
 
 ADAPTER = Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=("q_proj",))
 RECIPE = Recipe(max_length=128, effective_batch=12, epochs=2.5, warmup_ratio=0.07, weight_decay=0.1)
