@@ -205,7 +205,7 @@ def _deepspeed(training: Training) -> Outline:
     return Outline(
         files={DEEPSPEED_FILE: _json(written.keys), **files},
         programs=(program,),
-        commands=(("accelerate", "launch", program),),
+        commands=(("accelerate", "launch", "--num_processes", "1", program),),
         gaps=(*written.gaps, *gaps),
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -186,7 +186,6 @@ def read(keys: Keys, trainer: str) -> Reading:
     """
     if trainer == PEFT:
         return _read_adapter(keys)
-    known = KNOWN_KEYS[trainer]
     # What DeepSpeed's file calls auto, the training decides.
     told = {name: value for name, value in keys.items() if trainer != "deepspeed" or value != "auto"}
     settings: dict[str, Any] = {}
@@ -214,12 +213,20 @@ def read(keys: Keys, trainer: str) -> Reading:
         settings=settings,
         said=frozenset(said),
         key_of=key_of,
-        unknown=tuple(
-            Unknown(str(name), nearest(str(name), known)) for name in keys if str(name) not in known
-        ),
-        ignored=tuple(sorted({str(name) for name in keys if name in known} - _read_keys(trainer))),
+        unknown=_unknown(keys, trainer),
+        ignored=_ignored(keys, trainer, _read_keys(trainer)),
         bad=tuple(bad),
     )
+
+
+def _unknown(keys: Keys, trainer: str) -> tuple[Unknown, ...]:
+    known = KNOWN_KEYS[trainer]
+    return tuple(Unknown(str(name), nearest(str(name), known)) for name in keys if str(name) not in known)
+
+
+def _ignored(keys: Keys, trainer: str, are_read: Collection[str]) -> tuple[str, ...]:
+    """Keys that the trainer knows and no setting is read from."""
+    return tuple(sorted({str(name) for name in keys if name in KNOWN_KEYS[trainer]}.difference(are_read)))
 
 
 def nearest(name: str, known: frozenset[str]) -> str | None:
@@ -375,16 +382,13 @@ def _read_adapter(keys: Keys) -> Reading:
     settings["init_weights"] = initial if isinstance(initial, str) else None
     if settings.get("targets") == ["all-linear"]:
         settings["targets"] = "all-linear"
-    known = KNOWN_KEYS[PEFT]
     return Reading(
         trainer=PEFT,
         keys=keys,
         settings=settings,
         said=frozenset(said),
         key_of=key_of,
-        unknown=tuple(
-            Unknown(str(name), nearest(str(name), known)) for name in keys if str(name) not in known
-        ),
-        ignored=tuple(sorted({str(name) for name in keys if name in known} - set(names))),
+        unknown=_unknown(keys, PEFT),
+        ignored=_ignored(keys, PEFT, names),
         bad=tuple(bad),
     )
