@@ -19,8 +19,9 @@ from ..optimizer import domain
 from ..optimizer.domain import Candidate, Estimate, Measurement, Study, Trial
 from ..optimizer.overview import enumerated_of
 from ..optimizer.trainers.formats import named_format
-from ..runners.exporting import Export, write_export
+from ..runners.exporting import Export
 from ..runners.exporting import export as make_export
+from ..runners.ready_files import write_texts
 from ..store import Store
 from .asking import StudyOptions, read_request
 from .documents import adapter_config_of, report_document
@@ -105,7 +106,7 @@ class Recommendation:
         with closing(Store.open(self.home.database)) as store:
             exported = make_export(store, self.study.id, named_format(form))
         if folder is not None:
-            write_export(exported, Path(folder))
+            write_texts(exported.files, Path(folder))
         return exported
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..errors import Conflict, InputError, NotFound
+from ..errors import Conflict, NotFound
 from ..optimizer.domain import Candidate, Measurement, Rung, Study, Trial
 from ..optimizer.keys import derive_seed
 from ..optimizer.recipe import steps_for
@@ -89,23 +88,6 @@ def takers_of(study: Study, trial: Trial, candidate: Candidate, measured: Measur
     return takers
 
 
-def write_export(exported: Export, folder: Path) -> list[Path]:
-    """Write the files into ``folder`` (made if missing), in place of those of the same names.
-
-    Raises:
-        InputError: the folder cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in exported.files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder}: {error.strerror}", next_step="name a folder of yours with --out"
-        ) from error
-    return [folder / name for name in exported.files]
-
-
 def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Measurement | None) -> Training:
     """The candidate with what trainers and schedulers have to know beside it.
 
@@ -130,7 +112,6 @@ def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Meas
         total_steps=total_steps,
         seed=derive_seed(study.request.seed, "model", trial.plan.replicate),
         on_cpu=not gpus,
-        gpu_memory_bytes=gpus[0].total_bytes if gpus else None,
         gpu_name=gpus[0].name if gpus else None,
         cpus=host.physical_cores or host.logical_cores,
         host_memory_bytes=measured.peak_process_bytes if measured else None,

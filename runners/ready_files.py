@@ -115,6 +115,15 @@ def write_ready_files(store: Store, study_id: str, folder: Path) -> list[Path]:
     study, trials = store.get_study(study_id), store.list_trials(study_id)
     enumerated = enumerated_of(store.events_after(study_id, 0))
     texts = ready_files(chosen, study, trials, store.list_estimates(study_id), enumerated=enumerated)
+    return write_texts(texts, folder)
+
+
+def write_texts(texts: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write files, name → text, into ``folder`` (made if missing), in place of those of the same names.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():

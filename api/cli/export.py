@@ -48,14 +48,14 @@ def export(
     """
     from ...optimizer.trainers.formats import named_format
     from ...runners.exporting import export as make_export
-    from ...runners.exporting import write_export
+    from ...runners.ready_files import write_texts
     from ...store import Store
 
     wanted = named_format(form)
     with closing(Store.open(Home.from_environment().create().database)) as store:
         exported = make_export(store, some_id, wanted)
     folder = Path(wanted.value) if out is None and not as_json else out
-    paths = [] if folder is None else write_export(exported, folder)
+    paths = [] if folder is None else write_texts(exported.files, folder)
     if as_json:
         from ..response_schemas import ExportDocument
 

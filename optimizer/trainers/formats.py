@@ -110,13 +110,7 @@ def _trl(training: Training) -> Outline:
         "dataset_name": DATA_FOLDER,
         "dataset_train_split": "train",
         "dataset_test_split": "validation",
-        "dataloader_drop_last": True,
-        "per_device_eval_batch_size": training.candidate.micro_batch,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "logging_steps": 10,
-        "report_to": "none",
-        "output_dir": OUTPUT_FOLDER,
+        **_trainer_run(training),
     }
     text = _yaml(training, "TRL", VERSIONS[Trainer.TRL], keys, written.gaps)
     return Outline(
@@ -167,13 +161,7 @@ def _llama_factory(training: Training) -> Outline:
         "eval_dataset": "prepared",
         "tokenized_path": TOKENIZED_FOLDER,
         "template": "empty",
-        "dataloader_drop_last": True,
-        "per_device_eval_batch_size": training.candidate.micro_batch,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "logging_steps": 10,
-        "report_to": "none",
-        "output_dir": OUTPUT_FOLDER,
+        **_trainer_run(training),
     }
     text = _yaml(training, "LLaMA-Factory", VERSIONS[Trainer.LLAMA_FACTORY], keys, written.gaps)
     return Outline(
@@ -268,6 +256,19 @@ def _trainer_files(
     written = write(settings_of(training), Trainer.TRANSFORMERS)
     keys = {**written.keys, "deepspeed": deepspeed} if deepspeed else written.keys
     return {ARGUMENTS_FILE: _json(keys), **_adapter_file(training)}, written.gaps
+
+
+def _trainer_run(training: Training) -> dict[str, Any]:
+    """How those that are built on the Trainer evaluate, save and log."""
+    return {
+        "dataloader_drop_last": True,
+        "per_device_eval_batch_size": training.candidate.micro_batch,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_steps": 10,
+        "report_to": "none",
+        "output_dir": OUTPUT_FOLDER,
+    }
 
 
 def _adapter_file(training: Training) -> dict[str, str]:

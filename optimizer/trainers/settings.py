@@ -90,9 +90,8 @@ class Training:
     total_steps: int
     seed: int
     on_cpu: bool
-    gpu_memory_bytes: int | None
-    """Of the device that was measured on; None on a CPU."""
     gpu_name: str | None
+    """That was measured on; None on a CPU."""
     cpus: int
     host_memory_bytes: int | None
     """That the measured training's process took; None where it was not measured."""

@@ -47,7 +47,6 @@ def make_training(
         total_steps=3,
         seed=7,
         on_cpu=True,
-        gpu_memory_bytes=None,
         gpu_name=None,
         cpus=2,
         host_memory_bytes=None,
