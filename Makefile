@@ -24,9 +24,10 @@ $(INSTALLED): pyproject.toml constraints.txt examples/assets.txt tests/consumers
 	@echo "installing into $(VENV): about 2 GB the first time, more where torch comes with CUDA"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,lightning,docs,dev]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt deepspeed
 	$(BIN)/python -m pip install --quiet --no-deps -r examples/assets.txt
 	rm -rf $(VENV)/consumers
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/consumers \
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/consumers \
 		-r tests/consumers.txt
 	mkdir -p $(VENV)/types
 	ln -sfn ../.. $(VENV)/types/rankwise

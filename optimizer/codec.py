@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -49,13 +50,23 @@ def to_json(value: Any) -> Any:
     return _adapter(type(value)).dump_python(value, mode="json")
 
 
+FOR_PEOPLE: Mapping[str, Any] = {"identity": False}
+"""Metadata of a field that no identity has."""
+
+CAME_LATER: Mapping[str, Any] = {"identity": "unless default"}
+"""Metadata of a field that is left out of identities where it has its default, so that those from before
+there was such a field still hold."""
+
+
 def identity(value: Any) -> dict[str, Any]:
-    """Like :func:`to_json` for a dataclass, without the fields that are only for people."""
+    """Like :func:`to_json` for a dataclass, without fields marked as :data:`FOR_PEOPLE`, and without those
+    that :data:`CAME_LATER` where they have their default."""
     form: dict[str, Any] = to_json(value)
     for item in dataclasses.fields(value):
-        if not item.metadata.get("identity", True):
+        counts, part = item.metadata.get("identity", True), getattr(value, item.name)
+        if not counts or (counts == CAME_LATER["identity"] and part == item.default):
             del form[item.name]
-        elif dataclasses.is_dataclass(part := getattr(value, item.name)):
+        elif dataclasses.is_dataclass(part):
             form[item.name] = identity(part)
     return form
 

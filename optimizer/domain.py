@@ -14,7 +14,7 @@ from typing import Any
 
 from ..probes.asked import Asked
 from ..probes.profiles import DatasetProfile, HardwareProfile, ModelProfile
-from .codec import digest, identity
+from .codec import CAME_LATER, FOR_PEOPLE, digest, identity
 from .estimates.intervals import Fits
 
 SCHEMA_VERSION = 1
@@ -240,7 +240,7 @@ class Adapter:
     """The same for ``alpha``."""
     init_weights: str | None = None
     """A LoRA initialisation by PEFT's name (``pissa``, ``olora``, …); None is the default, B = 0."""
-    target_set: str = field(default="custom", metadata={"identity": False})
+    target_set: str = field(default="custom", metadata=FOR_PEOPLE)
     """Name of the set that ``targets`` came from; for people, not part of the identity."""
 
     @property
@@ -346,6 +346,24 @@ class Level:
     zero_stage: int = 0
     offload: str = "none"
     """``none``, ``optimizer`` (states on the host) or ``all`` (parameters too)."""
+    processes: int = field(default=1, metadata=CAME_LATER)
+    """That train together, one a device."""
+    fsdp: int = field(default=0, metadata=CAME_LATER)
+    """Version of PyTorch's FSDP that divides everything, 1 or 2; 0 where it does not."""
+
+    @property
+    def sharding(self) -> str:
+        """What is divided, in people's words; empty where one process has all to itself."""
+        if self.zero_stage:
+            return f"ZeRO-{self.zero_stage}"
+        if self.fsdp:
+            return f"FSDP{self.fsdp}"
+        return "DDP" if self.processes > 1 else ""
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        """DeepSpeed trains, with one process too."""
+        return self.zero_stage > 0
 
     @property
     def amp(self) -> bool:
@@ -370,6 +388,8 @@ class Level:
                 (f"{self.loss} loss", self.loss != usual.loss),
                 (self.optimizer, self.optimizer != usual.optimizer),
                 ("compiled", self.compile),
+                (f"{self.sharding} on {self.processes}", bool(self.sharding)),
+                (f"{self.offload} offloaded", self.offload != usual.offload),
             )
             if differs
         ]
@@ -428,15 +448,37 @@ class Candidate:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per optimizer step."""
-        return -(-self.recipe.effective_batch // self.micro_batch)
+        """Micro-batches of each process per optimizer step."""
+        return -(-self.recipe.effective_batch // (self.micro_batch * self.level.processes))
 
     def describe(self) -> str:
-        """Short and human: ``GradCP + AMP bfloat16 + LORA r=16 α=32 balanced, 4×4, lr 0.0002``."""
-        batch = f"{self.micro_batch}×{self.accumulation}" if self.accumulation > 1 else str(self.micro_batch)
+        """Short and human: ``GradCP + AMP bfloat16 + LORA r=16 α=32 balanced, batch 4×4, lr 0.0002``.
+
+        The batch is rows at a time × accumulated × processes.
+        """
+        counts = [self.micro_batch, self.accumulation, self.level.processes]
+        while len(counts) > 1 and counts[-1] == 1:
+            counts.pop()
+        batch = "×".join(map(str, counts))
         return (
             f"{self.level.describe()} + {self.adapter.describe()}, batch {batch}, lr {self.learning_rate:g}"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMeasurement:
+    """What one process of several measured of itself; columns as in :class:`Measurement`."""
+
+    rank: int
+    peak_tensor_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    peak_process_bytes: int | None = None
+    step_s_mean: float | None = None
+    """Of the steps that were timed."""
+    communication_share: float | None = None
+    """Of a step's time, that in which it talked to the others or waited for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -446,7 +488,8 @@ class Measurement:
     Memory columns mean different things and are never mixed: ``peak_tensor_bytes`` live tensor storages
     (an untimed step), ``peak_allocated_bytes`` / ``peak_reserved_bytes`` CUDA's caching allocator,
     ``peak_device_bytes`` NVML for the trial's processes, ``peak_process_bytes`` growth of the host's
-    resident set over what the process inherited.
+    resident set over what the process inherited. Of several processes they are those of the one that holds
+    most; host memory, which they share, is the sum.
     """
 
     tokens_per_s: float | None = None
@@ -485,6 +528,8 @@ class Measurement:
     """Training loss of each optimizer step, None where it was NaN or infinite. Never scores."""
     disturbances: tuple[str, ...] = ()
     """What spoilt speed and memory every time that the trial was tried, in sentences."""
+    ranks: tuple[RankMeasurement, ...] = ()
+    """Of each process, where a trial has several."""
 
     @property
     def judged_loss(self) -> float | None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import InputError
-from rankwise.optimizer.codec import canonical_json, from_json, to_json
+from rankwise.optimizer.codec import canonical_json, from_json, identity, to_json
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Measurement, Method, Recipe
 from rankwise.optimizer.keys import derive_seed, environment_key, measurement_key
 
@@ -151,3 +151,18 @@ def test_descriptions_are_short_and_human():
     assert mixed.describe() == "GradCP + AMP bfloat16"
     assert Adapter(method=Method.FULL).describe() == "full fine-tuning"
     assert Adapter(method=Method.IA3, targets=("k", "v")).describe() == "IA3 k,v"
+
+
+def test_levels_of_several_processes_say_so():
+    candidate = replace(CANDIDATE, level=Level(zero_stage=2, offload="optimizer", processes=2), micro_batch=2)
+    assert candidate.accumulation == 4
+    assert candidate.describe().startswith("float32 + ZeRO-2 on 2 + optimizer offloaded + ")
+    assert "batch 2×4×2," in candidate.describe()
+    assert Level(processes=2).describe() == "float32 + DDP on 2"
+    assert Level(fsdp=2, processes=4).describe() == "float32 + FSDP2 on 4"
+
+
+def test_fields_that_came_later_count_only_where_they_differ():
+    assert "processes" not in identity(Level())
+    assert identity(Level(processes=2))["processes"] == 2
+    assert replace(CANDIDATE, level=Level(processes=2)).shape_key != CANDIDATE.shape_key
