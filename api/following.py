@@ -73,6 +73,8 @@ def _notices(events: Sequence[Event]) -> Iterator[str]:
     for event in events:
         if event.kind == EventKind.CANDIDATE_RULED_OUT:
             yield f"ruled out: {event.payload['candidate']}: {event.payload['reason']}"
+        if event.kind == "extensions.building":
+            yield f"building DeepSpeed's {event.payload['extension']}, once on this machine: a minute or more"
         if event.kind in (EventKind.TRIAL_DISTURBED, EventKind.TRIAL_LOST):
             what = "disturbed" if event.kind == EventKind.TRIAL_DISTURBED else "lost"
             number, attempt = event.payload["number"], event.payload["attempt"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -162,6 +163,27 @@ def make_schedule(optimizer: torch.optim.Optimizer, *, recipe: Mapping[str, Any]
         optimizer,
         num_warmup_steps=math.ceil(total_steps * recipe["warmup_ratio"]),
         num_training_steps=total_steps,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What a model consists of and which of it is trained, counted while it is whole."""
+
+    trained: int
+    """Numbers in all parameters that are trained."""
+    total: int
+    trained_sha256: str
+    """See :func:`trainable_sha256`."""
+
+
+def census_of(model: torch.nn.Module) -> Census:
+    """Count. bitsandbytes stores two numbers of 4 bits as one byte."""
+    states = [(parameter, getattr(parameter, "quant_state", None)) for parameter in model.parameters()]
+    return Census(
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        total=sum(p.numel() if state is None else math.prod(state.shape) for p, state in states),
+        trained_sha256=trainable_sha256(model),
     )
 
 

@@ -50,6 +50,8 @@ def classify(
         return Ending(Outcome.HOST_OOM, "the host ran short of memory while it ran")
     if cause == "cancelled":
         return Ending(Outcome.LOST, "the warm server went away while the trial ran")
+    if failure is not None and "signal" in failure:
+        return classify_signal(failure["signal"], kernel_oom_kills, log_tail, who=f"rank {failure['rank']}")
     if failure is not None:
         return Ending(Outcome(failure["outcome"]), failure["reason"])
     if error is not None:
@@ -66,13 +68,14 @@ def classify(
     )
 
 
-def classify_signal(number: int, kernel_oom_kills: int, log_tail: str) -> Ending:
+def classify_signal(number: int, kernel_oom_kills: int, log_tail: str, who: str = "it") -> Ending:
     """A trial does not send itself SIGKILL or SIGTERM: somebody else did. Other signals are its own fault."""
     names: dict[int, str] = {known.value: known.name for known in signal.Signals}
     name = names.get(number, f"signal {number}")  # most real-time signals have no name
     if number == signal.SIGKILL and kernel_oom_kills > 0:
-        return Ending(Outcome.HOST_OOM, "the kernel's out-of-memory killer ended it")
+        return Ending(Outcome.HOST_OOM, f"the kernel's out-of-memory killer ended {who}")
     if number in (signal.SIGKILL, signal.SIGTERM):
-        return Ending(Outcome.LOST, f"another process ended it with {name}")
+        return Ending(Outcome.LOST, f"another process ended {who} with {name}")
     last = last_line(log_tail)
-    return Ending(Outcome.CRASHED, f"ended by {name}" + (f": {last}" if last else ""))
+    subject = "" if who == "it" else f"{who} was "
+    return Ending(Outcome.CRASHED, f"{subject}ended by {name}" + (f": {last}" if last else ""))

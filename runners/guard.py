@@ -41,7 +41,7 @@ class Limits:
 
     time_s: float | None = None
     host_memory_bytes: int | None = None
-    """Growth of the job's resident set over what it inherited at the fork."""
+    """Growth of the resident sets of the job and all below it over what it inherited at the fork."""
     grace_s: float = 5.0
     """Between SIGTERM and SIGKILL."""
 
@@ -154,13 +154,24 @@ def watch(pid: int, connection: socket.socket, limits: Limits, stop: StopFlag, s
                 return "cancelled"
             if limits.time_s is not None and time.monotonic() - started_s > limits.time_s:
                 return "timeout"
-            grown_bytes = (resident_bytes(pid) or 0) - inherited_bytes
-            if limits.host_memory_bytes is not None and grown_bytes > limits.host_memory_bytes:
+            if (
+                limits.host_memory_bytes is not None
+                and grown_bytes(pid, inherited_bytes) > limits.host_memory_bytes
+            ):
                 return "memory-limit"
             if memory_bytes()[1] < min_available_bytes:
                 return "host-memory"
     finally:
         os.close(pid_fd)
+
+
+def grown_bytes(pid: int, inherited_bytes: int) -> int:
+    """What a process and all below it hold beyond what each shares with the one it was forked from."""
+    pids = [pid]
+    for parent in pids:  # grows while it is walked
+        with suppress(OSError):
+            pids += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    return sum(max(0, (resident_bytes(each) or 0) - inherited_bytes) for each in pids)
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -33,6 +33,7 @@ INSPECT_LIMITS = Limits(time_s=300.0, host_memory_bytes=8 * 2**30)
 """A factory may make any module."""
 ESTIMATE_LIMITS = Limits(time_s=120.0, host_memory_bytes=4 * 2**30)
 """Many times what a model of 80 layers takes: beyond it, something is wrong with the model."""
+EXTENSION_LIMITS = Limits(time_s=1800.0)
 LONGEST_WAIT_S = 600.0
 """For the last word of a guard that is to end its job long before."""
 
@@ -128,6 +129,26 @@ def start_estimate_trials(
         "allow_remote_code": facts.model.runs_remote_code,
     }
     return server.start("estimate-trials", spec, folder, ESTIMATE_LIMITS)
+
+
+def start_extensions(server: WarmServer, folder: Path, *, on_cpu: bool, offloads: bool) -> Job:
+    """Have DeepSpeed's compiled parts built where that was not done before.
+
+    Raises:
+        RunnerError: the server is gone.
+    """
+    return server.start("extensions", {"on_cpu": on_cpu, "offloads": offloads}, folder, EXTENSION_LIMITS)
+
+
+def read_extensions(job: Job) -> Mapping[str, float]:
+    """The parts that a finished job has at hand, with the seconds that each took.
+
+    Raises:
+        InputError: one cannot be built.
+        RunnerError: the job ended without an answer.
+    """
+    seconds: Mapping[str, float] = _answer(job, "building DeepSpeed's extensions")["seconds"]
+    return seconds
 
 
 def read_predictions(job: Job) -> list[TrialPrediction]:

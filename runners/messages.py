@@ -5,7 +5,8 @@ Every line carries ``schema_version`` and ``type``:
     started    pid                        from a job's process, first
     progress   phase, step, loss          from a job, at most about once a second
     result     the job's product          from a job, once
-    failure    outcome, reason            from a trial that found itself oom, diverged or invalid
+    failure    outcome, reason            from a trial that found itself oom, diverged or invalid;
+                                          with rank and signal where one of its processes was killed
     error      kind, message, next_step   from a job that refused its input
     exit       cause, exit_code, signal, rusage …   from the guard, always last
 
@@ -18,8 +19,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..optimizer.domain import SCHEMA_VERSION
@@ -46,9 +47,10 @@ class TrialSpec:
     """Initialises head and adapter, drives dropout."""
     order_seed: int
     """Orders the rows: equal for all trials of a study, so that all learn the same rows in the same order."""
-    device: str
-    """``cpu`` or a CUDA device's UUID."""
     threads: int
+    """Of all processes together, on a CPU."""
+    devices: Sequence[str] = field(default_factory=list)
+    """UUIDs of CUDA devices, one for each process; none: the CPU."""
     memory_limit_bytes: int | None = None
     trust_remote_code: bool = False
     has_weights: bool = True
@@ -58,6 +60,19 @@ class TrialSpec:
     judge: Mapping[str, Any] | None = None
     """The user's evaluation of a training: ``command``, the ``folder`` that it gets, ``limit_s``, and whether
     of its number ``lower_is_better``."""
+    deepspeed: Mapping[str, Any] | None = None
+    """DeepSpeed's configuration, where it trains."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """No GPU is used."""
+        return not self.devices
+
+    @property
+    def processes(self) -> int:
+        """That train together."""
+        count: int = self.candidate["level"]["processes"]
+        return count
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> TrialSpec:

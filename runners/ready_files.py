@@ -41,6 +41,7 @@ _TEXTS = (
 )
 _ARRAYS = ("probes/arrays.py", "runners/array_samples.py")
 _MODEL = (
+    "runners/team.py",
     "runners/modules.py",
     "runners/weights.py",
     "runners/build.py",
@@ -71,7 +72,7 @@ _ANY_TRAINING = (*_TEXTS, *_ARRAYS, *_MODEL, *_RESULT, _SHARED, _ANY_ROWS, _TRAI
 
 PROGRAMS: Mapping[str, Program] = {
     "train.py": Program(
-        (*_ANY_TRAINING, "runners/trial/loop.py", "runners/scripts/train.py"),
+        (*_ANY_TRAINING, "runners/spreading.py", "runners/trial/loop.py", "runners/scripts/train.py"),
         "torch, transformers, peft and accelerate",
     ),
     "train_pytorch.py": Program(

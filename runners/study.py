@@ -22,6 +22,7 @@ from ..optimizer.codec import to_json
 from ..optimizer.domain import (
     Candidate,
     Estimate,
+    Level,
     Outcome,
     Recommendation,
     Rung,
@@ -34,8 +35,9 @@ from ..optimizer.domain import (
 )
 from ..optimizer.estimates.trials import Judge
 from ..optimizer.experience import by_experience, learn
+from ..optimizer.exports.deepspeed import deepspeed_config
 from ..optimizer.exports.peft import adapter_config
-from ..optimizer.keys import derive_seed, measurement_key, training_key, trial_device
+from ..optimizer.keys import derive_seed, measurement_key, training_key, trial_devices
 from ..optimizer.levels import enumerate_candidates
 from ..optimizer.recipe import steps_for
 from ..optimizer.scorer import recommend
@@ -45,7 +47,14 @@ from ..store import Claim, Store
 from .classify import Ending, classify
 from .disturbance import disturbed, is_spoilt, marked, may_repeat
 from .guard import Limits
-from .jobs import read_facts, read_predictions, start_estimate_trials, start_prepare
+from .jobs import (
+    read_extensions,
+    read_facts,
+    read_predictions,
+    start_estimate_trials,
+    start_extensions,
+    start_prepare,
+)
 from .messages import JUDGING, TrialSpec
 from .warm_client import Job, WarmServer, read_tail
 from .watch import DeviceWatch
@@ -73,7 +82,7 @@ class Cancelled(Exception):
 
 @dataclass
 class StudyRun:
-    """Runs one claimed study on one device."""
+    """Runs one claimed study, one trial at a time."""
 
     store: Store
     home: Home
@@ -85,6 +94,8 @@ class StudyRun:
     allow_remote_code: bool = False
     _banked_s: float = field(default_factory=time.monotonic)
     """Wall time up to here is in the store."""
+    _extensions: set[str] = field(default_factory=set)
+    """Offloads that DeepSpeed's compiled parts are at hand for."""
 
     def run(self) -> None:
         """Bring the study to an end, whatever it is.
@@ -175,6 +186,7 @@ class StudyRun:
             if is_untold(step.plan, estimates):
                 self.estimate(facts, ladder_of(step.plan.candidate, candidates))
             else:
+                self.build_extensions(facts, step.plan.candidate.level)
                 self.run_trial(facts, self.store.plan_trial(self.study.id, step.plan))
 
     def estimate(self, facts: StudyFacts, ladder: Sequence[Candidate]) -> None:
@@ -202,13 +214,38 @@ class StudyRun:
             }
         self.store.save_estimates(self.study.id, told)
 
+    def build_extensions(self, facts: StudyFacts, level: Level) -> None:
+        """Have at hand what DeepSpeed compiles for such a level, before a trial asks for it.
+
+        Raises:
+            RankwiseError: it cannot be built; no trial of this level could run.
+        """
+        if not level.uses_deepspeed or level.offload in self._extensions:
+            return
+        job = start_extensions(
+            self.ready_server(),
+            self.home.trial_folder(self.study.id),
+            on_cpu=not facts.hardware.gpus,
+            offloads=level.offload != "none",
+        )
+        self.follow(job, on_message=self.tell_of_building)
+        seconds = read_extensions(job)
+        if any(message.get("phase") == "build" for message in job.messages):
+            self.store.append_event(self.study.id, "extensions.built", {"seconds": dict(seconds)})
+        self._extensions.add(level.offload)
+
+    def tell_of_building(self, message: Mapping[str, Any]) -> None:
+        """An event for whoever waits: a build takes a minute or more."""
+        if message["type"] == "progress":
+            self.store.append_event(self.study.id, "extensions.building", {"extension": message["extension"]})
+
     def run_trial(self, facts: StudyFacts, trial: Trial) -> None:
         """One attempt at one trial, recorded whatever happens; none where the measurement is known."""
         key = self.key_of(facts, trial)
         if key and (source := self.store.find_measurement(key)):
             self.store.reuse_measurement(trial.id, source)
             return
-        device = trial_device(facts.hardware)
+        devices = trial_devices(facts.hardware, trial.candidate.level.processes)
         try:
             server = self.ready_server()
         except RunnerError as error:
@@ -217,7 +254,7 @@ class StudyRun:
             ) from error
         claim = self.store.claim_trial(
             trial.id,
-            devices=[device.uuid if device else "cpu"],
+            devices=[device.uuid for device in devices] or ["cpu"],
             worker=self.worker,
             lease_s=LEASE_S,
             measurement_key=key,
@@ -227,7 +264,7 @@ class StudyRun:
             return
         started_s = time.monotonic()
         try:
-            ending, log_tail = self.attempt(server, facts, claim, device)
+            ending, log_tail = self.attempt(server, facts, claim, devices)
         except Interrupted:
             self.store.release_attempt(claim, "the supervisor was stopped")
             raise
@@ -264,15 +301,15 @@ class StudyRun:
         return training_key(facts, trial.plan, seed=seed, memory_limit_bytes=limit_bytes)
 
     def attempt(
-        self, server: WarmServer, facts: StudyFacts, claim: Claim, device: GpuProfile | None
+        self, server: WarmServer, facts: StudyFacts, claim: Claim, devices: Sequence[GpuProfile]
     ) -> tuple[Ending, str]:
         """Launch a claimed trial, watch it, and say how it ended; with the end of its log."""
         started_s = time.monotonic()
         oom_kills_before = kernel_oom_kills()
-        watch = DeviceWatch(device, logical_cores=facts.hardware.host.logical_cores)
-        spec = self.spec(facts, claim.trial, device).to_mapping()
+        watch = DeviceWatch(devices, logical_cores=facts.hardware.host.logical_cores)
+        spec = self.spec(facts, claim.trial, devices).to_mapping()
         folder = self.home.trial_folder(claim.trial.id)
-        job = server.start("trial", spec, folder, self.limits(device))
+        job = server.start("trial", spec, folder, self.limits(devices))
         self.follow(job, claim=claim, watch=watch)
         watch.sample(())  # what others hold, now that the trial is gone
         log_tail = read_tail(job.log_path)
@@ -300,7 +337,7 @@ class StudyRun:
             budget_s=self.study.request.budget_s,
         )
 
-    def spec(self, facts: StudyFacts, trial: Trial, device: GpuProfile | None) -> TrialSpec:
+    def spec(self, facts: StudyFacts, trial: Trial, devices: Sequence[GpuProfile]) -> TrialSpec:
         """What the child process needs to know."""
         seed = self.study.request.seed
         total_steps = trial.plan.train_steps or steps_for(facts.train_rows, facts.recipe)
@@ -320,16 +357,17 @@ class StudyRun:
             pad_id=facts.pad_id,
             seed=derive_seed(seed, "model", trial.plan.replicate),
             order_seed=derive_seed(seed, "order", trial.plan.replicate),
-            device=device.uuid if device else "cpu",
+            devices=[device.uuid for device in devices],
             threads=facts.hardware.host.physical_cores or facts.hardware.host.logical_cores,
-            memory_limit_bytes=self.study.request.memory_limit_bytes if device else None,
+            memory_limit_bytes=self.study.request.memory_limit_bytes if devices else None,
             trust_remote_code=facts.model.runs_remote_code,
             has_weights=facts.model.has_weights,
             factory=None if facts.model.factory is None else to_json(facts.model.factory),
-            judge=self.judge(trial, device),
+            judge=self.judge(trial, devices),
+            deepspeed=deepspeed_config(trial.candidate),
         )
 
-    def judge(self, trial: Trial, device: GpuProfile | None) -> dict[str, Any] | None:
+    def judge(self, trial: Trial, devices: Sequence[GpuProfile]) -> dict[str, Any] | None:
         """How the user's command evaluates a training, in half of the time that a trial may take at most."""
         request = self.study.request
         if not request.eval_command or trial.plan.rung is not Rung.TRAIN:
@@ -337,19 +375,26 @@ class StudyRun:
         return {
             "command": list(request.eval_command),
             "folder": str(self.home.trial_folder(trial.id) / "trained"),
-            "limit_s": (self.limits(device).time_s or MIN_TRIAL_LIMIT_S) / 2,
+            "limit_s": (self.limits(devices).time_s or MIN_TRIAL_LIMIT_S) / 2,
             "lower_is_better": request.eval_lower_is_better,
         }
 
-    def limits(self, device: GpuProfile | None) -> Limits:
+    def limits(self, devices: Sequence[GpuProfile]) -> Limits:
         """On a CPU the study's memory limit is the process's; on a GPU the allocator holds it."""
         request = self.study.request
         return Limits(
             time_s=max(MIN_TRIAL_LIMIT_S, TRIAL_LIMIT_SHARE * request.budget_s),
-            host_memory_bytes=None if device else request.memory_limit_bytes,
+            host_memory_bytes=None if devices else request.memory_limit_bytes,
         )
 
-    def follow(self, job: Job, *, claim: Claim | None = None, watch: DeviceWatch | None = None) -> None:
+    def follow(
+        self,
+        job: Job,
+        *,
+        claim: Claim | None = None,
+        watch: DeviceWatch | None = None,
+        on_message: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
         """Wait for the job's end, keeping the claim alive and the device under watch.
 
         Whatever it raises, the job is gone by then.
@@ -361,8 +406,8 @@ class StudyRun:
         next_heartbeat_s = next_check_s = next_sample_s = time.monotonic()
         try:
             while not job.closed:
-                for _ in job.poll(POLL_S):
-                    pass  # kept by the job
+                for message in job.poll(POLL_S):
+                    on_message(message)  # kept by the job, too
                 now_s = time.monotonic()
                 if claim and now_s >= next_heartbeat_s:
                     self.store.heartbeat(claim, lease_s=LEASE_S)

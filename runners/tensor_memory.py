@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -33,7 +34,7 @@ class TensorMemory(TorchDispatchMode):
     def follow(self, tensors: Iterable[torch.Tensor]) -> None:
         """Count the storages of these tensors from now on, if they are not counted already."""
         for tensor in tensors:
-            storage = tensor.untyped_storage()
+            storage = held(tensor).untyped_storage()
             key = storage._cdata
             if key in self._sizes:
                 continue
@@ -55,6 +56,11 @@ class TensorMemory(TorchDispatchMode):
         return result
 
 
+def held(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that several share."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def training_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
     """All tensors that outlive a step: parameters, buffers, gradients, optimizer state.
 
@@ -62,7 +68,7 @@ def training_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     """
     for parameter in model.parameters():
         yield parameter
-        yield from attached_tensors(parameter)
+        yield from attached_tensors(parameter)  # ZeRO's part of it, and the scales of quantized blocks
         if parameter.grad is not None:
             yield parameter.grad
     yield from model.buffers()

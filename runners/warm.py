@@ -33,6 +33,7 @@ from .messages import Report
 JOBS = {
     "estimate": "rankwise.runners.estimate",
     "estimate-trials": "rankwise.runners.estimate_trials",
+    "extensions": "rankwise.runners.extensions",
     "inspect": "rankwise.runners.inspect_model",
     "prepare": "rankwise.runners.prepare",
     "trial": "rankwise.runners.trial.job",

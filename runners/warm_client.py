@@ -21,6 +21,7 @@ from typing import IO, Any
 from ..errors import RunnerError
 from ..probes.host import SPEED_VARIABLES
 from .guard import Limits
+from .line_reader import LineReader
 from .messages import last_line
 
 START_TIMEOUT_S = 120.0
@@ -36,6 +37,10 @@ PASSED_ON = (
     "LD_LIBRARY_PATH",
     "CUDA_HOME",
     "VIRTUAL_ENV",
+    "TORCH_EXTENSIONS_DIR",
+    "CC",
+    "CXX",
+    "MAX_JOBS",
     "TZ",
     "RANKWISE_HOME",
 )
@@ -55,6 +60,8 @@ def trial_environment() -> dict[str, str]:
         # (figures in docs/decisions/0004-processes.md).
         "GOMP_SPINCOUNT": "1000",
         **kept,
+        # DeepSpeed calls ninja, which stands beside the interpreter.
+        "PATH": os.pathsep.join(filter(None, (str(Path(sys.executable).parent), kept.get("PATH")))),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -167,7 +174,7 @@ class Job:
     started_s: float = field(default_factory=time.monotonic)
     messages: list[dict[str, Any]] = field(default_factory=list)
     closed: bool = False
-    _partial: bytes = b""
+    _reader: LineReader = field(default_factory=LineReader)
 
     def poll(self, timeout_s: float) -> Iterator[dict[str, Any]]:
         """New messages, waiting up to ``timeout_s`` for the first. ``closed`` turns True after the last."""
@@ -182,12 +189,7 @@ class Job:
             self.closed = True
             self.connection.close()
             return
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        for line in filter(None, lines):
-            try:
-                message = json.loads(line)
-            except ValueError:  # the job was killed in mid-line; the guard's next line starts afresh
-                continue
+        for message in self._reader.read(data):
             self.messages.append(message)
             yield message
 

@@ -1,4 +1,4 @@
-"""Watches the device of a trial while it runs, to tell what others did on it.
+"""Watches the devices of a trial while it runs, to tell what others did on it.
 
 Others are only looked at, never touched. Knows nothing of what becomes of a disturbed trial.
 """
@@ -6,7 +6,7 @@ Others are only looked at, never touched. Knows nothing of what becomes of a dis
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import psutil
 
@@ -26,14 +26,15 @@ class DeviceWatch:
     processes, after the trial, shows what others hold where NVML does not list processes.
     """
 
-    def __init__(self, device: GpuProfile | None, *, logical_cores: int) -> None:
+    def __init__(self, devices: Sequence[GpuProfile], *, logical_cores: int) -> None:
         """Take a first look.
 
         Args:
-            device: the trial's GPU; None means the CPU.
+            devices: the trial's GPUs; none means the CPU.
             logical_cores: that the trial may use.
         """
-        self._watch = GpuWatch(device) if device else CpuWatch(logical_cores)
+        gpus = [GpuWatch(device) for device in devices]
+        self._watches: Sequence[GpuWatch | CpuWatch] = gpus or [CpuWatch(logical_cores)]
 
     def sample(self, pids: Collection[int]) -> None:
         """Look again, about every half second.
@@ -41,26 +42,29 @@ class DeviceWatch:
         Args:
             pids: the trial's process and all below it; none before it starts and after it has ended.
         """
-        self._watch.sample(pids)
+        for watch in self._watches:
+            watch.sample(pids)
 
     @property
     def peak_bytes(self) -> int | None:
-        """Device memory of the trial's processes at its highest.
+        """Device memory of the trial's processes at its highest, on the device where they held most.
 
         None on the CPU and where NVML does not say.
         """
-        return self._watch.peak_bytes
+        known = [watch.peak_bytes for watch in self._watches if watch.peak_bytes is not None]
+        return max(known, default=None)
 
     @property
     def disturbances(self) -> tuple[str, ...]:
         """A sentence on each thing that distorted speed or memory; () if nothing did."""
-        return self._watch.disturbances
+        told = (sentence for watch in self._watches for sentence in watch.disturbances)
+        return tuple(dict.fromkeys(told))
 
 
 class CpuWatch:
     """Others' processor time while a trial runs on the CPU."""
 
-    peak_bytes = None
+    peak_bytes: int | None = None
 
     def __init__(self, logical_cores: int) -> None:
         physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count()

@@ -21,6 +21,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # As in trials: OpenMP's spinning threads make anything else on the machine slow them down twentyfold.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+# What DeepSpeed compiles stays with the environment: with another one's paths it would be built anew.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
 REPOSITORY = Path(__file__).parents[1]
 
 

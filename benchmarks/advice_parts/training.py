@@ -190,6 +190,5 @@ def _spec(facts: StudyFacts, candidate: Candidate, *, rung: str, steps: int, rep
         pad_id=facts.pad_id,
         seed=derive_seed(STUDY_SEED, "model", replicate),
         order_seed=derive_seed(STUDY_SEED, "order", replicate),
-        device="cpu",
         threads=1,
     )

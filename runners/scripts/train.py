@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..adalora import rank_state, restore_ranks
-from ..build import trainable_sha256
 from ..recipe import step_rows
 from ..trial.loop import Session, Step, open_session, run_steps
 from .any_rows import open_any_rows
@@ -119,7 +118,7 @@ def remove_folder(folder: Path) -> None:
 
 def verify(session: Session, steps: Iterator[Step]) -> int:
     """Compare what is trained and the first losses with the measured trial; returns the exit code."""
-    same_tensors = trainable_sha256(session.model) == VALUES["trial"]["trainable_sha256"]
+    same_tensors = session.census.trained_sha256 == VALUES["trial"]["trainable_sha256"]
     if not same_tensors:
         say("NOT the same as measured: other tensors, or other shapes, are trained")
     expected = VALUES["trial"]["first_losses"]

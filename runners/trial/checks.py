@@ -16,6 +16,8 @@ import torch
 
 from ..build import InvalidTrial
 from ..recipe import Example, collate
+from ..spreading import named_parts
+from ..team import gathered
 from .loop import Session
 
 STEPS_BEFORE_CHECK = 3
@@ -65,19 +67,19 @@ class ParameterWatch:
         """
         after = fingerprints(model)
         weights = attention_weights(model)
+        changed = set(gathered([name for name in after if after[name] != self._before[name]]))
         still = []
         moved = [
             name
             for name, before in self._rounded.items()
             if not torch.allclose(before, weights[name], rtol=ROUNDING, atol=ROUNDING)
         ]
-        for name, parameter in model.named_parameters():
-            changed = after.get(name) != self._before.get(name)
-            if parameter.requires_grad and not changed and not name.endswith(tuple(pruned)):
+        for name, parameter, _ in named_parts(model):
+            if parameter.requires_grad and name not in changed and not name.endswith(tuple(pruned)):
                 still.append(name)
-            elif changed and not parameter.requires_grad:
+            elif name in changed and not parameter.requires_grad:
                 moved.append(name)
-        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        names = [name for name, parameter, _ in named_parts(model) if parameter.requires_grad]
         trained = len(names)
         if trained == 0:
             raise InvalidTrial("nothing is trained: every parameter is frozen")
@@ -118,6 +120,8 @@ def attention_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str, str]]:
     """Three numbers a parameter, equal where its bits are: their XOR, and the sums of values and of sizes.
 
+    Of parameters that several processes share, of this one's part; where that is empty there are none.
+
     Each alone is blind: XOR to equal values in even number (a norm's ones), sums to small changes, and the
     first two to opposite values, as two classes' biases are, which move by the same in opposite directions.
     Sums are kept as text because NaN equals nothing. Biases of quantized layers are left out:
@@ -130,12 +134,12 @@ def fingerprints(model: torch.nn.Module) -> dict[str, tuple[int, str, str]]:
     }
     return {
         name: (
-            int(torch.hash_tensor(parameter).view(torch.int64)),
-            float(parameter.sum()).hex(),
-            float(sum_of_sizes(parameter)).hex(),
+            int(torch.hash_tensor(part).view(torch.int64)),
+            float(part.sum()).hex(),
+            float(sum_of_sizes(part)).hex(),
         )
-        for name, parameter in model.named_parameters()
-        if name not in left_out
+        for name, _, part in named_parts(model)
+        if name not in left_out and part.numel()
     }
 
 
@@ -158,7 +162,7 @@ def require_separate_samples(session: Session, row: Example) -> None:
     batch = collate([pair] * min(2, session.candidate["micro_batch"]), pad_id=session.pad_id)
     batch = {name: value.to(session.device) for name, value in batch.items() if name != "labels"}
     ids = batch["input_ids"]
-    vocabulary = session.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    vocabulary = session.bare_model.get_input_embeddings().num_embeddings
     other_ids = ids.clone()
     other_ids[:, :second_start] = (ids[:, :second_start] + 1) % vocabulary
     session.model.eval()

@@ -1,6 +1,6 @@
 """Held-out rows judged by a model: the task's loss with its error, and the task's metric.
 
-Imports nothing of rankwise but the forward pass and the batches, which are free of it too: the exported
+Imports nothing of rankwise but sources that are free of it too, the forward pass among them: the exported
 programs are made of these sources. Knows nothing about trials and loops.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import torch
 from ..build import InvalidTrial
 from ..forward import TARGET, class_scores, fitted, has_logits, is_fitting, own_loss, predictions, run_model
 from ..recipe import IGNORED_LABEL, Example, collate, count_tokens
+from ..team import gathered, in_turns
 
 SAME_LOSS = 0.01
 """Losses that differ by less, relatively, are one: 16-bit arithmetic rounds by about so much."""
@@ -165,20 +166,27 @@ def judged(session: Judged, rows: Sequence[Example]) -> list[RowScore]:
     if first.arrays is None or first.label is not None or first.numbers is not None:
         scores: list[tuple[int, RowScore]] = []
         for batch in batch_scores(session, rows, session.candidate["micro_batch"]):
-            if batch[0][1].shared:
-                return [batch[0][1] for batch in batch_scores(session, rows, 1)]
+            if any(score.shared for _, score in batch):
+                return in_order(batch_scores(session, rows, 1))
             scores += batch
-        return [score for _, score in sorted(scores, key=lambda pair: pair[0])]
-    return [
-        batch[0][1] for batch in batch_scores(session, rows, session.candidate["recipe"]["effective_batch"])
-    ]
+        return in_order([scores])
+    return in_order(batch_scores(session, rows, session.candidate["recipe"]["effective_batch"]))
+
+
+def in_order(batches: Iterable[Sequence[tuple[int, RowScore]]]) -> list[RowScore]:
+    """The scores of all processes by the numbers of their rows; of a shared one that of the first."""
+    scores = dict(gathered([pair for batch in batches for pair in batch]))
+    return [scores[number] for number in sorted(scores)]
 
 
 def batch_scores(session: Judged, rows: Sequence[Example], size: int) -> Iterator[list[tuple[int, RowScore]]]:
-    """Batch by batch, the scores of rows with their numbers; the shortest rows first, for little padding."""
+    """Batch by batch, the scores of rows with their numbers; the shortest rows first, for little padding.
+
+    Several processes take turns, each with its own batches.
+    """
     numbered = sorted(enumerate(rows), key=lambda pair: count_tokens(pair[1]))
-    for start in range(0, len(numbered), size):
-        batch = numbered[start : start + size]
+    batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
+    for batch, _ in in_turns(batches):
         scores = score_rows(session, [row for _, row in batch])
         yield list(zip((number for number, _ in batch), scores, strict=False))  # one of them, if shared
 

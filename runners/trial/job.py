@@ -9,7 +9,8 @@ import gc
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import torch
 
 from ..adalora import pruned_away
 from ..array_files import open_rows
-from ..build import InvalidTrial, trainable_sha256, trained_parts
+from ..build import InvalidTrial, trained_parts
 from ..messages import JUDGING, Report, TrialSpec
 from ..modules import InvalidQuantization
 from ..recipe import step_rows
-from ..saving import save_trained
+from ..spreading import is_spread
+from ..team import own_rank, world_size
 from ..tokens import RowFile
 from .checks import (
     STEPS_BEFORE_CHECK,
@@ -37,7 +39,7 @@ from .loop import Session, Step, open_session, run_step, run_steps
 from .measure import (
     ProcessMemory,
     StoppingRule,
-    count_parameters,
+    communication_share,
     cuda_peaks,
     finite_or_none,
     peak_tensor_bytes,
@@ -46,9 +48,19 @@ from .measure import (
     weight_bytes,
     without_compiling,
 )
+from .ranks import run_ranks
 
 WARMUP_STEPS = 1
 """Untimed steps on ordinary batches, after the three checked ones (kernels are loaded, caches warm)."""
+
+RANK_FIELDS = (
+    "peak_tensor_bytes",
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "peak_process_bytes",
+    "step_s_mean",
+)
+"""What each of several processes measures of itself."""
 
 HOST_OOM_MESSAGES = ("can't allocate memory", "cannot allocate memory", "not enough memory")
 
@@ -56,8 +68,31 @@ HOST_OOM_MESSAGES = ("can't allocate memory", "cannot allocate memory", "not eno
 def run(spec: Mapping[str, Any], report: Report) -> None:
     """Entry of a ``trial`` job: reports one ``result`` or one ``failure``."""
     trial = TrialSpec.from_mapping(spec)
+    if not is_spread(trial.candidate["level"]):
+        attempt(trial, report)
+        return
+    if trial.deepspeed is not None and trial.on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed  # noqa: F401 - once for all ranks; on a GPU it might touch CUDA, which none could use then
+    threads = max(1, trial.threads // trial.processes)
+    of_rank = replace(trial, threads=threads)
+    run_ranks(trial.processes, lambda rank, join, said: attempt(of_rank, said, rank=rank, join=join), report)
+
+
+def attempt(
+    trial: TrialSpec, report: Report, *, rank: int = 0, join: Callable[[], None] = lambda: None
+) -> None:
+    """Run the trial, or one rank of it, and report how that ended.
+
+    Args:
+        trial: with the threads of this process.
+        report: of this process.
+        rank: of this process.
+        join: meets the other ranks, once it is settled which device is whose.
+    """
     try:
-        choose_device(trial)
+        choose_devices(trial, rank)
+        join()
         measured, heldout = measure_trial(trial, report)
     except (InvalidTrial, InvalidQuantization, Diverged) as error:
         outcome = "diverged" if isinstance(error, Diverged) else "invalid"
@@ -71,25 +106,27 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         report("result", measurement=measured, heldout=heldout)
 
 
-def choose_device(trial: TrialSpec) -> None:
-    """Make the trial's device the only one that this process sees. Before CUDA is initialised.
+def choose_devices(trial: TrialSpec, rank: int) -> None:
+    """Make the trial's devices the only ones that this process sees. Before CUDA is initialised.
 
     Raises:
-        InvalidTrial: it is a GPU that torch does not find; accelerate would silently take the CPU.
+        InvalidTrial: they are GPUs that torch does not find; accelerate would silently take the CPU.
     """
-    if trial.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(trial.devices)
+    if trial.on_cpu:
         torch.set_num_threads(trial.threads)
+        # accelerate and DeepSpeed ask these, and not torch.
+        os.environ |= {"OMP_NUM_THREADS": str(trial.threads), "DS_ACCELERATOR": "cpu"}
         return
-    os.environ["CUDA_VISIBLE_DEVICES"] = trial.device
     if not torch.cuda.is_available():
         built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         raise InvalidTrial(
-            f"torch {torch.__version__}, built {built_for}, does not find the GPU {trial.device} that the "
-            "driver lists: install a build of torch for this driver"
+            f"torch {torch.__version__}, built {built_for}, does not find the GPU {', '.join(trial.devices)} "
+            "that the driver lists: install a build of torch for this driver"
         )
+    torch.cuda.set_device(rank)
     if trial.memory_limit_bytes is not None:
-        total_bytes = torch.cuda.get_device_properties(0).total_memory
+        total_bytes = torch.cuda.get_device_properties(rank).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, trial.memory_limit_bytes / total_bytes))
 
 
@@ -126,10 +163,11 @@ def measure_trial(trial: TrialSpec, report: Report) -> tuple[dict[str, Any], dic
         pad_id=trial.pad_id,
         seed=trial.seed,
         total_steps=trial.total_steps,
-        on_cpu=trial.device == "cpu",
+        on_cpu=trial.on_cpu,
         has_weights=trial.has_weights,
         trust_remote_code=trial.trust_remote_code,
         factory=trial.factory,
+        deepspeed=trial.deepspeed,
     )
     report("progress", phase="built", weight_bytes=weight_bytes(session.model))
     if candidate["recipe"]["packing"]:
@@ -142,29 +180,34 @@ def measure_trial(trial: TrialSpec, report: Report) -> tuple[dict[str, Any], dic
         measured, scores = probe(session, rows, steps), None
     else:
         measured, scores = train(session, steps, heldout, report)
+    talking = measured.pop("communication_share", None)
     found = {
         **measured,
         "peak_process_bytes": memory.peak_bytes(),
         **cuda_peaks(session.device),
-        "trainable_params": sum(p.numel() for p in session.model.parameters() if p.requires_grad),
-        "total_params": count_parameters(session.model),
-        "trainable_sha256": trainable_sha256(session.model),
+        "trainable_params": session.census.trained,
+        "total_params": session.census.total,
+        "trainable_sha256": session.census.trained_sha256,
     }
+    if world_size() > 1:
+        own = {name: found[name] for name in RANK_FIELDS if name in found}
+        found["ranks"] = [{"rank": own_rank(), "communication_share": talking, **own}]
     if trial.judge is not None and not probing:
         folder = Path(trial.judge["folder"])
         report("progress", phase=JUDGING)
         try:
-            save_trained(
-                session.bare_model, folder, labels=trial.task["labels"], is_made=trial.factory is not None
-            )
+            session.save(folder, labels=trial.task["labels"], is_made=trial.factory is not None)
             del session, steps  # the command may need the memory
             gc.collect()
             torch.cuda.empty_cache()
+            if own_rank() > 0:
+                return found, scores  # rank 0 speaks for all
             metric = own_metric(trial.judge["command"], folder, limit_s=trial.judge["limit_s"])
             found["own_metric"] = metric
             found["own_loss"] = metric if trial.judge["lower_is_better"] else -metric
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if own_rank() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
     return found, scores
 
 
@@ -220,12 +263,13 @@ def probe(session: Session, rows: RowFile, steps: Iterator[Step]) -> dict[str, A
     for step in timed:
         require_finite(step.loss, step.number)
     effective, micro_batch = session.candidate["recipe"]["effective_batch"], session.candidate["micro_batch"]
-    heaviest = rows.heaviest(effective, micro_batch=micro_batch)
+    heaviest = rows.heaviest(effective, micro_batch=micro_batch)  # each rank's first micro-batch among them
     run_step(session, heaviest, 0)  # untracked, so that the allocator's and the process's peaks are real
     evaluate(session, heaviest)
     # The second micro-batch meets the gradients of the first; a third adds nothing.
-    two_micro_batches = heaviest[: 2 * micro_batch]
+    two_micro_batches = heaviest[: 2 * micro_batch * world_size()]
     return {
+        "communication_share": communication_share(session, heaviest),
         **speed_fields(timed, has_tokens=rows[0].arrays is None),
         "steps_measured": len(timed),
         "measured_s": sum(step.seconds for step in timed),

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,18 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..adalora import allocate_ranks
-from ..build import autocast_name, make_optimizer, make_schedule
+from ..build import Census, census_of, make_optimizer, make_schedule
 from ..forward import batch_loss, run_model
 from ..recipe import Example, count_tokens, micro_batches
+from ..saving import save_trained
+from ..spreading import (
+    base_optimizer,
+    build_device,
+    gathers_weights,
+    make_accelerator,
+    whole_parameters,
+)
+from ..team import largest, own_batches, own_rank, summed, world_size
 from ..trainee import open_trainee
 
 
@@ -34,6 +44,10 @@ class Session:
     schedule: Any
     candidate: Mapping[str, Any]
     pad_id: int
+    census: Census
+    """Of the model before it was divided."""
+    loss_scale: float = 1.0
+    """By which losses are multiplied because what spreads the training divides gradients by it."""
 
     @property
     def bare_model(self) -> Any:
@@ -59,12 +73,28 @@ class Session:
         """PEFT's model around the base where ranks are to be pruned (AdaLoRA), else None."""
         return self.bare_model.base_model if self.candidate["adapter"]["method"] == "adalora" else None
 
+    @contextmanager
+    def accumulating(self, *, is_last: bool) -> Iterator[None]:
+        """Around one micro-batch's passes: gradients are exchanged, and weights updated, after the last."""
+        self.accelerator.sync_gradients = is_last
+        waits = not is_last and world_size() > 1 and not self.candidate["level"]["zero_stage"]
+        with self.accelerator.no_sync(self.model) if waits else nullcontext():
+            yield
+
+    def save(self, folder: Path, *, labels: Sequence[str], is_made: bool) -> None:
+        """Write what was trained, see :mod:`..saving`. All processes have to ask, one writes."""
+        state = None
+        if gathers_weights(self.candidate["level"]):
+            state = whole_parameters(self.bare_model, trained_only=self.has_adapter)
+        if own_rank() == 0:
+            save_trained(self.bare_model, folder, labels=labels, is_made=is_made, state=state)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one optimizer step did. ``tokens`` counts no padding, and rows that are no text as one each.
+    """What one optimizer step of all processes did, the same in each of them.
 
-    The device idles at both ends.
+    ``tokens`` counts no padding, and rows that are no text as one each. The device idles at both ends.
     """
 
     number: int
@@ -91,13 +121,14 @@ def open_session(
     has_weights: bool = True,
     trust_remote_code: bool = False,
     factory: Mapping[str, Any] | None = None,
+    deepspeed: Mapping[str, Any] | None = None,
 ) -> Session:
     """Build model, optimizer and schedule, on the device that accelerate finds.
 
     Raises:
         InvalidTrial: model or device cannot do what the level says.
     """
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=autocast_name(candidate["level"]))
+    accelerator = make_accelerator(candidate, deepspeed=deepspeed, on_cpu=on_cpu)
     trainee = open_trainee(
         model_path,
         task=task,
@@ -105,39 +136,50 @@ def open_session(
         adapter_config=adapter_config,
         pad_id=pad_id,
         seed=seed,
-        device=accelerator.device,
+        device=build_device(candidate["level"], accelerator.device),
         has_weights=has_weights,
         trust_remote_code=trust_remote_code,
         factory=factory,
     )
+    census = census_of(trainee.model)
     optimizer = make_optimizer(trainee.model, candidate)
-    schedule = make_schedule(optimizer, recipe=candidate["recipe"], total_steps=total_steps)
     model, optimizer = accelerator.prepare(trainee.model, optimizer)
-    set_seed(seed)
-    return Session(accelerator, model, optimizer, schedule, candidate, pad_id)
+    # Of the optimizer that really steps: DeepSpeed puts another in the place of one that is offloaded.
+    schedule = make_schedule(base_optimizer(optimizer), recipe=candidate["recipe"], total_steps=total_steps)
+    # Dropout differs from process to process, as it does from row to row.
+    set_seed(seed, device_specific=world_size() > 1)
+    return Session(
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        candidate=candidate,
+        pad_id=pad_id,
+        census=census,
+        loss_scale=world_size() * (1 if deepspeed is None else deepspeed["gradient_accumulation_steps"]),
+    )
 
 
 def run_step(session: Session, examples: Sequence[Example], number: int) -> Step:
     """One optimizer step over the rows of one effective batch, in micro-batches.
 
     Each micro-batch is weighted by its share of the scored items, so that the loss and its gradient are
-    the mean over the whole effective batch whatever the micro-batch.
+    the mean over the whole effective batch whatever the micro-batch and however many processes.
     """
     device = session.device
     batches = micro_batches(examples, size=session.candidate["micro_batch"], pad_id=session.pad_id)
+    own = own_batches(batches)
     learning_rate = session.optimizer.param_groups[0]["lr"]
     synchronize(device)
     started = time.perf_counter()
     loss_sum = torch.zeros((), device=device)
-    for batch, share in batches:
-        if share == 0:
-            continue  # a mean over nothing is NaN
-        with session.autocast():
-            on_device = {name: value.to(device) for name, value in batch.items()}
-            loss = batch_loss(run_model(session.model, on_device), on_device)
-        weighted = loss * share
-        session.accelerator.backward(weighted)
-        loss_sum += weighted.detach()
+    for number_in_step, (batch, share) in enumerate(own, 1):
+        with session.accumulating(is_last=number_in_step == len(own)):
+            with session.autocast():
+                on_device = {name: value.to(device) for name, value in batch.items()}
+                loss = batch_loss(run_model(session.model, on_device), on_device)
+            session.accelerator.backward(loss * (share * session.loss_scale))
+            loss_sum += loss.detach() * share
     session.accelerator.clip_grad_norm_(
         session.model.parameters(), session.candidate["recipe"]["max_grad_norm"]
     )
@@ -150,10 +192,10 @@ def run_step(session: Session, examples: Sequence[Example], number: int) -> Step
     synchronize(device)
     return Step(
         number=number,
-        loss=float(loss_sum),
+        seconds=largest(time.perf_counter() - started, device),
+        loss=float(summed(loss_sum)),
         tokens=sum(count_tokens(example) for example in examples),
         rows=len(examples),
-        seconds=time.perf_counter() - started,
         learning_rate=learning_rate,
         skipped=skipped,
     )

@@ -5,17 +5,22 @@ Knows nothing about how trials are launched or stored.
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 from ..adalora import rank_tensors
 from ..recipe import Example
+from ..spreading import base_optimizer, is_spread, named_parts
+from ..team import largest, world_size
 from ..tensor_memory import TensorMemory, attached_tensors, training_tensors
 from .evaluation import ratio_with_error
 from .loop import Session, Step, run_step
@@ -97,7 +102,7 @@ def time_steps(steps: Iterator[Step], rule: StoppingRule) -> list[Step]:
 
 
 def without_compiling(session: Session, steps: Iterator[Step]) -> Iterator[Step]:
-    """Those of the steps in which nothing was compiled: new lengths of rows may ask for a new program."""
+    """Those of the steps in which no process compiled: new lengths of rows may ask for a new program."""
     if not session.candidate["level"]["compile"]:
         yield from steps
         return
@@ -106,7 +111,7 @@ def without_compiling(session: Session, steps: Iterator[Step]) -> Iterator[Step]
     programs = counters["stats"]["unique_graphs"]
     for step in steps:
         before, programs = programs, counters["stats"]["unique_graphs"]
-        if programs == before:
+        if not largest(programs - before, session.device):
             yield step
 
 
@@ -119,24 +124,72 @@ def peak_tensor_bytes(session: Session, examples: Sequence[Example]) -> int | No
         return None
     memory = TensorMemory()
     with memory:
-        memory.follow(training_tensors(session.model, session.optimizer))
+        memory.follow(training_tensors(session.model, base_optimizer(session.optimizer)))
         if (tuner := session.tuner) is not None:
             memory.follow(rank_tensors(tuner))
+        if is_spread(session.candidate["level"]):
+            memory.follow(tensors_of_python())
         run_step(session, examples, 0)
-    return memory.peak_bytes
+    return memory.peak_bytes + reducer_bytes(session.model)
+
+
+def tensors_of_python() -> Iterator[torch.Tensor]:
+    """All tensors that Python knows of: DeepSpeed and FSDP keep some of their own, wherever they like."""
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and not is_fake(thing):
+            yield thing
+
+
+def reducer_bytes(model: torch.nn.Module) -> int:
+    """DDP's buckets, which hold a copy of every gradient where Python does not see it."""
+    if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        return 0
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+COLLECTIVES = ("gloo:", "nccl:")
+"""How PyTorch's profiler names what processes say to each other, waiting included."""
+
+
+def communication_share(session: Session, examples: Sequence[Example]) -> float | None:
+    """Share of one more optimizer step in which this process talked to the others, or waited for them.
+
+    Where computing goes on meanwhile, it counts all the same. None with one process.
+    """
+    if world_size() == 1:
+        return None
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if session.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        started_s = time.perf_counter()
+        run_step(session, examples, 0)
+        seconds = time.perf_counter() - started_s
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profile.events() or []
+        if event.name.startswith(COLLECTIVES)
+    )
+    return min(1.0, covered(spans) / 1e6 / seconds)
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """The length of what the spans cover together; they are sorted by their starts."""
+    total, reached = 0.0, -math.inf
+    for start, end in spans:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters as they are stored, scales of quantized blocks included."""
-    tensors = [*model.parameters(), *(t for p in model.parameters() for t in attached_tensors(p))]
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    """Bytes of all parameters as this process stores them, scales of quantized blocks included."""
+    parts = [part for _, _, part in named_parts(model)]
+    scales = [tensor for parameter in model.parameters() for tensor in attached_tensors(parameter)]
+    storages = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in (*parts, *scales)
+    }
     return sum(storages.values())
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    """Numbers in all parameters; bitsandbytes stores two of 4 bits as one byte."""
-    states = [(parameter, getattr(parameter, "quant_state", None)) for parameter in model.parameters()]
-    return sum(p.numel() if state is None else math.prod(state.shape) for p, state in states)
 
 
 class ProcessMemory:

@@ -186,7 +186,6 @@ def make_spec(facts: StudyFacts, candidate: Candidate, rung: Rung) -> TrialSpec:
         pad_id=facts.pad_id,
         seed=11,
         order_seed=12,
-        device="cpu",
         threads=1,
         has_weights=facts.model.has_weights,
         factory=None if facts.model.factory is None else to_json(facts.model.factory),

@@ -106,7 +106,6 @@ def make_spec(facts: StudyFacts, candidate: Candidate, **changes: Any) -> TrialS
         pad_id=facts.pad_id,
         seed=11,
         order_seed=12,
-        device="cpu",
         threads=1,  # two would wait for each other wherever other work runs beside them
     )
     return dataclasses.replace(spec, **changes)

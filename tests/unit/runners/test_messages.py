@@ -83,7 +83,6 @@ def test_a_spec_survives_json() -> None:
         pad_id=0,
         seed=1,
         order_seed=2,
-        device="cpu",
         threads=2,
     )
     assert TrialSpec.from_mapping(json.loads(json.dumps(spec.to_mapping()))) == spec

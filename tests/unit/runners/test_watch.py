@@ -213,7 +213,7 @@ def watch_fake(folder: Path, tmp_path: Path, looks: Iterable[tuple[str, list[int
         "state = Path(os.environ['FAKE_NVML_FILE'])\n"
         "(first, _), *looks = json.loads(sys.argv[1])\n"
         "state.write_text(first)\n"
-        "watch = DeviceWatch(read_gpus()[0][0], logical_cores=2)\n"
+        "watch = DeviceWatch(read_gpus()[0][:1], logical_cores=2)\n"
         "for words, pids in looks:\n"
         "    state.write_text(words)\n"
         "    watch.sample(pids)\n"
@@ -308,7 +308,7 @@ class TestCpuThroughTheKernel:
     def test_neighbours_that_fill_the_machine_disturb_a_trial(self) -> None:
         cores = len(os.sched_getaffinity(0))
         with running(*[SPIN] * (2 * cores)) as pids:
-            watch = DeviceWatch(None, logical_cores=cores)
+            watch = DeviceWatch((), logical_cores=cores)
             for _ in range(5):
                 watch.sample(pids[:cores])
                 time.sleep(0.3)
@@ -318,7 +318,7 @@ class TestCpuThroughTheKernel:
 
     def test_a_trial_that_has_ended_or_not_begun_is_not_judged(self) -> None:
         cores = len(os.sched_getaffinity(0))
-        watch = DeviceWatch(None, logical_cores=cores)
+        watch = DeviceWatch((), logical_cores=cores)
         with running(*[SPIN] * cores) as pids:
             watch.sample(())
             time.sleep(0.3)

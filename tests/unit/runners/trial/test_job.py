@@ -23,7 +23,7 @@ def test_a_gpu_that_torch_does_not_find_is_no_reason_to_take_the_cpu(monkeypatch
         pad_id=0,
         seed=0,
         order_seed=0,
-        device="GPU-1",
+        devices=["GPU-1"],
         threads=1,
     )
     said: list[tuple[str, dict[str, Any]]] = []
