@@ -30,6 +30,7 @@ class Evidence:
     ) -> None:
         finished = [trial for trial in trials if trial.state is TrialState.FINISHED]
         self.probes = {t.candidate.shape_key: t for t in finished if t.plan.rung is Rung.PROBE}
+        self._probed = {(t.candidate.level, t.candidate.micro_batch) for t in self.probes.values()}
         self.launched_probes = [trial for trial in self.probes.values() if trial.reused_from is None]
         self.trainings = [trial for trial in finished if trial.plan.rung is Rung.TRAIN]
         self._trained = {
@@ -57,7 +58,9 @@ class Evidence:
 
     def measured(self, candidate: Candidate) -> Measurement | None:
         """Speed and memory of this shape, if it was probed, ran to its end and fits."""
-        probe = self.probes.get(candidate.shape_key) if self.probes else None
+        if (candidate.level, candidate.micro_batch) not in self._probed:
+            return None  # without a key: thousands are asked about, and each key is a hash over its JSON
+        probe = self.probes.get(candidate.shape_key)
         if probe is None or not self.succeeded(probe) or self.too_big(candidate):
             return None
         return probe.measurement

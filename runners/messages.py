@@ -49,6 +49,8 @@ class TrialSpec:
     device: str
     """``cpu`` or a CUDA device's UUID."""
     threads: int
+    heldout_rows: int | None = None
+    """So many of the held-out rows a training is judged on; None: on all."""
     memory_limit_bytes: int | None = None
     trust_remote_code: bool = False
     has_weights: bool = True

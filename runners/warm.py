@@ -39,7 +39,14 @@ JOBS = {
 }
 """Job name → module with ``run(spec, report)``."""
 
-PRELOADED = ("torch", "pyarrow", "accelerate", "transformers", "transformers.modeling_utils")
+PRELOADED = (
+    "torch",
+    "pyarrow",
+    "accelerate",
+    "transformers",
+    "transformers.modeling_utils",
+    "transformers.optimization",  # imported where a schedule is first asked for
+)
 BUILDERS = ("trial", "estimate", "estimate-trials", "inspect")
 """Jobs that put adapters on models, by peft. That imports bitsandbytes, which asks a CUDA device for its
 capability and so initialises CUDA: where there is one, these are imported in each child."""
