@@ -30,7 +30,7 @@ class Evidence:
     ) -> None:
         finished = [trial for trial in trials if trial.state is TrialState.FINISHED]
         self.probes = {t.candidate.shape_key: t for t in finished if t.plan.rung is Rung.PROBE}
-        self._probed = {(t.candidate.level, t.candidate.micro_batch) for t in self.probes.values()}
+        self._probed = {_outline(trial.candidate) for trial in self.probes.values()}
         self.launched_probes = [trial for trial in self.probes.values() if trial.reused_from is None]
         self.trainings = [trial for trial in finished if trial.plan.rung is Rung.TRAIN]
         self._trained = {
@@ -58,7 +58,7 @@ class Evidence:
 
     def measured(self, candidate: Candidate) -> Measurement | None:
         """Speed and memory of this shape, if it was probed, ran to its end and fits."""
-        if (candidate.level, candidate.micro_batch) not in self._probed:
+        if _outline(candidate) not in self._probed:
             return None  # without a key: thousands are asked about, and each key is a hash over its JSON
         probe = self.probes.get(candidate.shape_key)
         if probe is None or not self.succeeded(probe) or self.too_big(candidate):
@@ -103,6 +103,12 @@ def by_adapter(candidates: Iterable[Candidate]) -> dict[Adapter, list[Candidate]
     for candidate in candidates:
         groups.setdefault(candidate.adapter, []).append(candidate)
     return groups
+
+
+def _outline(candidate: Candidate) -> tuple[object, ...]:
+    """Equal for candidates of one shape, and for few others; found in no time."""
+    adapter = candidate.adapter
+    return candidate.level, candidate.micro_batch, adapter.method, adapter.rank, adapter.targets
 
 
 def _any_needs_less(known: Mapping[Adapter, Sequence[Candidate]], candidate: Candidate) -> bool:
