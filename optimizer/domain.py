@@ -857,7 +857,7 @@ class Relation(StrEnum):
     NO_DIFFERENCE = "no difference"
     """None was found at this budget."""
     UNKNOWN = "unknown"
-    """There is nothing to judge it by, or so little (single seeds) that intervals are wider than the loss."""
+    """There is nothing to judge it by, or so little (single seeds) that the interval leaves it open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

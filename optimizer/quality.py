@@ -23,8 +23,9 @@ from .paired import (
     standard_error,
 )
 
-WIDEST = 1.0
-"""An interval that holds zero, and is wider than so many times the loss itself, tells nothing."""
+WIDEST = 0.15
+"""An interval that holds zero, and reaches further than this share of the loss to either side, leaves open
+which learnt more: so far behind, a candidate is given up after one training (``training.STILL_IN``)."""
 
 UNDECIDED = 0.03
 """A candidate that cannot be told from the best still has to look as good, up to this share of the loss."""
@@ -61,7 +62,7 @@ class Standings:
         if difference is None:
             return Relation.UNKNOWN
         found, half = difference.relation(self.confidence), difference.halfwidth(self.confidence)
-        is_open = found is Relation.NO_DIFFERENCE and 2 * half > WIDEST * abs(self.losses[self.best])
+        is_open = found is Relation.NO_DIFFERENCE and half > WIDEST * abs(self.losses[self.best])
         return Relation.UNKNOWN if is_open else found
 
     @property
