@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..optimizer.baseline import place
-from ..optimizer.domain import Candidate, Comparison, Measurement, Recommendation, Study, Trial
+from ..optimizer.domain import Candidate, Comparison, Measurement, Recommendation, Relation, Study, Trial
 from .response_schemas import BaselineDocument, SettingChange
 from .units import format_bytes
 from .wording import describe_comparison, describe_settings
@@ -113,7 +113,9 @@ def _sentences(old: Measurement, new: Measurement, comparison: Comparison | None
     if comparison is None:
         found.append("Held-out loss: your configuration was not trained as long, so nothing can be said.")
     else:
-        told = describe_comparison(comparison)
-        said = "no difference was found" if told == "no difference" else f"yours is {told}"
+        said = {
+            Relation.NO_DIFFERENCE: "no difference was found",
+            Relation.UNKNOWN: "which is lower is not known, from too few seeds",
+        }.get(comparison.relation, f"yours is {describe_comparison(comparison)}")
         found.append(f"Held-out loss on the same rows: {said}.")
     return found

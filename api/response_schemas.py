@@ -396,6 +396,8 @@ class RecommendationDocument(_Document):
     """False where no training finished, or the model had no weights: the score rests on the other parts."""
     wall_s: float
     measured_s: float
+    evaluation_s: float
+    """Part of the wall time in which trainings were judged on held-out rows; no part of ``measured_s``."""
     overhead_share: float | None
     """Share of the study's wall time outside measured steps."""
     adapter_config: dict[str, Any] | None

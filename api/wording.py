@@ -20,6 +20,9 @@ from .units import format_bytes, format_seconds
 UNKNOWN = "–"
 """Stands where a value was not measured."""
 
+NOT_KNOWN = "not known"
+"""Which of two learnt more, where so few seeds leave it open."""
+
 LEAST_FIXED_LOSS = 0.1
 """Smaller ones are written with significant digits: three places after the point would hide them."""
 
@@ -90,9 +93,14 @@ def describe_place(place: Place) -> str:
 
 
 def describe_comparison(comparison: Comparison | None) -> str:
-    """The other's quality beside the recommended one's: ``worse by 0.02 … 0.05``, ``no difference``."""
-    if comparison is None or comparison.relation is Relation.UNKNOWN:
+    """The other's quality beside the recommended one's: ``worse by 0.02 … 0.05``, ``no difference``.
+
+    ``not known`` where they were compared, and so few seeds tell nothing.
+    """
+    if comparison is None:
         return UNKNOWN
+    if comparison.relation is Relation.UNKNOWN:
+        return NOT_KNOWN
     if comparison.relation is Relation.NO_DIFFERENCE:
         return "no difference"
     # The difference is the recommended one's less the other's: what is negative, the other has more of.
@@ -124,9 +132,15 @@ def describe_confidence(recommendation: Recommendation) -> str | None:
     """What the intervals of the comparisons promise; None where there are none."""
     if recommendation.confidence is None or not recommendation.comparisons:
         return None
+    relations = {comparison.relation for comparison in recommendation.comparisons}
+    explained = {
+        Relation.NO_DIFFERENCE: " No difference: none was found at this budget.",
+        Relation.UNKNOWN: " Not known: too few seeds to tell.",
+    }
     return (
         "Differences are in held-out loss, on the same rows; all intervals together hold with "
-        f"{recommendation.confidence:.0%} confidence. No difference: none was found at this budget."
+        f"{recommendation.confidence:.0%} confidence."
+        + "".join(words for relation, words in explained.items() if relation in relations)
     )
 
 

@@ -503,6 +503,8 @@ class Measurement:
     steps_measured: int = 0
     measured_s: float = 0.0
     """Wall time of the steps that were timed or trained: the useful part of a trial."""
+    evaluation_s: float | None = None
+    """Wall time of judging the held-out rows after a training; no part of ``measured_s``."""
     peak_tensor_bytes: int | None = None
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
@@ -855,7 +857,7 @@ class Relation(StrEnum):
     NO_DIFFERENCE = "no difference"
     """None was found at this budget."""
     UNKNOWN = "unknown"
-    """There is nothing to judge it by."""
+    """There is nothing to judge it by, or so little (single seeds) that the interval leaves it open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -917,6 +919,8 @@ class Recommendation:
     """Wall time from the study's first start to this recommendation, summed over its runs."""
     measured_s: float
     """Part of ``wall_s`` spent in steps that were timed or trained."""
+    evaluation_s: float = 0.0
+    """Part of ``wall_s`` in which trainings were judged on held-out rows; no part of ``measured_s``."""
     estimate: Estimate | None = None
     """What had been told of the candidate's memory and speed before it was measured."""
     comparisons: tuple[Comparison, ...] = ()
@@ -930,5 +934,10 @@ class Recommendation:
 
     @property
     def overhead_share(self) -> float | None:
-        """Share of the wall time outside measured steps."""
+        """Share of the wall time outside measured steps, evaluation on held-out rows among it."""
         return None if self.wall_s <= 0 else max(0.0, 1.0 - self.measured_s / self.wall_s)
+
+    @property
+    def evaluation_share(self) -> float | None:
+        """Share of the wall time in which trainings were judged on held-out rows."""
+        return None if self.wall_s <= 0 else self.evaluation_s / self.wall_s

@@ -9,7 +9,7 @@ from .codec import digest, to_json
 from .domain import Candidate, Method, StudyFacts, TrialPlan
 from .recipe import steps_for
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Of what a trial does when it trains and judges, as MEASURING_VERSION of what it measures."""
 
 MEASURING_VERSION = 2

@@ -23,6 +23,10 @@ from .paired import (
     standard_error,
 )
 
+WIDEST = 0.15
+"""An interval that holds zero, and reaches further than this share of the loss to either side, leaves open
+which learnt more: so far behind, a candidate is given up after one training (``training.STILL_IN``)."""
+
 UNDECIDED = 0.03
 """A candidate that cannot be told from the best still has to look as good, up to this share of the loss."""
 
@@ -53,9 +57,13 @@ class Standings:
         return Difference(self.losses[first] - self.losses[second], error**2, rows - 1)
 
     def relation(self, first: int, second: int) -> Relation:
-        """Whether the first learnt more than the second."""
+        """Whether the first learnt more than the second; unknown where so few seeds leave all open."""
         difference = self.difference(first, second)
-        return Relation.UNKNOWN if difference is None else difference.relation(self.confidence)
+        if difference is None:
+            return Relation.UNKNOWN
+        found, half = difference.relation(self.confidence), difference.halfwidth(self.confidence)
+        is_open = found is Relation.NO_DIFFERENCE and half > WIDEST * abs(self.losses[self.best])
+        return Relation.UNKNOWN if is_open else found
 
     @property
     def best(self) -> int:
@@ -65,8 +73,8 @@ class Standings:
     def as_good(self, within: float | None) -> list[bool]:
         """Which are as good as the best.
 
-        Those whose loss is at most this share above it, and those of which no difference was found although
-        they look worse by no more than ``UNDECIDED``.
+        Those whose loss is at most this share above it, and those that cannot be told from it and look worse
+        by no more than ``UNDECIDED``.
 
         Args:
             within: None lets all pass.
@@ -75,9 +83,14 @@ class Standings:
             return [True] * len(self.losses)
         excess, best = relative_excess(self.losses), self.best
         return [
-            share <= within or (share <= UNDECIDED and self.relation(index, best) is Relation.NO_DIFFERENCE)
+            share <= within or (share <= UNDECIDED and self._is_level(index, best))
             for index, share in enumerate(excess)
         ]
+
+    def _is_level(self, first: int, second: int) -> bool:
+        """The interval of their difference holds zero, however wide it is."""
+        difference = self.difference(first, second)
+        return difference is not None and difference.relation(self.confidence) is Relation.NO_DIFFERENCE
 
     def comparisons(self, chosen: int, order: Sequence[int]) -> tuple[Comparison, ...]:
         """The chosen candidate against each of the others, in this order."""

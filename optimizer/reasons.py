@@ -51,9 +51,6 @@ LEAST_HALF = 5
 LIMIT_MARGIN = 1.05
 """A limit that is proposed is this much above a peak: peaks differ by some percent from run to run."""
 
-WIDEST_SHOWN = 1.0
-"""An interval wider than so many times the loss itself says nothing, and is not shown."""
-
 LEAST_SHARE_SHOWN = 0.001
 """Below this a difference prints as none."""
 
@@ -91,7 +88,7 @@ def explain(
         _figures(best, column),
         *_as_told(best),
         *([_against(best.measurement, others[0], learnt.get(others[0].trial.id), column)] if others else []),
-        *_better_learners(best, others[1:], learnt),
+        *_better_learners(others[1:], learnt),
         *_moves(trials),
         *_caveats(best, column, trials, study),
         *(warnings_for(best.trial.candidate, study.facts.model) if study.facts else ()),
@@ -292,17 +289,17 @@ def _against(best: Measurement, runner_up: Compared, learnt: Comparison | None, 
         amount = f"{abs(ratio):.1%} {'more' if ratio > 0 else 'less'}"
         parts.append(f"{amount if abs(ratio) >= LEAST_SHARE_SHOWN else 'as much'} memory")
     if learnt is not None:
-        parts.append(_loss_difference(learnt, abs(best.judged_loss or 0.0)))
+        parts.append(_loss_difference(learnt))
     return f"Against the runner-up, {runner_up.trial.candidate.describe()}: {', '.join(parts)}."
 
 
-def _loss_difference(learnt: Comparison, best_loss: float) -> str:
+def _loss_difference(learnt: Comparison) -> str:
     """Signed, with the interval in which the differences of all compared trials lie together."""
     difference = learnt.difference
     if learnt.low is None or learnt.high is None:
         return f"held-out loss {difference:+.4f} (uncertainty unknown)"
-    if learnt.high - learnt.low > WIDEST_SHOWN * best_loss:
-        return f"held-out loss {difference:+.4f} (too few seeds and configurations to say how sure that is)"
+    if learnt.relation is Relation.UNKNOWN:
+        return f"which learnt more is not known: held-out loss {difference:+.4f}, from too few seeds"
     interval = f"{learnt.low:+.4f} to {learnt.high:+.4f}"
     if learnt.relation is Relation.NO_DIFFERENCE:
         return f"no difference in held-out loss found at this budget ({difference:+.4f}, {interval})"
@@ -310,16 +307,13 @@ def _loss_difference(learnt: Comparison, best_loss: float) -> str:
     return f"held-out loss {word} by {abs(difference):.4f} ({interval})"
 
 
-def _better_learners(
-    best: Compared, others: Sequence[Compared], learnt: Mapping[str, Comparison]
-) -> Iterator[str]:
+def _better_learners(others: Sequence[Compared], learnt: Mapping[str, Comparison]) -> Iterator[str]:
     """Those below the runner-up that learnt more, beyond doubt, than what is recommended."""
-    scale = abs(best.measurement.judged_loss or 0.0)
     for other in others:
         comparison = learnt.get(other.trial.id)
         if comparison is not None and comparison.relation is Relation.WORSE:
             yield (
-                f"{_name(other.trial)} learnt more ({_loss_difference(comparison, scale)} "
+                f"{_name(other.trial)} learnt more ({_loss_difference(comparison)} "
                 "for the recommended one), but is behind by the weights of speed and memory."
             )
 

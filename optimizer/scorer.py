@@ -103,6 +103,7 @@ def recommend(
     *,
     wall_s: float,
     measured_s: float,
+    evaluation_s: float = 0.0,
     stopped: str | None = None,
 ) -> Recommendation:
     """The best of a study's trials, with its evidence and the reasons.
@@ -113,6 +114,7 @@ def recommend(
         estimates: what was told of shapes, among them those that were not run.
         wall_s: wall time of the study.
         measured_s: part of it spent in steps that were timed or trained.
+        evaluation_s: part of it in which trainings were judged on held-out rows.
         stopped: why the search ended, in a sentence.
 
     Raises:
@@ -139,6 +141,7 @@ def recommend(
         quality_measured=best.measurement.judged_loss is not None,
         wall_s=wall_s,
         measured_s=measured_s,
+        evaluation_s=evaluation_s,
         comparisons=ranking.comparisons,
         confidence=CONFIDENCE if ranking.comparisons else None,
         named=named,

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ..probes.profiles import ArrayForm, ArrayShape
 from .recipe import Example
-from .tokens import Layout, RowFile, TokenFile
+from .tokens import Layout, RowFile, TokenFile, numbers_of
 
 ARROW_TYPES = {"float32": pa.float32(), "int64": pa.int64(), "bool": pa.bool_()}
 CLASS_COLUMN = "class"
@@ -72,8 +72,10 @@ class ArrayFile(RowFile):
 
     def _array(self, column: _Column, index: int) -> np.ndarray[Any, Any]:
         values = self._table.column(column.name)[index].values
-        found: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False).reshape(column.shape)
-        return found
+        # Arrow packs truth values into bits, which nothing else reads.
+        is_packed = pa.types.is_boolean(values.type)
+        found = values.to_numpy(zero_copy_only=False) if is_packed else numbers_of(values)
+        return np.reshape(found, column.shape)
 
 
 def open_rows(path: Path) -> RowFile:

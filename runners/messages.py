@@ -51,6 +51,8 @@ class TrialSpec:
     """Of all processes together, on a CPU."""
     devices: Sequence[str] = field(default_factory=list)
     """UUIDs of CUDA devices, one for each process; none: the CPU."""
+    heldout_rows: int | None = None
+    """So many of the held-out rows a training is judged on; None: on all."""
     memory_limit_bytes: int | None = None
     trust_remote_code: bool = False
     has_weights: bool = True

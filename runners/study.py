@@ -39,7 +39,7 @@ from ..optimizer.exports.deepspeed import deepspeed_config
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.keys import derive_seed, measurement_key, training_key, trial_devices
 from ..optimizer.levels import enumerate_candidates
-from ..optimizer.recipe import steps_for
+from ..optimizer.recipe import judged_rows, steps_for
 from ..optimizer.scorer import recommend
 from ..optimizer.search import RunTrial, SearchLimits, next_step
 from ..probes.profiles import GpuProfile
@@ -359,6 +359,7 @@ class StudyRun:
             order_seed=derive_seed(seed, "order", trial.plan.replicate),
             devices=[device.uuid for device in devices],
             threads=facts.hardware.host.physical_cores or facts.hardware.host.logical_cores,
+            heldout_rows=judged_rows(facts.heldout_rows, total_steps, trial.candidate.recipe),
             memory_limit_bytes=self.study.request.memory_limit_bytes if devices else None,
             trust_remote_code=facts.model.runs_remote_code,
             has_weights=facts.model.has_weights,
@@ -449,15 +450,18 @@ class StudyRun:
             NothingFits: no trial ran to its end within the limits.
         """
         trials = self.store.list_trials(self.study.id, with_heldout=True)
-        measured_s = sum(
-            trial.measurement.measured_s
-            for trial in trials
-            if trial.measurement and trial.reused_from is None  # that time was another study's
-        )
+        # The time of what was taken over was another study's.
+        own = [trial.measurement for trial in trials if trial.measurement and trial.reused_from is None]
         study = self.store.get_study(self.study.id)
         estimates = self.store.list_estimates(self.study.id)
         return recommend(
-            study, trials, estimates, wall_s=self.bank_wall(), measured_s=measured_s, stopped=stopped
+            study,
+            trials,
+            estimates,
+            wall_s=self.bank_wall(),
+            measured_s=sum(each.measured_s for each in own),
+            evaluation_s=sum(each.evaluation_s or 0.0 for each in own),
+            stopped=stopped,
         )
 
 

@@ -80,12 +80,11 @@ class TokenFile(RowFile):
     def row(self, index: int) -> Example:
         """See the base."""
         cells = (self._table.column(name)[index] for name in SCHEMA.names)
-        return Example(
-            *(
-                cell.values.to_numpy() if cell.is_valid and pa.types.is_list(cell.type) else cell.as_py()
-                for cell in cells
-            )
+        values: Iterator[Any] = (
+            numbers_of(cell.values) if cell.is_valid and pa.types.is_list(cell.type) else cell.as_py()
+            for cell in cells
         )
+        return Example(*values)
 
     def longest(self) -> Example:
         """The heaviest row that a batch can hold: of most tokens (the first of several), the fullest pack.
@@ -110,11 +109,22 @@ class TokenFile(RowFile):
         return [shortened(longest) if last else longest for last in is_last]
 
     def _has_shorter(self, longest: Example) -> bool:
-        lengths = pc.list_value_length(self._table.column("input_ids")).to_numpy()
-        return len(longest.input_ids) > 1 and bool(lengths.min() < len(longest.input_ids))
+        return len(longest.input_ids) > 1 and bool(self._lengths("input_ids").min() < len(longest.input_ids))
 
     def _row_of_most(self, column: str) -> int:
-        return int(np.argmax(pc.list_value_length(self._table.column(column)).to_numpy()))
+        return int(np.argmax(self._lengths(column)))
+
+    def _lengths(self, column: str) -> np.ndarray[Any, Any]:
+        lengths = pc.list_value_length(self._table.column(column))
+        return np.concatenate([numbers_of(chunk) for chunk in lengths.chunks])
+
+
+def numbers_of(array: Any) -> np.ndarray[Any, Any]:
+    """An Arrow array of numbers, none of them null, as it lies in memory.
+
+    Arrow's own ``to_numpy`` imports pandas where there is one, and each trial is a process of its own.
+    """
+    return np.from_dlpack(array)
 
 
 def shortened(example: Example) -> Example:

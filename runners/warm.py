@@ -42,8 +42,12 @@ JOBS = {
 
 PRELOADED = ("torch", "pyarrow", "accelerate", "transformers", "transformers.modeling_utils")
 BUILDERS = ("trial", "estimate", "estimate-trials", "inspect")
-"""Jobs that put adapters on models, by peft. That imports bitsandbytes, which asks a CUDA device for its
-capability and so initialises CUDA: where there is one, these are imported in each child."""
+"""Jobs that put adapters on models, by :data:`BUILT_WITH`."""
+
+BUILT_WITH = ("peft", "transformers.optimization")
+"""Both import bitsandbytes, which asks a CUDA device for its capability and so initialises CUDA: where there
+is one, these are imported in each child. They take over a second, in which the job that reads the data can
+run already: elsewhere they are imported before the first builder, or when there is nothing to do."""
 
 WITHOUT_GPU = ("estimate", "inspect")
 """Jobs that need no device. A server for these alone sees none, and may import everything."""
@@ -67,15 +71,28 @@ def preload(jobs: Collection[str], *, cuda_driver: bool) -> list[str]:
     names = [*PRELOADED]
     if not cuda_driver:
         names += [JOBS[job] for job in jobs]
-        if not set(BUILDERS).isdisjoint(jobs):
-            names.append("peft")
     for name in names:
         importlib.import_module(name)
     import torch
 
     if torch.cuda.is_initialized():
         raise RuntimeError("preloading initialised CUDA: no forked trial could use it")
+    share_with_children()
     return names
+
+
+def preload_builders() -> None:
+    """Import what builders would otherwise import each, once. Not beside a CUDA driver."""
+    if not all(name in sys.modules for name in BUILT_WITH):
+        for name in BUILT_WITH:
+            importlib.import_module(name)
+        share_with_children()
+
+
+def share_with_children() -> None:
+    """Keep the collector from going through what is loaded: it would copy every page that children share."""
+    gc.collect()
+    gc.freeze()
 
 
 def has_cuda_driver() -> bool:
@@ -92,9 +109,9 @@ def serve(control: socket.socket, jobs: Collection[str]) -> None:
     needs_gpu = not set(jobs) <= set(WITHOUT_GPU)
     if not needs_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    modules = preload(jobs, cuda_driver=needs_gpu and has_cuda_driver())
-    gc.collect()
-    gc.freeze()  # the collector would otherwise copy every page that the children share
+    cuda_driver = needs_gpu and has_cuda_driver()
+    modules = preload(jobs, cuda_driver=cuda_driver)
+    builds = not cuda_driver and not set(BUILDERS).isdisjoint(jobs)
     ready = {"type": "ready", "modules": modules, "preload_s": time.perf_counter() - started_s}
     control.send(json.dumps(ready).encode())
     guards: set[int] = set()
@@ -105,12 +122,19 @@ def serve(control: socket.socket, jobs: Collection[str]) -> None:
             try:
                 message, fds, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 1)
             except TimeoutError:
+                if builds:
+                    preload_builders()
                 continue
             if not message:
                 return
+            request = json.loads(message)
+            if builds and request["job"] in BUILDERS:
+                preload_builders()
             connection = socket.socket(fileno=fds[0])
-            guards.add(fork_guard(json.loads(message), connection, control))
+            guards.add(fork_guard(request, connection, control))
             connection.close()
+            if builds:
+                preload_builders()
     finally:
         end_guards(guards)
 

@@ -441,7 +441,8 @@ def _print_recommendation(best: Recommendation, request: StudyRequest) -> None:
         _print_wrapped(as_sentence(best.stopped), "", "")
     if best.overhead_share is not None:
         share = f"{best.overhead_share:.0%} of the wall time ({format_seconds(best.wall_s)})"
-        results.print(f"\n{share} was spent outside measured steps.")
+        held_out = f", {best.evaluation_share:.0%} on evaluation" if best.evaluation_s else ""
+        results.print(f"\n{share} was spent outside measured steps{held_out}.")
 
 
 def _print_named(best: Recommendation) -> None:

@@ -39,7 +39,7 @@ CAPTIONS = {
     "same": "no difference found",
     "better": "learnt more",
     "worse": "learnt less",
-    "unknown": "not compared",
+    "unknown": "not known, or not compared",
     "probed": "measured, not trained to the end",
     "winner": "recommended",
 }
@@ -221,9 +221,11 @@ def quality_plots(places: Sequence[Place]) -> Iterator[Figure]:
         found = place.comparison
         if found is None:
             continue
-        # Turned round: how much more the other lost than the recommended one.
-        low = None if found.high is None else -found.high
-        high = None if found.low is None else -found.low
+        # Turned round: how much more the other lost than the recommended one. An interval that tells nothing
+        # is far wider than all others.
+        tells = found.relation is not Relation.UNKNOWN
+        low = -found.high if tells and found.high is not None else None
+        high = -found.low if tells and found.low is not None else None
         label = f"{place.scored.rank} {place.trial.candidate.adapter.describe()}"
         words = describe_comparison(found)
         rows.append(

@@ -303,7 +303,8 @@ class _View:
             f"{format_seconds(best.wall_s)}, of a budget of {format_seconds(request.budget_s)}",
         )
         if best.overhead_share is not None:
-            yield "outside measured steps", f"{best.overhead_share:.0%} of it"
+            held_out = f", {best.evaluation_share:.0%} on evaluation" if best.evaluation_s else ""
+            yield "outside measured steps", f"{best.overhead_share:.0%} of it{held_out}"
         for rung, name in ((Rung.PROBE, "probes"), (Rung.TRAIN, "trainings")):
             own = [trial for trial in self.trials if trial.plan.rung is rung]
             ran_s = sum(trial.wall_s or 0.0 for trial in own if trial.reused_from is None)

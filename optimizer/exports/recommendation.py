@@ -77,6 +77,7 @@ def recommendation_document(
         "time": {
             "wall_s": recommendation.wall_s,
             "measured_s": recommendation.measured_s,
+            "evaluation_s": recommendation.evaluation_s,
             "overhead_share": recommendation.overhead_share,
         },
         "facts": to_json(facts) if facts else None,

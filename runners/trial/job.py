@@ -8,10 +8,10 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections import deque
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..array_files import open_rows
 from ..build import InvalidTrial, trained_parts
 from ..messages import JUDGING, Report, TrialSpec
 from ..modules import InvalidQuantization
-from ..recipe import step_rows
+from ..recipe import Example, step_rows
 from ..spreading import is_spread
 from ..team import own_rank, world_size
 from ..tokens import RowFile
@@ -34,6 +34,7 @@ from .checks import (
     require_separate_samples,
 )
 from .evaluation import evaluate
+from .heldout_sample import evenly_chosen
 from .judge import own_metric
 from .loop import Session, Step, open_session, run_step, run_steps
 from .measure import (
@@ -50,8 +51,9 @@ from .measure import (
 )
 from .ranks import run_ranks
 
-WARMUP_STEPS = 1
-"""Untimed steps on ordinary batches, after the three checked ones (kernels are loaded, caches warm)."""
+WARMUP_STEPS = {"cpu": 1, "cuda": STEPS_BEFORE_CHECK + 1}
+"""Untimed steps on ordinary batches at a probe's beginning, in which kernels are loaded and caches fill. On a
+CPU the second step is as fast as any later one; on a GPU four take next to no time."""
 
 RANK_FIELDS = (
     "peak_tensor_bytes",
@@ -151,7 +153,7 @@ def measure_trial(trial: TrialSpec, report: Report) -> tuple[dict[str, Any], dic
     """
     memory = ProcessMemory()
     rows = open_rows(Path(trial.tokens_path) / "train.arrow")
-    heldout = open_rows(Path(trial.tokens_path) / "heldout.arrow")
+    heldout = evenly_chosen(open_rows(Path(trial.tokens_path) / "heldout.arrow"), trial.heldout_rows)
     probing = trial.rung == "probe"
     candidate = constant_rate(trial.candidate) if probing else trial.candidate
     report("progress", phase="build")
@@ -256,10 +258,7 @@ def check_packing(session: Session, rows: RowFile) -> None:
 
 def probe(session: Session, rows: RowFile, steps: Iterator[Step]) -> dict[str, Any]:
     """Speed on real batches; memory on the heaviest batch that the recipe can make, evaluation included."""
-    deque(checked(session, steps, STEPS_BEFORE_CHECK, most=STEPS_BEFORE_CHECK), maxlen=0)
-    for step in islice(steps, WARMUP_STEPS):
-        require_finite(step.loss, step.number)
-    timed = time_steps(without_compiling(session, steps), StoppingRule())
+    timed = time_steps(warm_steps(session, steps), StoppingRule())
     for step in timed:
         require_finite(step.loss, step.number)
     effective, micro_batch = session.candidate["recipe"]["effective_batch"], session.candidate["micro_batch"]
@@ -277,6 +276,18 @@ def probe(session: Session, rows: RowFile, steps: Iterator[Step]) -> dict[str, A
     }
 
 
+def warm_steps(session: Session, steps: Iterator[Step]) -> Iterator[Step]:
+    """The steps, without those in which the machine warms up or compiles; the first few are checked."""
+    first = list(checked(session, steps, STEPS_BEFORE_CHECK, most=STEPS_BEFORE_CHECK))
+    warming = WARMUP_STEPS[session.device.type]
+    if session.candidate["level"]["compile"]:
+        warming = max(warming, len(first))
+    for number, step in enumerate(chain(first, without_compiling(session, steps))):
+        require_finite(step.loss, step.number)
+        if number >= warming:
+            yield step
+
+
 def speed_fields(timed: Sequence[Step], *, has_tokens: bool) -> dict[str, Any]:
     """The fields of a ``Measurement`` that tell how fast these steps were."""
     speed = speed_of(timed)
@@ -291,7 +302,7 @@ def speed_fields(timed: Sequence[Step], *, has_tokens: bool) -> dict[str, Any]:
 
 
 def train(
-    session: Session, steps: Iterator[Step], heldout: RowFile, report: Report
+    session: Session, steps: Iterator[Step], heldout: Sequence[Example], report: Report
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train on the token budget, then evaluate on the held-out rows; see :func:`measure_trial`.
 
@@ -302,13 +313,16 @@ def train(
         taken.append(step)
         report.every_second("progress", phase="train", step=len(taken), loss=step.loss)
     report("progress", phase="evaluate", step=len(taken))
+    started_s = time.perf_counter()
     evaluation = evaluate(session, heldout)
+    evaluation_s = time.perf_counter() - started_s
     require_finite(evaluation.loss, len(taken) - 1)
     has_tokens, steady = heldout[0].arrays is None, taken[STEPS_BEFORE_CHECK:]
     measured = {
         **(speed_fields(steady, has_tokens=has_tokens) if steady else {}),
         "steps_measured": len(taken),
         "measured_s": sum(step.seconds for step in taken),
+        "evaluation_s": evaluation_s,
         "heldout_loss": evaluation.loss,
         "heldout_loss_se": finite_or_none(evaluation.loss_se),
         "heldout_rows": evaluation.rows,

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe
-from rankwise.runners.build import freeze_rest, make_optimizer, make_schedule
+from rankwise.runners.build import census_of, freeze_rest, make_optimizer, make_schedule
 from rankwise.runners.recipe import Example, step_rows
 from rankwise.runners.trial.checks import Diverged, InvalidTrial, ParameterWatch
 from rankwise.runners.trial.job import checked
@@ -55,7 +55,9 @@ def take_checked_steps(
     form = to_json(candidate)
     optimizer = make_optimizer(model, form)
     schedule = make_schedule(optimizer, recipe=form["recipe"], total_steps=10)
-    session = Session(Accelerator(cpu=True), model.train(), optimizer, schedule, form, pad_id=0)
+    session = Session(
+        Accelerator(cpu=True), model.train(), optimizer, schedule, form, pad_id=0, census=census_of(model)
+    )
     steps = run_steps(session, ROWS, step_rows(len(ROWS), effective_batch=4, seed=0))
     list(checked(session, steps, 3, most=3))
 

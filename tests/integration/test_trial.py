@@ -208,6 +208,16 @@ def test_a_training_tells_every_rows_loss(texts: StudyFacts, launch: Launch) -> 
     assert scores.loss == pytest.approx(result["measurement"]["heldout_loss"])
 
 
+def test_a_short_training_is_judged_on_a_part_of_the_rows(reviews: StudyFacts, launch: Launch) -> None:
+    job = launch(make_spec(reviews, make_candidate(LORA), heldout_rows=5))
+    job.wait(PATIENCE_S)
+    result = job.last("result")
+    assert result
+    assert reviews.heldout_rows > 5
+    assert result["measurement"]["heldout_rows"] == len(result["heldout"]["losses"]) == 5
+    assert 0 < result["measurement"]["evaluation_s"] < job.elapsed_s()
+
+
 def test_the_speed_of_a_training_is_that_of_its_later_steps(reviews: StudyFacts, measure: Measure) -> None:
     found = measure(make_spec(reviews, make_candidate(LORA), total_steps=6))
     assert found.steps_measured == 6

@@ -13,7 +13,7 @@ from rankwise.api.cli.report import Report
 from rankwise.api.documents import report_document
 from rankwise.api.report_page import report_page
 from rankwise.optimizer.baseline import Placed
-from rankwise.optimizer.domain import Baseline, Outcome
+from rankwise.optimizer.domain import Baseline, Outcome, Relation
 
 BASELINE = Baseline(name="old.yaml", trainer="axolotl", settings={"method": "lora"})
 
@@ -55,6 +55,19 @@ def test_speed_memory_loss_and_settings_are_compared(finished, study, placed, ca
     assert "worse by 0.042" in page
     Report(study=study, trials=finished.trials, recommendation=finished.recommendation).print()
     assert "Your present configuration (old.yaml)" in capsys.readouterr().out
+
+
+def test_which_learnt_more_may_not_be_known(finished, study, placed) -> None:
+    placed(Placed(trial_of(finished, "ia3").candidate))
+    unknown = tuple(
+        replace(each, low=-1500.0, high=1500.0, relation=Relation.UNKNOWN)
+        for each in finished.recommendation.comparisons
+    )
+    best = replace(finished.recommendation, comparisons=unknown)
+    found = baseline_document(study, finished.trials, best)
+    assert found is not None
+    assert found.relation == "unknown"
+    assert found.sentences[-1].endswith("which is lower is not known, from too few seeds.")
 
 
 def test_one_that_is_recommended_is_kept(finished, study, placed) -> None:

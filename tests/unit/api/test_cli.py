@@ -39,6 +39,7 @@ from rankwise.optimizer.domain import (
     OwnLora,
     Preset,
     Quantization,
+    Relation,
     Rung,
     StudyRequest,
     StudyState,
@@ -475,6 +476,17 @@ def test_the_leaderboard_has_a_line_for_each_compared_candidate(shown):
     assert any(
         re.search(r"^  3  IA3.* 0\.474 ± 0\.011 .*5\.14  worse by 0\.042 … 0\.081$", line) for line in lines
     )
+
+
+def test_the_leaderboard_says_what_is_not_known(shown, finished):
+    comparisons = tuple(
+        replace(each, low=-1500.0, high=1500.0, relation=Relation.UNKNOWN)
+        for each in finished.recommendation.comparisons
+    )
+    text = shown(110, recommendation=replace(finished.recommendation, comparisons=comparisons))
+    assert len(re.findall(r" not known$", text, re.MULTILINE)) == len(comparisons)
+    assert not re.search(r" no difference$", text, re.MULTILINE)
+    assert "Not known: too few seeds to tell." in " ".join(text.split())
 
 
 def test_what_has_no_room_in_the_line_comes_below_it(shown):

@@ -206,6 +206,20 @@ def test_an_end_of_an_interval_that_is_unknown_is_left_out(finished):
     assert "None" not in Page(page_of(finished, recommendation=best)).text
 
 
+def test_what_too_few_seeds_leave_open_is_not_known(finished):
+    """The interval is then hundreds of losses wide: shown, it would shrink all others to points."""
+    comparisons = tuple(
+        replace(each, low=-1500.0, high=1500.0, relation=Relation.UNKNOWN)
+        for each in finished.recommendation.comparisons
+    )
+    text = Page(
+        page_of(finished, recommendation=replace(finished.recommendation, comparisons=comparisons))
+    ).text
+    assert text.count("not known") >= 2 * len(comparisons)
+    assert "1500" not in text
+    assert "No difference: none was found" not in text
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [

@@ -56,6 +56,21 @@ def test_of_those_that_cannot_be_told_apart_the_faster_wins(build, candidates):
     assert found.stopped == "enough was seen"
 
 
+def test_single_seeds_tell_nothing(build, candidates):
+    """What a seed does is a guess then, and intervals are hundreds of losses wide."""
+    trials = [
+        *learnt(build, candidates[0], 1, 0.500, seeds=1),
+        *learnt(build, candidates[1], 11, 0.501, seeds=1, speed=2000.0),
+        *learnt(build, candidates[2], 21, 0.600, seeds=1),
+    ]
+    found = chosen(build, trials)
+    assert {each.relation for each in found.comparisons} == {Relation.UNKNOWN}
+    assert all(each.low < 0 < each.high for each in found.comparisons)
+    assert any("which learnt more is not known: held-out loss +0.00" in reason for reason in found.reasons)
+    assert not any("no difference in held-out loss" in reason for reason in found.reasons)
+    assert found.candidate == candidates[1], "so close, and twice as fast"
+
+
 def test_every_comparison_has_an_interval_that_holds_the_difference(build, candidates):
     trials = [*learnt(build, candidates[0], 1, 0.5), *learnt(build, candidates[1], 11, 0.6)]
     (comparison,) = chosen(build, trials).comparisons

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rankwise.errors import DatasetError, InputError
 from rankwise.optimizer.domain import LossMask, Recipe
-from rankwise.optimizer.recipe import choose_recipe, steps_for
+from rankwise.optimizer.recipe import choose_recipe, judged_rows, steps_for
 from rankwise.probes.profiles import TaskKind, TaskProfile
 
 
@@ -144,3 +144,11 @@ def test_the_chat_template_is_part_of_the_recipe(build):
 )
 def test_steps_count_whole_batches_and_epochs(rows, epochs, expected):
     assert steps_for(rows, Recipe(max_length=64, effective_batch=16, epochs=epochs)) == expected
+
+
+@pytest.mark.parametrize(
+    ("heldout", "steps", "expected"), [(385, 21, 128), (385, 42, 202), (385, 675, 385), (50, 21, 50)]
+)
+def test_judging_is_cheap_beside_training(heldout, steps, expected):
+    recipe = Recipe(max_length=64, effective_batch=16, epochs=1.0)
+    assert judged_rows(heldout, steps, recipe) == expected

@@ -132,6 +132,21 @@ def cpu_candidates(build):
     return found
 
 
+def test_asking_hashes_few_of_many_candidates(build, monkeypatch):
+    """A key is a hash over a candidate's JSON, and there may be thousands of candidates."""
+    everything = enumerate_candidates(build.facts(), build.request())
+    machine = Machine(build, everything)
+    while not machine.of(Rung.TRAIN):
+        machine.run(machine.ask().plan)
+    hashed = []
+    key_of = Candidate.shape_key.fget
+    monkeypatch.setattr(
+        Candidate, "shape_key", property(lambda candidate: hashed.append(candidate) or key_of(candidate))
+    )
+    assert isinstance(machine.ask(), RunTrial)
+    assert 0 < len(hashed) < len(everything) / 4
+
+
 def settings_of(candidate: Candidate) -> tuple[str, str, bool, int]:
     level = candidate.level
     return level.weight_dtype, level.compute_dtype, level.gradient_checkpointing, candidate.micro_batch

@@ -33,6 +33,20 @@ def test_preloading_never_touches_cuda() -> None:
     assert "peft" not in loaded
 
 
+def test_what_builders_need_comes_after_what_reads_the_data() -> None:
+    source = """
+import sys
+from rankwise.runners import warm
+warm.preload(("prepare", "trial"), cuda_driver=False)
+before = "peft" in sys.modules
+warm.preload_builders()
+print(before, "peft" in sys.modules, "transformers.optimization" in sys.modules)
+"""
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False True True\n"
+
+
 def test_the_fake_catches_what_touches_cuda() -> None:
     """peft is why less is preloaded on a machine with CUDA."""
     assert run_with_fake_cuda("import peft").returncode == CUDA_INITIALISED

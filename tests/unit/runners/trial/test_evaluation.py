@@ -23,6 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from rankwise.runners.build import census_of
 from rankwise.runners.recipe import Example, collate, pack
 from rankwise.runners.trial.evaluation import evaluate
 from rankwise.runners.trial.loop import Session
@@ -114,6 +115,7 @@ def session_of(model: torch.nn.Module, micro_batch: int = 3) -> Session:
         schedule=None,
         candidate={"micro_batch": micro_batch, "recipe": {"effective_batch": 4}},
         pad_id=PAD_ID,
+        census=census_of(model),
     )
 
 
