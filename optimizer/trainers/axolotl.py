@@ -159,7 +159,7 @@ def adapter_dtype(settings: Settings) -> Keys:
 
 
 def read_adapter_dtype(keys: Keys) -> str:
-    """PEFT makes adapters float32 unless that is switched off; all else keeps the dtype that it is loaded in."""
+    """PEFT makes adapters float32 unless that is switched off; all else keeps the dtype of its loading."""
     if keys.get("adapter") and keys.get("peft_autocast_adapter_dtype") is not False:
         return "float32"
     return read_weight_dtype(keys)

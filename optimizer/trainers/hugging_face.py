@@ -241,7 +241,7 @@ def read_trl_quantization(keys: Keys) -> str:
 
 
 def only_usual_skips(settings: Settings) -> Keys:
-    """Nothing is named that is not quantized: transformers leaves the output embeddings alone then, and no more.
+    """What is not quantized has no key: transformers then leaves the output embeddings alone, and no more.
 
     A trial names what it trains, and then only that is left alone. Embeddings and norms are no linear layers.
     """

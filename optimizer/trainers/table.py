@@ -227,9 +227,7 @@ TABLE: Mapping[str, Row] = {
     ),
     "adapter_dtype": Row(
         trl=several((), hugging_face.trl_adapter_dtype, lambda _: "float32"),
-        axolotl=several(
-            ("peft_autocast_adapter_dtype",), axolotl.adapter_dtype, axolotl.read_adapter_dtype
-        ),
+        axolotl=several(("peft_autocast_adapter_dtype",), axolotl.adapter_dtype, axolotl.read_adapter_dtype),
         llamafactory=several((), llama_factory.adapter_dtype, lambda _: "float32"),
     ),
     "quantization": Row(
