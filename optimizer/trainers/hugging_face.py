@@ -249,7 +249,8 @@ def only_usual_skips(settings: Settings) -> Keys:
         return {}
     kept = {name for name in settings["trained_modules"] if not NO_LINEAR_LAYER.search(name)}
     if settings["skip_modules"] or kept - OUTPUT_EMBEDDINGS:
-        raise Cannot("it cannot be told which modules are not quantized")
+        left = ", ".join(sorted({*settings["skip_modules"], *kept - OUTPUT_EMBEDDINGS}))
+        raise Cannot(f"it would quantize {left} too, and cannot be told not to")
     if settings["trained_modules"] and not kept:
         raise Cannot("the output embeddings are not quantized; measured, they were", Effect.OTHER_NUMBERS)
     return {}
