@@ -14,7 +14,7 @@ from ..home import Home
 from ..optimizer.domain import Event, Study, StudyState, Trial
 from ..runners.supervisor_process import SupervisorProcess, lock_holder
 from ..store import Store
-from ..store.events import EventKind
+from ..store.events import BASELINE_LEFT_OUT, EventKind
 
 POLL_S = 0.2
 MAX_FRUITLESS_STARTS = 3
@@ -71,6 +71,8 @@ def follow(
 def _notices(events: Sequence[Event]) -> Iterator[str]:
     """Why trials are tried again, or not at all."""
     for event in events:
+        if event.kind == BASELINE_LEFT_OUT:
+            yield f"{event.payload['name']} is not measured: {event.payload['reason']}"
         if event.kind == EventKind.CANDIDATE_RULED_OUT:
             yield f"ruled out: {event.payload['candidate']}: {event.payload['reason']}"
         if event.kind == "extensions.building":

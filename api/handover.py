@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..optimizer.overview import enumerated_of
 from ..runners.ready_files import write_ready_files
 from ..store import Store
+from .baseline_outcome import baseline_document
 from .documents import adapter_config_of
 from .report_page import report_page
 
@@ -56,6 +57,9 @@ def write_results(store: Store, study_id: str, folder: Path) -> list[Path]:
         NotFound: the study has no recommendation.
         InputError: the folder cannot be written to.
     """
-    paths = write_ready_files(store, study_id, folder)
+    study, best = store.get_study(study_id), store.get_recommendation(study_id)
+    found = baseline_document(study, store.list_trials(study_id), best)
+    baseline = None if found is None else found.model_dump(mode="json")
+    paths = write_ready_files(store, study_id, folder, baseline=baseline)
     write_report(store, study_id, folder / REPORT)
     return [*paths, folder / REPORT]

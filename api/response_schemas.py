@@ -107,6 +107,8 @@ class ExportDocument(_Document):
     commands: tuple[tuple[str, ...], ...]
     """What to run beside the files, in this order: arguments, no shell text."""
     not_expressible: tuple[GapDocument, ...]
+    warnings: tuple[str, ...]
+    """What speaks against training with them: that the trial failed."""
 
     @classmethod
     def of(cls, exported: Export) -> ExportDocument:
@@ -119,6 +121,7 @@ class ExportDocument(_Document):
             files=exported.files,
             commands=exported.commands,
             not_expressible=tuple(GapDocument(**_fields_of(gap)) for gap in exported.gaps),
+            warnings=exported.warnings,
         )
 
 

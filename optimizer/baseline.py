@@ -15,8 +15,10 @@ from .domain import Baseline, Candidate, Method, StudyFacts, TrialPlan
 from .estimates.settings import Settings, candidate_from
 from .evidence import Evidence
 from .rules import RULES, first_refusal, setting_of
+from .targets import PEFT_HEADS
 from .trainers.as_estimate import as_estimate
 from .trainers.reading import Reading
+from .verdicts import listed
 
 NOT_WORTHWHILE = frozenset(
     {
@@ -80,6 +82,9 @@ def place(baseline: Baseline, facts: StudyFacts) -> Placed:
         candidate = _candidate(reading, facts)
     except InputError as error:
         return Placed(None, error.message)
+    beside = set(reading.get("trained_modules", ())) - {*candidate.adapter.trained_modules, *PEFT_HEADS}
+    if beside and candidate.adapter.method.has_adapter:
+        return Placed(None, f"it trains {listed(sorted(beside))} beside its adapter, which studies do not")
     setting = setting_of(
         candidate.adapter, candidate.level, facts.model, facts.dataset.task.kind, facts.hardware
     )
@@ -116,6 +121,9 @@ def _adapter_changes(reading: Reading) -> Iterator[tuple[str, Any]]:
     if reading.method not in (Method.LORA, Method.ADALORA):
         return
     yield "dropout", reading.get("dropout", 0.0)
+    start = reading.get("init_weights")
+    if reading.method is Method.LORA and isinstance(start, str):
+        yield "init_weights", start
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = reading.get(name)
         if isinstance(pattern, Mapping) and pattern and reading.method is Method.LORA:

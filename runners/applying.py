@@ -86,7 +86,8 @@ def _adapted(
         with warnings.catch_warnings():
             # PEFT sees for itself which layers are transposed, and would rather have been told.
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
-            return add_adapter(model, adapter_config, dtype=dtype)
+            # A file that came with trained weights says that the adapter is not trained.
+            return add_adapter(model, {**adapter_config, "inference_mode": False}, dtype=dtype)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..errors import Conflict, NotFound
-from ..optimizer.domain import Candidate, Measurement, Rung, Study, Trial
+from ..optimizer.domain import Candidate, Measurement, Outcome, Rung, Study, Trial
 from ..optimizer.keys import derive_seed
 from ..optimizer.recipe import steps_for
 from ..optimizer.scorer import finish_of
@@ -33,6 +33,8 @@ class Export:
     """What to run beside the files, in this order."""
     gaps: tuple[Gap, ...]
     """What the files do not say."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against training with them, in sentences."""
 
 
 def export(store: Store, some_id: str, form: Format) -> Export:
@@ -43,7 +45,7 @@ def export(store: Store, some_id: str, form: Format) -> Export:
 
     Raises:
         NotFound: neither has this id, or the study has no recommendation.
-        Conflict: the trial's study knows nothing of model and data yet.
+        Conflict: the trial measured nothing, or its study knows nothing of model and data yet.
         ExportRefused: the format cannot say this training.
     """
     study, trial, candidate, measured = _find(store, some_id)
@@ -59,7 +61,15 @@ def export(store: Store, some_id: str, form: Format) -> Export:
         files={**outlined.files, **programs},
         commands=outlined.commands,
         gaps=outlined.gaps,
+        warnings=tuple(_warnings(trial)),
     )
+
+
+def _warnings(trial: Trial) -> Iterator[str]:
+    """What was measured before a trial failed is exported, and that it failed is said."""
+    if trial.outcome not in (None, Outcome.OK):
+        reason = f": {trial.reason.rstrip('.')}" if trial.reason else ""
+        yield f"Trial {trial.number} ended with {trial.outcome}{reason}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +141,13 @@ def _find(store: Store, some_id: str) -> tuple[Study, Trial, Candidate, Measurem
         except NotFound:
             raise NotFound(
                 f"there is no study and no trial {some_id:.60}", next_step="see `rankwise studies list`"
+            ) from None
+        if trial.measurement is None:
+            ended = "has not ended" if trial.outcome is None else f"ended with {trial.outcome}"
+            raise Conflict(
+                f"trial {trial.number} of study {trial.study_id} {ended}, and measured nothing: there is no "
+                "telling whether it can be trained",
+                next_step="export the study's recommendation, or a trial that was measured",
             ) from None
         return store.get_study(trial.study_id), trial, trial.candidate, trial.measurement
     chosen = store.get_recommendation(study.id)

@@ -105,8 +105,13 @@ CHECKPOINT_EVERY_STEPS = 200
 VALUES_LINE = "VALUES: Mapping[str, Any] = {}\n"
 
 
-def write_ready_files(store: Store, study_id: str, folder: Path) -> list[Path]:
+def write_ready_files(
+    store: Store, study_id: str, folder: Path, *, baseline: Mapping[str, Any] | None = None
+) -> list[Path]:
     """Write a finished study's files into ``folder`` (made if missing); returns their paths.
+
+    Args:
+        baseline: see :func:`ready_files`.
 
     Raises:
         NotFound: the study has no recommendation.
@@ -115,7 +120,8 @@ def write_ready_files(store: Store, study_id: str, folder: Path) -> list[Path]:
     chosen = store.get_recommendation(study_id)
     study, trials = store.get_study(study_id), store.list_trials(study_id)
     enumerated = enumerated_of(store.events_after(study_id, 0))
-    texts = ready_files(chosen, study, trials, store.list_estimates(study_id), enumerated=enumerated)
+    estimates = store.list_estimates(study_id)
+    texts = ready_files(chosen, study, trials, estimates, enumerated=enumerated, baseline=baseline)
     return write_texts(texts, folder)
 
 
@@ -143,14 +149,18 @@ def ready_files(
     estimates: Mapping[Candidate, Estimate],
     *,
     enumerated: int | None = None,
+    baseline: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """File name → text. Full fine-tuning has no ``adapter_config.json``.
 
     Args:
         enumerated: how many candidates the search began with; None where that is not known.
+        baseline: what was found of the present configuration, for ``recommendation.json``.
     """
     assert study.facts is not None  # noqa: S101 - a recommendation is made of facts
-    document = recommendation_document(chosen, study, trials, estimates, enumerated=enumerated)
+    document = recommendation_document(
+        chosen, study, trials, estimates, enumerated=enumerated, baseline=baseline
+    )
     texts = {
         "recommendation.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     }

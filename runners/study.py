@@ -44,6 +44,7 @@ from ..optimizer.scorer import recommend
 from ..optimizer.search import RunTrial, SearchLimits, next_step
 from ..probes.profiles import GpuProfile
 from ..store import Claim, Store
+from ..store.events import BASELINE_LEFT_OUT
 from .classify import Ending, classify
 from .disturbance import disturbed, is_spoilt, marked, may_repeat
 from .guard import Limits
@@ -155,7 +156,7 @@ class StudyRun:
         if not asks_for_an_order(request):
             candidates = by_experience(candidates, facts.known)
         self.store.append_event(self.study.id, "search.started", {"candidates": len(candidates)})
-        baseline = None if request.baseline is None else place(request.baseline, facts).candidate
+        baseline = self.placed_baseline(facts)
         while True:
             self.bank_wall()
             self.check_signals()
@@ -188,6 +189,17 @@ class StudyRun:
             else:
                 self.build_extensions(facts, step.plan.candidate.level)
                 self.run_trial(facts, self.store.plan_trial(self.study.id, step.plan))
+
+    def placed_baseline(self, facts: StudyFacts) -> Candidate | None:
+        """What is trained with now, if it can be run here; else an event says why it is left out."""
+        asked = self.study.request.baseline
+        if asked is None:
+            return None
+        placed = place(asked, facts)
+        if placed.candidate is None:
+            told = {"name": asked.name, "reason": placed.reason}
+            self.store.append_event(self.study.id, BASELINE_LEFT_OUT, told)
+        return placed.candidate
 
     def estimate(self, facts: StudyFacts, ladder: Sequence[Candidate]) -> None:
         """Run candidates dry until one may fit, and keep what that told; that it told nothing, too."""

@@ -52,6 +52,9 @@ class EventKind(StrEnum):
     TRIAL_FINISHED = "trial.finished"
 
 
+BASELINE_LEFT_OUT = "baseline.left_out"
+"""Of a supervisor: name, reason. What is trained with now cannot be run, and the study goes on without it."""
+
 Payload = Mapping[str, Any]
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from ...home import Home
-from .console import results
+from .console import print_note, results
 
 if TYPE_CHECKING:
     from ...runners.exporting import Export
@@ -66,6 +66,8 @@ def export(
 
 
 def _show(exported: Export, paths: list[Path]) -> None:
+    for warning in exported.warnings:
+        print_note(warning)
     results.print(Text(exported.candidate.describe(), "bold"), soft_wrap=True)
     results.print()
     for path in paths:

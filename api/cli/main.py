@@ -37,8 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 recommended, 1 failed, 2 usage or bad input, 3 nothing fits, 130 interrupted, "
-    "143 terminated.",
+    epilog="Exit codes: 0 recommended, 1 failed, 2 usage or bad input, 3 nothing fits, "
+    "4 too close to call (estimate, check), 130 interrupted, 143 terminated.",
 )
 
 

@@ -84,8 +84,8 @@ STATE_STYLES = {
     StudyState.QUEUED: "dim",
 }
 
-INTERRUPTED = Text("interrupted", "yellow")
-"""In place of the state of a study that nobody works on: the store has it as queued, or still as running."""
+INTERRUPTED = (", interrupted", "yellow")
+"""Beside the state of a study that nobody works on: the store has it as queued, or still as running."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,10 +201,9 @@ def is_interrupted(study: Study, holder: LockHolder | None) -> bool:
 
 
 def state_text(study: Study, holder: LockHolder | None) -> Text:
-    """Where a study stands: a word."""
-    if is_interrupted(study, holder):
-        return INTERRUPTED
-    return Text(study.state, STATE_STYLES[study.state])
+    """Where a study stands: its state, in the word of JSON, and whether it was interrupted."""
+    state = Text(study.state, STATE_STYLES[study.state])
+    return state.append(*INTERRUPTED) if is_interrupted(study, holder) else state
 
 
 def _heading(study: Study, holder: LockHolder | None) -> Text:

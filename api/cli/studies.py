@@ -39,8 +39,11 @@ def list_(
         if as_json:
             from ..documents import study_document
 
-            counts = store.count_trials([study.id for study in studies])
-            documents = [study_document(study, counts[study.id]) for study in studies]
+            counts, holder = store.count_trials([study.id for study in studies]), lock_holder(home)
+            documents = [
+                {**study_document(study, counts[study.id]), "interrupted": is_interrupted(study, holder)}
+                for study in studies
+            ]
             print_json({"schema_version": SCHEMA_VERSION, "studies": documents})
             return
     holder = lock_holder(home)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,12 +25,16 @@ ODD_PATH = '/models/it\'s "the" model: #1, ünï'
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """One training; ``family`` names the tiny model that its adapter fits (:mod:`.models`)."""
+    """One training; ``family`` names the tiny model that its adapter fits (:mod:`.models`).
+
+    With ``rows``, the folder of what ``prepare_data.py`` wrote, trainers load these too.
+    """
 
     group: str
     name: str
     training: Training
     family: str = "llama"
+    rows: Path | None = None
 
     @property
     def folder(self) -> str:
@@ -151,6 +156,7 @@ def _levels() -> Mapping[str, Level]:
         "last block, pure bfloat16": pure,
         "last block, AMP over bfloat16": HALF,
         "biases, float32": Level(),
+        "last block, nf4": replace(NF4, adapter_dtype="bfloat16"),
         "int8": replace(HALF, quantization=Quantization.INT8),
         "nf4": NF4,
         "fp4": replace(HALF, quantization=Quantization.FP4),
@@ -183,6 +189,14 @@ def _others() -> Iterator[Case]:
             replace(LORA, use_dora=True), recipe=replace(RECIPE, weight_decay=0.01)
         ),
         "10 rows in micro-batches of 4": training(recipe=replace(RECIPE, effective_batch=10)),
+        "nf4 beside trained embeddings": training(replace(LORA, trained_modules=("embed_tokens",)), NF4),
+        "nf4 beside trained embeddings and head": training(
+            replace(LORA, trained_modules=("embed_tokens", "lm_head")), NF4
+        ),
+        "int8 beside a trained projection": training(
+            replace(LORA, targets=("q_proj", "v_proj"), trained_modules=("o_proj",)),
+            replace(HALF, quantization=Quantization.INT8),
+        ),
         "a path with quotes": training(model=ODD_PATH),
         "the model's own code": training(runs_remote_code=True),
         "measured on a CPU": training(level=Level(), on_cpu=True, gpu_name=None),

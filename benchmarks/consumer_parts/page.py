@@ -21,7 +21,9 @@ themselves said of the files. A test fails where it is not up to date.
 `rankwise export ID --format FORMAT` writes a recommendation, or any trial, as the files of the trainer that
 you use. Rows are tokenised by `prepare_data.py`, which comes with the files, so that every trainer learns the
 same tokens with the same loss mask, in the order of the trial's first epoch; templates, truncation and masks
-of the trainer play no part.
+of the trainer play no part. Axolotl's and LLaMA-Factory's own code loads such rows in a test
+(`tests/integration/test_consumers.py`): the same tokens and labels, as many, in the same order; and
+LLaMA-Factory's own training, on a CPU, repeats the losses of a trial of full fine-tuning within 1e-3.
 
 What a trainer cannot be told has one of three effects:
 

@@ -1,12 +1,14 @@
 """Axolotl reads axolotl.yaml: schema, validation, the adapter and the quantization that its loaders build.
 
-Its package of loaders imports kernels for GPUs, so single modules are taken from it, and of ``model.py`` the
-source of two methods. What it would tell its makers is kept from it.
+Prepared rows are loaded by its ``prepare_datasets``, and put into the order of its trainer's sampler. Its
+package of loaders imports kernels for GPUs, so single modules are taken from it, and of ``model.py``, its
+builders and its trainer the source of four methods. What it would tell its makers is kept from it.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import sys
 import types
@@ -37,7 +39,16 @@ sys.modules["axolotl.loaders"] = loaders
 
 from axolotl.integrations.base import PluginManager  # noqa: E402
 from axolotl.loaders.adapter import _build_peft_lora_config  # noqa: E402
-from axolotl.utils.config import resolve_dtype, validate_config  # noqa: E402
+from axolotl.loaders.tokenizer import load_tokenizer  # noqa: E402
+
+loaders.load_tokenizer = load_tokenizer
+from axolotl.utils.config import (  # noqa: E402
+    normalize_cfg_datasets,
+    normalize_config,
+    resolve_dtype,
+    validate_config,
+)
+from axolotl.utils.data.sft import prepare_datasets  # noqa: E402
 from axolotl.utils.dict import DictDefault  # noqa: E402
 from axolotl.utils.freeze import freeze_layers_except  # noqa: E402
 
@@ -68,6 +79,36 @@ configure_warmup = method_of(
 configure_precision = method_of(
     ROOT / "core" / "builders" / "base.py", "_configure_precision_settings", {"Any": Any}
 )
+sampler_of = method_of(
+    ROOT / "core" / "trainers" / "base.py",
+    "_get_train_sampler",
+    {"SequentialSampler": torch.utils.data.SequentialSampler, "has_length": lambda rows: bool(len(rows))},
+)
+
+
+def validated(said: Mapping[str, Any]) -> Any:
+    """As its command line does on a machine with a GPU."""
+    return validate_config(
+        DictDefault(said), capabilities=DictDefault(GPU), env_capabilities=DictDefault(torch_version="2.9.0")
+    )
+
+
+def rows_of(path: Path) -> dict[str, Any]:
+    """What it would learn, in the order in which it would, and what it holds out."""
+    with contextlib.chdir(path.parent):
+        cfg = validated(yaml.safe_load(path.read_text()))
+        normalize_config(cfg)
+        normalize_cfg_datasets(cfg)
+        train, heldout, _, _ = prepare_datasets(cfg, load_tokenizer(cfg))
+    packed = bool(cfg.sample_packing)
+    # Packing is its own: of that only which samples there are can be said.
+    arguments = DictDefault(curriculum_sampling=cfg.curriculum_sampling, pretraining=False)
+    order = range(len(train)) if packed else sampler_of(DictDefault(args=arguments), train)
+    columns = ("input_ids", "labels")
+    return {
+        "train": [{name: train[at][name] for name in columns} for at in order],
+        "validation": [{name: row[name] for name in columns} for row in heldout],
+    }
 
 
 def read(path: Path, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,9 +118,7 @@ def read(path: Path, case: Mapping[str, Any]) -> dict[str, Any]:
     plugins.plugins.clear()
     for name in said.get("plugins", ()):
         plugins.register(name)
-    cfg = validate_config(
-        DictDefault(said), capabilities=DictDefault(GPU), env_capabilities=DictDefault(torch_version="2.9.0")
-    )
+    cfg = validated(said)
     cfg.device = "cuda:0"
     resolve_dtype(cfg)
     answer: dict[str, Any] = {
@@ -107,6 +146,8 @@ def read(path: Path, case: Mapping[str, Any]) -> dict[str, Any]:
         if cfg.unfrozen_parameters:
             freeze_layers_except(model, cfg.unfrozen_parameters)
         answer["trained"] = trained(model)
+    if (path.parent / "data").is_dir():
+        answer["rows"] = rows_of(path)
     return answer
 
 

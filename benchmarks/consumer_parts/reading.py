@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.optimizer.trainers.formats import Format, Outline, outline
+from rankwise.optimizer.trainers.formats import DATA_FOLDER, Format, Outline, outline
 from rankwise.optimizer.trainers.writing import ExportRefused
 
 from .cases import Case
@@ -57,9 +57,11 @@ def read_all(cases: Iterable[Case], folder: Path) -> list[Read]:
             if isinstance(outlined, Outline):
                 for name, text in outlined.files.items():
                     (place / name).write_text(text, encoding="utf-8")
+        if case.rows is not None:
+            (place / DATA_FOLDER).symlink_to(case.rows)
         about = {"family": case.family, "task": case.training.task.value}
         (place / "case.json").write_text(json.dumps(about))
-    programs = ("read_axolotl.py", "read_llama_factory.py", "read_hugging_face.py")
+    programs = ("read_axolotl", "read_llama_factory", "read_hugging_face")
     with ThreadPoolExecutor() as pool:
         axolotl, factory, others = pool.map(run, programs, [folder] * len(programs))
     reads = []
@@ -77,7 +79,7 @@ def run(program: str, folder: Path) -> dict[str, Any]:
     out = folder / f"{program}.json"
     environment = {
         **os.environ,
-        "PYTHONPATH": str(CONSUMERS),
+        "PYTHONPATH": os.pathsep.join((str(PROGRAMS), str(CONSUMERS))),
         "PYTHONWARNINGS": "ignore",
         "AXOLOTL_DO_NOT_TRACK": "1",
         "DISABLE_VERSION_CHECK": "1",
@@ -86,7 +88,8 @@ def run(program: str, folder: Path) -> dict[str, Any]:
         "CUDA_VISIBLE_DEVICES": "",
     }
     ran = subprocess.run(
-        [sys.executable, PROGRAMS / program, folder / "cases", out],
+        # Imported, not run as a file: processes that datasets spawns would begin with the whole program.
+        [sys.executable, "-c", f"import {program}", folder / "cases", out],
         env=environment,
         cwd=folder,
         capture_output=True,

@@ -14,7 +14,7 @@ from ..adapters import AdapterFactory
 from ..domain import Adapter, Candidate, Level, Method, Quantization, Recipe
 from ..methods import learning_rate
 from ..rules import preferred_attention
-from ..selection import select
+from ..selection import ALL_LINEAR, select
 from ..targets import Targets, adapted_modules
 
 PRECISIONS = ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16")
@@ -25,7 +25,7 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bi
 OFFLOADS = ("none", "optimizer", "all")
 ZERO_STAGES = (0, 1, 2, 3)
 
-ALL_LINEAR = ("full", "all-linear")
+TARGET_SETS = ("minimal", "balanced", "full")
 MOST_ROWS = 65_536
 USUAL_BLOCKS = 2
 USUAL_LENGTH = 1024
@@ -43,8 +43,8 @@ class Settings:
     rank: int | None = None
     alpha: float | None = None
     targets: str = "balanced"
-    """A target set (``minimal``, ``balanced``, ``full``), names of modules, separated by commas, or ``re:``
-    with a regular expression for the whole name."""
+    """A target set (``minimal``, ``balanced``, ``full``), ``all-linear`` as PEFT has it, names of modules,
+    separated by commas, or ``re:`` with a regular expression for the whole name."""
     use_rslora: bool = False
     use_dora: bool = False
     quantization: Quantization = Quantization.NONE
@@ -262,8 +262,8 @@ def _adapter(settings: Settings, targets: Targets, model: ModelProfile) -> Adapt
     factory = AdapterFactory(targets, dropout=0.05)
     if settings.method.unfreezes:
         return _without_adapter(settings.method, factory, model)
-    is_set = settings.targets in (*ALL_LINEAR, "minimal", "balanced")
-    name = "full" if settings.targets in ALL_LINEAR else settings.targets if is_set else "full"
+    is_set = settings.targets in TARGET_SETS
+    name = settings.targets if is_set else "full"
     made = _of_method(settings, factory, name)
     if made is None:
         raise InputError(
@@ -310,14 +310,16 @@ def _of_method(settings: Settings, factory: AdapterFactory, target_set: str) -> 
 
 def _with_named_targets(adapter: Adapter, names: str, model: ModelProfile) -> Adapter:
     """The adapter on modules that are named by their ends or by a pattern, as ``target_modules`` does."""
-    if names.startswith("re:"):
+    if names != ALL_LINEAR:  # which PEFT extends to experts that were linear layers once; nobody names them
+        adapter = replace(adapter, target_parameters=(), rank_pattern=(), alpha_pattern=())
+    if names.startswith("re:") or names == ALL_LINEAR:
         where = select(names, model).where
         return replace(
             adapter,
             targets=where.modules,
             target_pattern=where.pattern,
-            target_parameters=(),
-            target_set="custom",
+            feedforward=tuple(end for end in adapter.feedforward if end in where.modules),
+            target_set=ALL_LINEAR if names == ALL_LINEAR else "custom",
         )
     wanted = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     ends = {module.name.rpartition(".")[2] for module in model.modules if module.kind != "embedding"}
@@ -331,7 +333,6 @@ def _with_named_targets(adapter: Adapter, names: str, model: ModelProfile) -> Ad
     chosen = replace(
         adapter,
         targets=wanted,
-        target_parameters=(),
         feedforward=tuple(end for end in adapter.feedforward if end in wanted),
         target_set="custom",
     )

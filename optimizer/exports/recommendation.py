@@ -28,11 +28,13 @@ def recommendation_document(
     estimates: Mapping[Candidate, Estimate],
     *,
     enumerated: int | None = None,
+    baseline: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Plain JSON data; bytes, seconds, UTC; null where nothing was measured.
 
     Args:
         enumerated: how many candidates the search began with; None where that is not known.
+        baseline: what was found of the configuration that somebody trains with now, as plain JSON data.
     """
     facts = study.facts
     stages = funnel(
@@ -66,6 +68,7 @@ def recommendation_document(
         "named": [to_json(named) for named in recommendation.named],
         "finish": to_json(recommendation.finish) if recommendation.finish else None,
         "stopped": recommendation.stopped,
+        "baseline": baseline,
         "funnel": [to_json(stage) for stage in stages],
         "sweeps": [to_json(sweep) for sweep in rate_sweeps(trials)],
         "trials": [_trial(trial) for trial in trials],

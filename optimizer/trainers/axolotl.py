@@ -8,9 +8,9 @@ from typing import Any
 
 from ..domain import Method, Quantization
 from .cells import Cannot, Effect, Keys
-from .hugging_face import ALL_LOGITS, SIXTEEN_BIT, whole
+from .hugging_face import ALL_LOGITS, SIXTEEN_BIT, only_usual_skips, whole
 from .hugging_face import read_precision as hugging_face_precision
-from .settings import Settings
+from .settings import PREPARED, Settings
 
 LIGER = "axolotl.integrations.liger.LigerPlugin"
 
@@ -117,20 +117,26 @@ def _with_defaults(keys: Keys) -> Keys:
 
 
 def read_precision(keys: Keys) -> str | None:
-    """The dtype of autocast; None where it is off."""
-    return hugging_face_precision(_with_defaults(keys))
+    """The dtype of autocast; None where it is off. ``float16`` alone loads weights and no more."""
+    keys = _with_defaults(keys)
+    return hugging_face_precision({**keys, "bf16": keys.get("bf16") or keys.get("bfloat16")})
 
 
 def weight_dtype(settings: Settings) -> Keys:
     """Float32 weights under autocast are not to be had, nor beside 8-bit layers."""
-    computed, wanted = computed_dtype(settings), settings["weight_dtype"]
-    if settings["quantization"] == Quantization.INT8 and computed == "float32":
-        computed = "float16"
-    if wanted == computed:
+    loaded, wanted = loaded_dtype(settings), settings["weight_dtype"]
+    if wanted == loaded:
         return {}
     if settings["method"] != Method.LORA:
-        raise Cannot(f"the weights that are trained would be {computed} and not {wanted}")
-    raise Cannot(f"frozen weights are loaded in {computed}, not in {wanted}", Effect.OTHER_NUMBERS)
+        raise Cannot(f"the weights that are trained would be {loaded} and not {wanted}")
+    raise Cannot(f"frozen weights are loaded in {loaded}, not in {wanted}", Effect.OTHER_NUMBERS)
+
+
+def loaded_dtype(settings: Settings) -> str:
+    """8-bit models are float16 where nothing else is asked for."""
+    computed = computed_dtype(settings)
+    is_int8 = settings["quantization"] == Quantization.INT8
+    return "float16" if is_int8 and computed == "float32" else computed
 
 
 def read_weight_dtype(keys: Keys) -> str:
@@ -147,13 +153,22 @@ def adapter_dtype(settings: Settings) -> Keys:
         raise Cannot(f"what is trained would be {computed_dtype(settings)}")
     if settings["method"] != Method.LORA or settings["adapter_dtype"] == "float32":
         return {}
-    if settings["adapter_dtype"] == settings["weight_dtype"]:
+    if settings["adapter_dtype"] == loaded_dtype(settings):
         return {"peft_autocast_adapter_dtype": False}
     raise Cannot("adapters are float32, or of the weights' dtype", Effect.OTHER_NUMBERS)
 
 
+def read_adapter_dtype(keys: Keys) -> str:
+    """PEFT makes adapters float32 unless that is switched off; all else keeps the dtype of its loading."""
+    if keys.get("adapter") and keys.get("peft_autocast_adapter_dtype") is not False:
+        return "float32"
+    return read_weight_dtype(keys)
+
+
 def quantization(settings: Settings) -> Keys:
     """Unless it is told otherwise, Axolotl quantizes the scales of 4-bit blocks too."""
+    if settings["quantization"] != Quantization.NONE and settings["method"] != Method.LORA:
+        raise Cannot("without one of its adapters nothing is quantized")
     match Quantization(settings["quantization"]):
         case Quantization.NONE:
             return {}
@@ -182,11 +197,16 @@ def read_double_quantization(keys: Keys) -> bool:
     return bool(keys.get("load_in_4bit")) and bool(told)
 
 
+def read_skip_modules(keys: Keys) -> list[str]:
+    """Those that are named, but for what is trained."""
+    told = (keys.get("bnb_config_kwargs") or {}).get("llm_int8_skip_modules") or []
+    trained = keys.get("lora_modules_to_save") or []
+    return [name for name in told if name not in trained] if keys.get("load_in_4bit") else []
+
+
 def skip_modules(settings: Settings) -> Keys:
     """Named among the overrides of 4-bit quantization."""
-    if settings["skip_modules"] and not Quantization(settings["quantization"]).is_4bit:
-        raise Cannot("8-bit quantization cannot be told to leave modules alone")
-    return {}
+    return {} if Quantization(settings["quantization"]).is_4bit else only_usual_skips(settings)
 
 
 def loss(settings: Settings) -> Keys:
@@ -220,6 +240,13 @@ def packing(settings: Settings) -> Keys:
 def row_order(_: Settings) -> Keys:
     """Rows are taken as they come only if nothing shuffles them on the way either."""
     return {"shuffle_merged_datasets": False, "curriculum_sampling": True}
+
+
+def read_row_order(keys: Keys) -> str | None:
+    """Of several files one after the other, shuffling undoes the order whatever is sampled in turn."""
+    files = keys.get("datasets")
+    shuffled = keys.get("shuffle_merged_datasets") is not False and isinstance(files, list) and len(files) > 1
+    return PREPARED if keys.get("curriculum_sampling") and not shuffled else None
 
 
 def warmup(settings: Settings) -> Keys:

@@ -22,6 +22,12 @@ ALL_LOGITS = Cannot("all logits are there at once: the same numbers with more me
 
 SEQUENTIAL = "sequential"
 
+OUTPUT_EMBEDDINGS = {"lm_head", "embed_out"}
+"""As transformers' language models call them."""
+
+NO_LINEAR_LAYER = re.compile(r"norm|embed_tokens|embed_in|word_embeddings|\bw[tp]e\b|\bln_")
+"""In the names of modules that are never quantized."""
+
 
 def whole(alpha: float) -> int:
     """Of trainers whose alpha is a whole number."""
@@ -103,6 +109,14 @@ def total_steps(settings: Settings) -> Keys:
     return {"max_steps": settings["total_steps"]}
 
 
+def read_total_steps(keys: Keys) -> int:
+    """Where their number is told, above 0; else it follows from the data."""
+    told = int(keys.get("max_steps") or 0)
+    if told < 1:
+        raise Unsaid
+    return told
+
+
 def weight_decay(settings: Settings) -> Keys:
     """Of matrices. The Trainer tells vectors by names, and does not know DoRA's."""
     keys = {"weight_decay": settings["weight_decay"]}
@@ -117,12 +131,12 @@ def warmup(settings: Settings) -> Keys:
 
 
 def read_warmup(keys: Keys) -> float:
-    """A share of all steps: numbers below 1 are one, whole numbers are steps."""
-    steps = keys.get("warmup_steps")
+    """A share of all steps: numbers below 1 are one, whole numbers are steps of all where these are told."""
+    steps = float(keys.get("warmup_steps") or 0.0)
+    if steps >= 1:
+        return steps / read_total_steps(keys)
     if steps:
-        if float(steps) >= 1:
-            raise Unsaid
-        return float(steps)
+        return steps
     return float(keys.get("warmup_ratio") or 0.0)
 
 
@@ -162,6 +176,15 @@ def read_targets(value: Any) -> Any:
     return names if all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 
 
+def read_trl_targets(value: Any) -> Any:
+    """A list of one is a pattern, and may be that of :func:`trl_targets`."""
+    text = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(text, str):
+        return value
+    name = re.fullmatch(r"\(\.\*\\\.\)\?((?:\w|\\\.)+)", text)
+    return [name[1].replace("\\.", ".")] if name else read_targets(text)
+
+
 def trl_adapter_dtype(settings: Settings) -> Keys:
     """Adapters are float32 beside plain weights, and bfloat16 beside quantized ones."""
     if settings["method"] == Method.FULL:
@@ -191,6 +214,11 @@ def trl_loss(settings: Settings) -> Keys:
     raise Cannot("logits are never there all at once: the same numbers with less memory", Effect.OTHER_COST)
 
 
+def read_trl_loss(keys: Keys) -> str:
+    """See :func:`trl_loss`."""
+    return "liger" if keys.get("use_liger_kernel") else "chunked"
+
+
 def trl_quantization(settings: Settings) -> Keys:
     """bitsandbytes' two kinds."""
     match Quantization(settings["quantization"]):
@@ -210,6 +238,22 @@ def read_trl_quantization(keys: Keys) -> str:
     if keys.get("load_in_4bit"):
         return str(keys.get("bnb_4bit_quant_type") or Quantization.NF4)
     return str(Quantization.INT8 if keys.get("load_in_8bit") else Quantization.NONE)
+
+
+def only_usual_skips(settings: Settings) -> Keys:
+    """What is not quantized has no key: transformers then leaves the output embeddings alone, and no more.
+
+    A trial names what it trains, and then only that is left alone. Embeddings and norms are no linear layers.
+    """
+    if settings["quantization"] == Quantization.NONE:
+        return {}
+    kept = {name for name in settings["trained_modules"] if not NO_LINEAR_LAYER.search(name)}
+    if settings["skip_modules"] or kept - OUTPUT_EMBEDDINGS:
+        left = ", ".join(sorted({*settings["skip_modules"], *kept - OUTPUT_EMBEDDINGS}))
+        raise Cannot(f"it would quantize {left} too, and cannot be told not to")
+    if settings["trained_modules"] and not kept:
+        raise Cannot("the output embeddings are not quantized; measured, they were", Effect.OTHER_NUMBERS)
+    return {}
 
 
 def trl_packing(settings: Settings) -> Keys:

@@ -73,9 +73,10 @@ def slurm_script(training: Training, program: str, output: str) -> str:
         "# Stopped by Slurm, the program leaves a checkpoint; started again, it goes on from there.",
         "resume=()",
         f"[ -d {output}/checkpoint ] && resume=(--resume)",
-        # Since Slurm 22.05 srun takes no number of processors over by itself.
+        # Since Slurm 22.05 srun takes no number of processors over by itself; and bash before 4.4 takes an
+        # empty list for an unset name.
         'exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \\',
-        f'  python {program} --out {output} "${{resume[@]}}"',
+        f'  python {program} --out {output} ${{resume[@]+"${{resume[@]}}"}}',
         "",
     ]
     return "\n".join(lines)
@@ -92,7 +93,7 @@ def kubernetes_job(training: Training, program: str) -> str:
         resources["limits"]["nvidia.com/gpu"] = 1
     steps = [
         f"pip install --quiet {' '.join(_requirements(training))}",
-        f"cd {WORK_FOLDER}",
+        f"cd {WORK_FOLDER} || exit",
         'if [ -d trained/checkpoint ]; then set -- "$@" --resume; fi',
         f'exec python {PROGRAM_FOLDER}/{program} "$@"',
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cells import Cannot, Effect, Keys
+from .cells import Cannot, Effect, Keys, Unsaid
 from .hugging_face import SIXTEEN_BIT
 from .settings import Settings
 
@@ -44,6 +44,13 @@ def undivided(settings: Settings) -> Keys:
     if settings["zero_stage"]:
         raise Cannot("states are not divided (in the format deepspeed they are)", Effect.OTHER_COST)
     return {}
+
+
+def read_undivided(keys: Keys) -> int:
+    """0 where nothing divides states; DeepSpeed's own file, or block, tells its stage."""
+    if any(keys.get(name) for name in ("deepspeed", "fsdp", "fsdp_config", "fsdp_version")):
+        raise Unsaid
+    return 0
 
 
 def read_accelerate_zero(keys: Keys) -> int:

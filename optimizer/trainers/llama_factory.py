@@ -125,6 +125,8 @@ def adapter_dtype(settings: Settings) -> Keys:
 
 def quantization(settings: Settings) -> Keys:
     """By bitsandbytes, which it calls a method."""
+    if settings["quantization"] != Quantization.NONE and settings["method"] != Method.LORA:
+        raise Cannot("quantized models are trained with its adapters only")
     match Quantization(settings["quantization"]):
         case Quantization.NONE:
             return {}

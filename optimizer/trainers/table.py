@@ -42,7 +42,8 @@ IN_ADAPTER_FILE = elsewhere("adapter_config.json")
 IN_ROWS = elsewhere("the prepared rows")
 LAUNCHED = elsewhere("what is launched")
 WEIGHT_DECAY = several(("weight_decay",), hugging_face.weight_decay, key("weight_decay", default=0.0).read)
-UNDIVIDED = several((), launchers.undivided)
+UNDIVIDED = several((), launchers.undivided, launchers.read_undivided)
+TOTAL_STEPS = several(("max_steps",), hugging_face.total_steps, hugging_face.read_total_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,7 @@ TABLE: Mapping[str, Row] = {
         trl=key(
             "lora_target_modules",
             to=hugging_face.trl_targets,
-            back=hugging_face.read_targets,
+            back=hugging_face.read_trl_targets,
             omit_empty=True,
         ),
         axolotl=several(("lora_target_modules", "lora_target_linear"), axolotl.targets, axolotl.read_targets),
@@ -226,7 +227,7 @@ TABLE: Mapping[str, Row] = {
     ),
     "adapter_dtype": Row(
         trl=several((), hugging_face.trl_adapter_dtype, lambda _: "float32"),
-        axolotl=several(("peft_autocast_adapter_dtype",), axolotl.adapter_dtype, lambda _: "float32"),
+        axolotl=several(("peft_autocast_adapter_dtype",), axolotl.adapter_dtype, axolotl.read_adapter_dtype),
         llamafactory=several((), llama_factory.adapter_dtype, lambda _: "float32"),
     ),
     "quantization": Row(
@@ -257,9 +258,9 @@ TABLE: Mapping[str, Row] = {
         llamafactory=elsewhere("the setting autocast"),
     ),
     "skip_modules": Row(
-        trl=only([], instead="its command line cannot name modules that are not quantized"),
-        axolotl=several((), axolotl.skip_modules, lambda _: []),
-        llamafactory=only([], instead="its file cannot name modules that are not quantized"),
+        trl=several((), hugging_face.only_usual_skips, lambda _: []),
+        axolotl=several((), axolotl.skip_modules, axolotl.read_skip_modules),
+        llamafactory=several((), hugging_face.only_usual_skips, lambda _: []),
     ),
     "gradient_checkpointing": Row(
         transformers=several(
@@ -304,7 +305,7 @@ TABLE: Mapping[str, Row] = {
         trl=several(
             ("use_liger_kernel", "liger_kernel_config"),
             hugging_face.trl_loss,
-            hugging_face.read_loss,
+            hugging_face.read_trl_loss,
         ),
         axolotl=several(
             ("liger_fused_linear_cross_entropy", "plugins", "chunked_cross_entropy"),
@@ -365,9 +366,9 @@ TABLE: Mapping[str, Row] = {
         llamafactory=key("num_train_epochs", default=3.0),
     ),
     "total_steps": Row(
-        trl=several(("max_steps",), hugging_face.total_steps),
-        axolotl=several(("max_steps",), hugging_face.total_steps),
-        llamafactory=several(("max_steps",), hugging_face.total_steps),
+        trl=TOTAL_STEPS,
+        axolotl=TOTAL_STEPS,
+        llamafactory=TOTAL_STEPS,
     ),
     "learning_rate": Row(
         transformers=key("learning_rate", default=5e-5, back=float),
@@ -431,7 +432,7 @@ TABLE: Mapping[str, Row] = {
             "train_sampling_strategy", {PREPARED: SEQUENTIAL}, default=None, otherwise="rows are shuffled"
         ),
         axolotl=several(
-            ("shuffle_merged_datasets", "curriculum_sampling"), axolotl.row_order, lambda _: None
+            ("shuffle_merged_datasets", "curriculum_sampling"), axolotl.row_order, axolotl.read_row_order
         ),
         llamafactory=word("disable_shuffling", {PREPARED: True}, default=None, otherwise="rows are shuffled"),
     ),

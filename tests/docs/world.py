@@ -218,6 +218,21 @@ def _write_axolotl(path: Path, inputs: Inputs) -> None:
     )
 
 
+def _write_sft(path: Path, inputs: Inputs) -> None:
+    path.write_text(
+        "model_name_or_path: ./my-llm\ndtype: bfloat16\nuse_peft: true\nlora_r: 8\nlora_alpha: 16\n"
+        "lora_target_modules: [q_proj, v_proj]\ndataset_name: chats.jsonl\nmax_length: 128\n"
+        "per_device_train_batch_size: 16\nnum_train_epochs: 3\nlearning_rate: 0.005\nwarmup_steps: 0.06\n"
+        "gradient_checkpointing: false\nbf16: true\neval_strategy: 'no'\nseed: 42\noutput_dir: ./out\n"
+    )
+
+
+def _write_configs(path: Path, inputs: Inputs) -> None:
+    path.mkdir()
+    _write_axolotl(path / "axolotl.yaml", inputs)
+    _write_sft(path / "sft.yaml", inputs)
+
+
 def _link_examples(path: Path, inputs: Inputs) -> None:
     path.symlink_to(REPOSITORY / "examples", target_is_directory=True)
 
@@ -236,6 +251,8 @@ MAKERS: Mapping[str, Callable[[Path, Inputs], None]] = {
     "series.csv": _write_series,
     "chat.jinja": _write_template,
     "axolotl.yaml": _write_axolotl,
+    "sft.yaml": _write_sft,
+    "configs": _write_configs,
     "examples": _link_examples,
 }
 """Name in the folder of every page → what makes it."""

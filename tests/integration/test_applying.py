@@ -78,6 +78,13 @@ def test_adapter_on_a_plain_module(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_a_folder_in_which_an_adapter_was_saved_still_recommends(tmp_path: Path) -> None:
+    folder = write_recommendation(tmp_path)
+    rankwise.apply(tide.build(), folder).save_pretrained(folder, save_embedding_layers=False)
+    assert json.loads((folder / "adapter_config.json").read_text())["inference_mode"] is True
+    assert trained_names(rankwise.apply(tide.build(), folder))
+
+
 def test_optimizer_has_what_is_trained_and_what_was_recommended(tmp_path: Path) -> None:
     folder = write_recommendation(tmp_path)
     model = rankwise.apply(tide.build(), folder / "recommendation.json")

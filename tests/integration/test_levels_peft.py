@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from rankwise.optimizer.adapters import AdapterFactory
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Recipe, StudyFacts, StudyRequest
+from rankwise.optimizer.estimates.settings import Settings, candidate_from
 from rankwise.optimizer.exports.peft import adapter_config
 from rankwise.optimizer.levels import enumerate_candidates
 from rankwise.optimizer.methods import METHODS, oft_block, rank_on, rank_schedule
@@ -171,6 +172,46 @@ def load_config(candidate: Candidate, kind: TaskKind, folder: Path, base_model: 
     config = adapter_config(candidate, task_kind=kind, base_model=base_model, total_steps=100)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return PeftConfig.from_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+@pytest.mark.parametrize(
+    ("model_path", "kind"),
+    [
+        ("minilm", TaskKind.TEXT_CLASSIFICATION),
+        ("roberta", TaskKind.TEXT_CLASSIFICATION),
+        ("llama", TaskKind.TEXT_CLASSIFICATION),
+        ("llama", TaskKind.CAUSAL_LM),
+        ("gpt2", TaskKind.CAUSAL_LM),
+    ],
+    indirect=["model_path"],
+)
+def test_all_linear_is_what_peft_makes_of_it(model_path, kind, tmp_path):
+    """No set of ours: the poolers and routers that these leave out belong to it, and experts do not."""
+    profile = inspect_model(model_path, source=str(model_path), revision=None, task=TASKS[kind])
+    candidate = candidate_from(Settings(rank=4, targets="all-linear"), profile, kind)
+    ours = load_config(candidate, kind, tmp_path, str(model_path))
+    theirs = LoraConfig(
+        r=4, target_modules="all-linear", task_type=ours.task_type, modules_to_save=ours.modules_to_save
+    )
+    adapted = [
+        {
+            name
+            for name, module in get_peft_model(build_model(model_path, kind), config).named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+        for config in (ours, theirs)
+    ]
+    assert adapted[0] == adapted[1]
+
+
+@pytest.mark.parametrize("model_path", ["mixtral", "qwen3_moe"], indirect=True)
+def test_all_linear_has_the_experts(model_path):
+    """PEFT takes them for the linear layers that they were, and the router beside them, which we do not."""
+    kind = TaskKind.CAUSAL_LM
+    profile = inspect_model(model_path, source=str(model_path), revision=None, task=TASKS[kind])
+    adapter = candidate_from(Settings(rank=4, targets="all-linear"), profile, kind).adapter
+    assert {"down_proj", "gate_up_proj"} <= {end.rpartition(".")[2] for end in adapter.target_parameters}
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")

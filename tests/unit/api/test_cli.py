@@ -566,10 +566,15 @@ def test_a_study_that_nobody_works_on_is_interrupted(run: Run, script, store, ho
     listed = run("studies", "list")
     shown = run("studies", "show", script.id)
 
-    assert re.search(rf"{script.id} +interrupted", listed.out)
+    [_, state] = [study["state"] for study in run("studies", "list", "--json").document["studies"]]
+    assert re.search(rf"{script.id} +{state}, interrupted", listed.out)
     assert re.search(rf"{untouched.id} +queued", listed.out)
     assert "rankwise recommend --resume ID" in listed.err
-    assert f"Study {script.id}  interrupted" in shown.out
+    assert f"Study {script.id}  {state}, interrupted" in shown.out
+    told = {
+        study["id"]: study["interrupted"] for study in run("studies", "list", "--json").document["studies"]
+    }
+    assert told == {script.id: True, untouched.id: False}
     assert f"rankwise recommend --resume {script.id}" in shown.err
     lock = take_lock(home, None)
     assert lock is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.optimizer.domain import Measurement, Rung
+from rankwise.optimizer.domain import Measurement, Outcome, Rung
 
 Run = Callable[..., Any]
 
@@ -61,6 +61,28 @@ def test_a_refusal_writes_nothing_and_names_another_format(run: Run, script: Any
     assert "text-classification" in result.err
     assert "transformers" in result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_that_measured_nothing_is_refused(run: Run, script: Any, tmp_path: Path) -> None:
+    script.begin()
+    trial = script.fail_trial(script.candidate(learning_rate=1e-4), Outcome.OOM, "CUDA out of memory.")
+    result = run("export", trial.id, "--format", "peft", "--out", str(tmp_path / "out"))
+    assert result.code == 2
+    assert "ended with oom, and measured nothing" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_that_failed_after_it_was_measured_is_exported_with_a_warning(
+    run: Run, script: Any, trained: Measurement, tmp_path: Path
+) -> None:
+    script.begin()
+    claim = script.start(script.candidate(learning_rate=1e-4), Rung.TRAIN)
+    trial = script.store.finish_attempt(
+        claim, outcome=Outcome.DIVERGED, reason="The loss is nan.", measurement=trained, wall_s=9.0
+    )
+    asked = ("export", trial.id, "--format", "peft", "--out", str(tmp_path / "out"))
+    assert "ended with diverged: The loss is nan." in run(*asked).err
+    assert "ended with diverged" in run(*asked, "--json").document["warnings"][0]
 
 
 def test_bad_names_are_told_apart(run: Run, script: Any) -> None:

@@ -47,6 +47,13 @@ def test_it_is_placed_as_it_is_on_the_studys_rows(build, baseline) -> None:
     assert adapter.trained_modules == ("classifier",)
 
 
+def test_how_its_adapter_starts_is_kept(build, baseline) -> None:
+    told = replace(baseline, settings={**baseline.settings, "init_weights": "pissa"})
+    candidate = place(told, build.facts()).candidate
+    assert candidate is not None
+    assert candidate.adapter.init_weights == "pissa"
+
+
 def test_it_frames_the_study_where_nobody_says_otherwise(baseline) -> None:
     assert frame_of(baseline) == {"effective_batch": 8, "epochs": 2.0}
 
@@ -59,6 +66,7 @@ def test_it_frames_the_study_where_nobody_says_otherwise(baseline) -> None:
         ({"targets": ["nowhere"]}, "no module 'nowhere'"),
         ({"attention": "flash_attention_2"}, "half precision only"),
         ({"quantization": "nf4"}, "bitsandbytes"),
+        ({"trained_modules": ["embed_tokens", "classifier"]}, "it trains embed_tokens beside its adapter"),
     ],
 )
 def test_what_cannot_run_here_is_told_and_not_tried(build, baseline, changes, words: str) -> None:

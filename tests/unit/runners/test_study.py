@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any, cast
 
 import pytest
 
+from rankwise.api.handover import write_results
 from rankwise.home import Home
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import (
+    Baseline,
     Method,
     Outcome,
     Recipe,
@@ -441,3 +444,19 @@ class TestEstimates:
         assert study.state is StudyState.SUCCEEDED
         assert trials[0].estimate is not None
         assert (trials[0].estimate.fits, trials[0].estimate.reason) == (None, "no such layer")
+
+
+def test_a_baseline_that_cannot_run_is_told_and_the_study_goes_on(
+    store: Store, home: Home, server: FakeServer
+) -> None:
+    settings = {"method": "lora", "zero_stage": 3}
+    baseline = Baseline(name="old.yaml", trainer="axolotl", settings=settings)
+    study, trials = run_study(store, home, server, baseline=baseline)
+    told = [e.payload for e in store.events_after(study.id, 0) if e.kind == "baseline.left_out"]
+    assert told == [
+        {"name": "old.yaml", "reason": "it divides the training among GPUs, and trials run on one"}
+    ]
+    assert (study.state, len(trials)) == (StudyState.SUCCEEDED, 2)
+    write_results(store, study.id, home.root / "out")
+    written = json.loads((home.root / "out" / "recommendation.json").read_text())["baseline"]
+    assert (written["name"], written["reason"]) == (told[0]["name"], told[0]["reason"])

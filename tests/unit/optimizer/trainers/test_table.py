@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from typing import Any
@@ -81,21 +82,11 @@ TEXTS = {
 }
 
 UNREADABLE = {
-    # One name becomes a pattern, and several words become one: other tests hold these.
-    (Trainer.TRL, "targets"),
-    # Told in steps.
+    # Told in whole steps: a test below holds these.
     (Trainer.AXOLOTL, "warmup_share"),
     (Trainer.LLAMA_FACTORY, "warmup_share"),
     # The several methods that unfreeze parts are one word.
     (Trainer.AXOLOTL, "method"),
-    # Read as what PEFT does unasked, whatever is told.
-    (Trainer.AXOLOTL, "adapter_dtype"),
-    # That rows keep their order is not looked for.
-    (Trainer.AXOLOTL, "row_order"),
-    # Told beside the stage.
-    (Trainer.ACCELERATE, "zero_stage"),
-    # It has no word for the chunked loss, which is its only one.
-    (Trainer.TRL, "loss"),
 }
 
 
@@ -144,6 +135,8 @@ def test_any_candidate_is_refused_with_one_message_or_written_as_it_reads_back(
         for setting, row in TABLE.items():
             cell = row.cell(trainer)
             untold = settings[setting] in (None, []) or not cell.keys
+            # Without frozen weights there is nothing beside them.
+            untold = untold or (setting == "adapter_dtype" and adapter.method is Method.FULL)
             if untold or setting in missing or (trainer, setting) in UNREADABLE:
                 continue
             try:
@@ -153,6 +146,80 @@ def test_any_candidate_is_refused_with_one_message_or_written_as_it_reads_back(
             if understood != settings[setting] and (understood or settings[setting]):
                 wrong[setting] = understood
         assert wrong == {}, trainer
+
+
+@pytest.mark.parametrize(("share", "total_steps"), [(0.0, 338), (0.06, 338), (0.03, 9), (0.5, 3)])
+@pytest.mark.parametrize("trainer", [Trainer.TRL, Trainer.AXOLOTL, Trainer.LLAMA_FACTORY])
+def test_warm_up_reads_back_as_the_steps_that_it_takes(
+    trainer: Trainer, share: float, total_steps: int
+) -> None:
+    recipe = replace(RECIPE, warmup_ratio=share)
+    keys = write(settings_of(training(recipe=recipe, total_steps=total_steps)), trainer).keys
+    understood = TABLE["warmup_share"].cell(trainer).read(keys)
+    assert math.ceil(understood * total_steps) == math.ceil(share * total_steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "meant"),
+    [
+        # What is said alone is autocast too: Axolotl's builders take either word for it.
+        ({"bfloat16": True}, "autocast", "bfloat16"),
+        ({"float16": True}, "autocast", None),
+        ({"peft_autocast_adapter_dtype": False, "bf16": True}, "adapter_dtype", "bfloat16"),
+        ({"peft_autocast_adapter_dtype": True, "bf16": True}, "adapter_dtype", "float32"),
+        ({"adapter": None, "bf16": True}, "adapter_dtype", "bfloat16"),
+        ({"curriculum_sampling": True, "datasets": [{}, {}]}, "row_order", None),
+        ({"curriculum_sampling": True, "datasets": [{}]}, "row_order", "prepared"),
+        ({"max_steps": 12}, "total_steps", 12),
+        ({"max_steps": 12, "warmup_steps": 3}, "warmup_share", 0.25),
+        ({}, "zero_stage", 0),
+    ],
+)
+def test_axolotl_is_read_as_it_trains(changes: dict[str, Any], setting: str, meant: Any) -> None:
+    assert TABLE[setting].cell(Trainer.AXOLOTL).read({"adapter": "lora", **changes}) == meant
+
+
+@pytest.mark.parametrize(
+    ("setting", "keys"),
+    [
+        ("total_steps", {"max_steps": -1}),
+        ("warmup_share", {"warmup_steps": 10}),
+        ("zero_stage", {"deepspeed": "zero3.json"}),
+    ],
+)
+def test_what_a_file_alone_does_not_tell_is_not_read(setting: str, keys: dict[str, Any]) -> None:
+    with pytest.raises(Unsaid):
+        TABLE[setting].cell(Trainer.TRL).read(keys)
+
+
+@pytest.mark.parametrize("quantization", [Quantization.INT8, Quantization.NF4])
+@pytest.mark.parametrize(
+    ("trained", "effect"),
+    [
+        ((), None),
+        (("lm_head",), None),
+        (("embed_tokens", "lm_head"), None),
+        # transformers leaves the output embeddings alone; the trial left alone only what it trains.
+        (("embed_tokens",), Effect.OTHER_NUMBERS),
+        (("o_proj",), Effect.OTHER_TRAINING),
+    ],
+)
+def test_modules_that_are_trained_beside_quantized_ones(
+    trained: tuple[str, ...], effect: Effect | None, quantization: Quantization
+) -> None:
+    one = training(replace(LORA, trained_modules=trained), replace(HALF, quantization=quantization))
+    for trainer in (Trainer.TRL, Trainer.LLAMA_FACTORY, Trainer.AXOLOTL):
+        gaps = {gap.setting: gap.effect for gap in write(settings_of(one), trainer).gaps}
+        can_name = trainer is Trainer.AXOLOTL and quantization.is_4bit
+        assert gaps.get("skip_modules") == (None if can_name else effect), trainer
+
+
+@pytest.mark.parametrize("form", [Format.AXOLOTL, Format.LLAMA_FACTORY])
+def test_quantized_models_are_trained_with_adapters_only(form: Format) -> None:
+    blocks = Adapter(method=Method.LAST_BLOCKS, unfrozen=("model.layers.1",), last_blocks=1)
+    level = replace(NF4, adapter_dtype="bfloat16")
+    with pytest.raises(ExportRefused, match="quantization is 'nf4'"):
+        outline(training(blocks, level), form)
 
 
 def test_a_path_with_quotes_survives_the_file() -> None:
