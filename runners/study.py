@@ -321,7 +321,7 @@ class StudyRun:
             seed=derive_seed(seed, "model", trial.plan.replicate),
             order_seed=derive_seed(seed, "order", trial.plan.replicate),
             device=device.uuid if device else "cpu",
-            threads=facts.hardware.host.physical_cores or facts.hardware.host.logical_cores,
+            threads=facts.hardware.host.usable_cores,
             memory_limit_bytes=self.study.request.memory_limit_bytes if device else None,
             trust_remote_code=facts.model.runs_remote_code,
             has_weights=facts.model.has_weights,
