@@ -38,9 +38,10 @@ demo: $(INSTALLED) ## recommend a configuration for a real model and real data, 
 	RANKWISE_HOME="$(CURDIR)/$(DEMO)/home" $(BIN)/rankwise recommend --model $(DEMO)/model \
 		--data $(DEMO)/reviews.csv --budget 2m --out $(DEMO)/recommendation
 
-# In one process: torch's threads use every core, and two workers that share them take over three times as long.
+# Several processes, each on cores of its own (tests/conftest.py): where torch's threads share cores, two take over
+# three times as long as one. Whole files, in the order of their names: the slowest come first.
 test: $(INSTALLED) ## run all tests; ARGS go to pytest: make test ARGS="tests/unit -k home"
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: $(INSTALLED) ## build the documentation site below build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

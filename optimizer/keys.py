@@ -12,7 +12,7 @@ from .recipe import steps_for
 TRAINING_VERSION = 2
 """Of what a trial does when it trains and judges, as MEASURING_VERSION of what it measures."""
 
-MEASURING_VERSION = 2
+MEASURING_VERSION = 3
 """Of what a trial does when it measures. Raised with every change of it that moves figures: older ones are
 not used again."""
 

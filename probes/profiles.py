@@ -121,7 +121,9 @@ class HostProfile:
 
     cpu_model: str | None
     physical_cores: int | None
+    """Of the machine; None where the kernel does not list them."""
     logical_cores: int
+    """That this process may run on: fewer than the machine's in a container or a batch job."""
     ram_total_bytes: int
     ram_available_bytes: int
     disk_free_bytes: int
@@ -133,6 +135,11 @@ class HostProfile:
     """Installed versions of the packages that can change memory, speed or results."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that change how libraries compute: threads, how they wait, kernels."""
+
+    @property
+    def usable_cores(self) -> int:
+        """How many threads can compute at once without waiting for a processor that another of them has."""
+        return min(self.physical_cores or self.logical_cores, self.logical_cores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,7 @@ def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Meas
         seed=derive_seed(study.request.seed, "model", trial.plan.replicate),
         on_cpu=not gpus,
         gpu_name=gpus[0].name if gpus else None,
-        cpus=host.physical_cores or host.logical_cores,
+        cpus=host.usable_cores,
         host_memory_bytes=measured.peak_process_bytes if measured else None,
         finish_s=finish.high_s if finish else None,
         study_id=study.id,

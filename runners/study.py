@@ -370,7 +370,7 @@ class StudyRun:
             seed=derive_seed(seed, "model", trial.plan.replicate),
             order_seed=derive_seed(seed, "order", trial.plan.replicate),
             devices=[device.uuid for device in devices],
-            threads=facts.hardware.host.physical_cores or facts.hardware.host.logical_cores,
+            threads=facts.hardware.host.usable_cores,
             heldout_rows=judged_rows(facts.heldout_rows, total_steps, trial.candidate.recipe),
             memory_limit_bytes=self.study.request.memory_limit_bytes if devices else None,
             trust_remote_code=facts.model.runs_remote_code,

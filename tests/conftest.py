@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,36 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+MOST_WORKERS = 4
+"""Each takes up to 2 GiB with what it starts."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes ``-n auto`` means."""
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+def share_of_cores(cores: Collection[int], worker: str, workers: int) -> set[int]:
+    """The cores of one of several pytest processes, and of all that it starts.
+
+    Without that, torch's threads in each of them want every core and wait for each other; and studies, which
+    watch for other programs on their cores, would notice the other tests.
+
+    Args:
+        cores: that there are, by number.
+        worker: ``gw0``, ``gw1``, …
+        workers: how many there are.
+    """
+    numbers, place = sorted(cores), int(worker.removeprefix("gw"))
+    return set(numbers[place::workers]) or {numbers[place % len(numbers)]}
+
+
+# Here, since libraries count their threads when they are loaded.
+if own_name := os.environ.get("PYTEST_XDIST_WORKER"):
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, share_of_cores(os.sched_getaffinity(0), own_name, workers))
 
 
 @pytest.fixture

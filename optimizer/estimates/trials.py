@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ...errors import InputError
 from ..domain import Candidate, Estimate, Method, StudyFacts, StudyRequest, Trial
@@ -98,9 +99,7 @@ class Judge:
     def gpu(self) -> Gpu | None:
         """The trials' device, if it is a GPU of the catalogue."""
         device = trial_device(self.facts.hardware)
-        with suppress(InputError):
-            return None if device is None else find_gpu(device.name)
-        return None
+        return None if device is None else _in_catalogue(device.name)
 
     @property
     def device_name(self) -> str:
@@ -182,6 +181,14 @@ class Judge:
         modules = self.facts.model.modules
         embeddings = sum(module.parameters for module in modules if module.kind == "embedding")
         return BYTES_PER_ELEMENT[candidate.level.weight_dtype] * embeddings
+
+
+@lru_cache
+def _in_catalogue(name: str) -> Gpu | None:
+    """Kept, since every candidate asks, and a name that is unknown is compared with all others."""
+    with suppress(InputError):
+        return find_gpu(name)
+    return None
 
 
 def _on_gpu(told: Estimate, prediction: TrialPrediction, target: Target) -> Estimate:

@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import gzip
 import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -54,6 +52,8 @@ from rankwise.runners.messages import TrialSpec
 from rankwise.runners.ready_files import write_ready_files
 from rankwise.runners.warm_client import WarmServer, read_tail
 from rankwise.store import Store
+
+from ..warm_python import WarmPython
 
 PATIENCE_S = 120.0
 IMAGES = 200
@@ -220,15 +220,14 @@ def recommend(home: Home, out: Path, body: dict[str, Any]) -> tuple[StudyFacts, 
         return study.facts, store.get_recommendation(study.id)
 
 
-def run_script(out: Path, *arguments: str | Path) -> str:
-    command = [sys.executable, out / "train.py", "--cpu", *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE_S)
+def run_script(warm: WarmPython, out: Path, *arguments: str | Path) -> str:
+    done = warm.run(out / "train.py", "--cpu", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_a_study_of_images_ends_in_a_script_that_repeats_it(
-    home: Home, digit_folders: Path, tmp_path: Path
+    home: Home, digit_folders: Path, tmp_path: Path, warm: WarmPython
 ) -> None:
     config = ViTConfig(
         hidden_size=32,
@@ -249,8 +248,8 @@ def test_a_study_of_images_ends_in_a_script_that_repeats_it(
     assert (facts.train_rows, facts.heldout_rows) == (180, 20)
     assert chosen.evidence.metric_name == "accuracy"
     assert "samples/s" in " ".join(chosen.reasons)
-    assert "losses the same as measured" in run_script(tmp_path, "--verify")
-    trained = run_script(tmp_path, "--max-steps", "2", "--out", tmp_path / "trained")
+    assert "losses the same as measured" in run_script(warm, tmp_path, "--verify")
+    trained = run_script(warm, tmp_path, "--max-steps", "2", "--out", tmp_path / "trained")
     assert "on 20 rows, accuracy" in trained
     assert (tmp_path / "trained" / "adapter_model.safetensors").is_file()
 
@@ -260,6 +259,7 @@ def test_a_study_of_heat_maps_ends_in_a_script_that_repeats_it(
     digits: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    warm: WarmPython,
 ) -> None:
     images = digits[0][:, None]
     np.savez(tmp_path / "maps.npz", pixel_values=images, labels=(images > 0.5).astype(np.float32))
@@ -272,7 +272,7 @@ def test_a_study_of_heat_maps_ends_in_a_script_that_repeats_it(
     facts, chosen = recommend(home, tmp_path, body)
     assert facts.dataset.task.kind is TaskKind.ARRAY_REGRESSION
     assert chosen.evidence.metric_name is None, "its numbers are logits, and the loss is its own"
-    assert "losses the same as measured" in run_script(tmp_path, "--verify")
+    assert "losses the same as measured" in run_script(warm, tmp_path, "--verify")
 
 
 def test_a_mixer_learns_to_forecast(try_first: Try, weather_csv: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from typer.testing import CliRunner
 from rankwise import estimate
 from rankwise.api.app import create_app
 from rankwise.api.cli.main import app as program
+from rankwise.api.estimates import answer, read_question
+from rankwise.api.response_schemas import EstimateDocument
 from rankwise.api.settings import ServerSettings
 from rankwise.errors import InputError, ModelError
 from rankwise.home import Home
@@ -45,6 +49,20 @@ def config(tmp_path: Path) -> str:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(LLAMA))
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def inquiries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inquiries]:
+    """One warm server for many questions, as the service has it."""
+    with Inquiries(Home(tmp_path_factory.mktemp("home")).create()) as found:
+        yield found
+
+
+def told(inquiries: Inquiries, config: Path, **options: Any) -> EstimateDocument:
+    """As `rankwise.estimate`, which starts a warm server for each question."""
+    question = read_question(config, **options)
+    ask = partial(inquiries.estimate, question.model, question.settings, task=question.task)
+    return answer(question, lambda terms, enough: ask(terms, enough=enough))
 
 
 def without_time(document: dict[str, Any]) -> dict[str, Any]:
@@ -81,26 +99,26 @@ def test_command_line_http_and_python_give_one_answer(config: str, home: Home) -
     assert list(home.tokens.parent.iterdir()) == [home.tokens], "nothing of the jobs is left behind"
 
 
-def test_images_have_no_length(tmp_path: Path, home: Home) -> None:
+def test_images_have_no_length(tmp_path: Path, inquiries: Inquiries) -> None:
     config = tmp_path / "config.json"
     sizes = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 64}
     config.write_text(json.dumps({"model_type": "vit", "image_size": 32, "patch_size": 8, **sizes}))
-    found = estimate(config, home=home.root, gpu="T4", precision="fp16", batch_size=4, tokens=1_000)
+    found = told(inquiries, config, gpu="T4", precision="fp16", batch_size=4, tokens=1_000)
     assert found.task is TaskKind.IMAGE_CLASSIFICATION
     assert found.trainable_params == 6 * 4 * 16 * (32 + 32) + 2 * 32 + 2
     assert (found.max_micro_batch or 0) > 4
     assert (found.max_seq_len, found.tokens_per_second, found.hours) == (None, None, None)
     assert any("32 × 32 pixels in 3 channels" in note for note in found.notes)
-    longer = estimate(config, home=home.root, gpu="T4", precision="fp16", batch_size=4, seq_len=4_096)
+    longer = told(inquiries, config, gpu="T4", precision="fp16", batch_size=4, seq_len=4_096)
     assert longer.peak_allocated_bytes == found.peak_allocated_bytes
     with pytest.raises(InputError, match="neither padded nor packed"):
-        estimate(config, home=home.root, packed=True)
+        told(inquiries, config, packed=True)
     # For checkpoints PEFT has embeddings require gradients: Swin's give a tuple (transformers 5.23).
     swin = {"model_type": "swin", "image_size": 32, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
     config.write_text(json.dumps({**swin, "patch_size": 4, "window_size": 4}))
     with pytest.raises(InputError, match="requires_grad_"):
-        estimate(config, home=home.root)
-    assert estimate(config, home=home.root, gradient_checkpointing=False).model.model_type == "swin"
+        told(inquiries, config)
+    assert told(inquiries, config, gradient_checkpointing=False).model.model_type == "swin"
 
 
 def test_a_server_that_died_is_started_again(config: str, home: Home) -> None:
@@ -138,13 +156,12 @@ def test_what_no_model_has_is_refused_before_a_server_starts(
         assert inquiries._server is None
 
 
-def test_many_limits_are_answered_by_one_job(config: str, home: Home) -> None:
+def test_many_limits_are_answered_by_one_job(config: str, inquiries: Inquiries) -> None:
     limits = [2**20, 64 * 2**20, 2**30, 2**31, 2**32]
     terms = [Terms(limit_bytes=limit) for limit in limits]
-    with Inquiries(home) as inquiries:
-        settings = Settings(micro_batch=2, length=128, rank=8)
-        some = inquiries.estimate(config, settings, terms, enough=2).predictions
-        every = inquiries.estimate(config, settings, terms).predictions
+    settings = Settings(micro_batch=2, length=128, rank=8)
+    some = inquiries.estimate(config, settings, terms, enough=2).predictions
+    every = inquiries.estimate(config, settings, terms).predictions
     fitting = [limit for limit in limits if every[0].need.reserved_bytes <= limit]
     assert len(every) == len(limits)
     assert len(some) == limits.index(fitting[1]) + 1, "it ends once two fit"

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 280.0
-"""Of a machine that others use too; alone it takes less than a minute."""
+PATIENCE_S = 840.0
+"""Of a machine that others use too: alone it takes less than a minute, beside a load of twelve over four."""
 
 
+@pytest.mark.timeout(PATIENCE_S + 60)
 def test_nothing_that_the_factory_makes_is_refused_or_fails(
     minilm_path: Path, reviews_csv: Path, tiny_llama: Path, texts_jsonl: Path, tmp_path: Path
 ) -> None:

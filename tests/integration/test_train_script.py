@@ -36,6 +36,8 @@ from rankwise.runners.samples import encode_rows
 from rankwise.runners.tokenizer import load_tokenizer
 from rankwise.runners.trial.loop import open_session, run_steps
 
+from ..warm_python import WarmPython
+
 STEPS = 20
 SPLIT: dict[str, Any] = {"seed": 0, "share": 0.1}
 CANDIDATE = Candidate(
@@ -145,7 +147,7 @@ def write_script(folder: Path, values: dict[str, Any]) -> Path:
     return script
 
 
-def run_script(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_as_user(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # Isolated from this repository: what it needs must be in the file or in public packages.
     command = [sys.executable, "-I", str(script), *arguments]
     return subprocess.run(command, cwd=script.parent, capture_output=True, text=True, check=False)
@@ -154,7 +156,7 @@ def run_script(script: Path, *arguments: str) -> subprocess.CompletedProcess[str
 def test_repeats_the_measured_losses(tmp_path: Path, values: dict[str, Any]) -> None:
     script = write_script(tmp_path, values)
     assert "rankwise." not in script.read_text(encoding="utf-8")
-    result = run_script(script, "--verify")
+    result = run_as_user(script, "--verify")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("step ") == STEPS
 
@@ -165,13 +167,13 @@ def test_repeats_the_measured_losses(tmp_path: Path, values: dict[str, Any]) -> 
     ids=["rank", "alpha", "rate"],
 )
 def test_notices_what_was_changed(
-    tmp_path: Path, values: dict[str, Any], change: dict[str, Any], noticed: str
+    tmp_path: Path, values: dict[str, Any], change: dict[str, Any], noticed: str, warm: WarmPython
 ) -> None:
     changed = json.loads(json.dumps(values))
     changed["trial"]["adapter_config"].update(change)
     if not change:
         changed["candidate"]["learning_rate"] = 8e-3
-    result = run_script(write_script(tmp_path, changed), "--verify")
+    result = warm.run(write_script(tmp_path, changed), "--verify")
     assert result.returncode == 1, result.stdout + result.stderr
     assert noticed in result.stdout
 
@@ -191,7 +193,9 @@ def causal(adapter: Adapter, **recipe: Any) -> Candidate:
     )
 
 
-def test_repeats_packed_conversations(tmp_path: Path, tiny_llama: Path, reviews_csv: Path) -> None:
+def test_repeats_packed_conversations(
+    tmp_path: Path, tiny_llama: Path, reviews_csv: Path, warm: WarmPython
+) -> None:
     """With a chat template that is not the tokenizer's, of which it has none; of every second row."""
     texts = [row["text"] for row in read_rows(reviews_csv)]
     turns = (
@@ -215,16 +219,18 @@ def test_repeats_packed_conversations(tmp_path: Path, tiny_llama: Path, reviews_
         template=CHATML,
     )
     script = write_script(tmp_path, values)
-    result = run_script(script, "--verify")
+    result = warm.run(script, "--verify")
     assert result.returncode == 0, result.stdout + result.stderr
 
-    whole = run_script(script, "--out", "whole")
+    whole = warm.run(script, "--out", "whole")
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("step ") > 12, "the whole training takes every row"
     assert (tmp_path / "whole" / "chat_template.jinja").read_text() == CHATML
 
 
-def test_what_is_unfrozen_is_all_that_changes(tmp_path: Path, minilm_path: Path, reviews_csv: Path) -> None:
+def test_what_is_unfrozen_is_all_that_changes(
+    tmp_path: Path, minilm_path: Path, reviews_csv: Path, warm: WarmPython
+) -> None:
     adapter = Adapter(
         method=Method.LAST_BLOCKS,
         trained_modules=("classifier",),
@@ -235,10 +241,10 @@ def test_what_is_unfrozen_is_all_that_changes(tmp_path: Path, minilm_path: Path,
     values = make_values(minilm_path, reviews_csv, candidate=candidate, steps=3)
     assert values["adapter_config"] is None
     script = write_script(tmp_path, values)
-    result = run_script(script, "--verify")
+    result = warm.run(script, "--verify")
     assert result.returncode == 0, result.stdout + result.stderr
 
-    whole = run_script(script, "--max-steps", "2", "--out", "trained")
+    whole = warm.run(script, "--max-steps", "2", "--out", "trained")
     assert whole.returncode == 0, whole.stderr
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained")
     before = load_file(minilm_path / "model.safetensors")
@@ -254,7 +260,7 @@ def test_what_is_unfrozen_is_all_that_changes(tmp_path: Path, minilm_path: Path,
 
 @pytest.mark.parametrize("kind", [TaskKind.REGRESSION, TaskKind.SEQ2SEQ])
 def test_repeats_other_tasks(
-    tmp_path: Path, kind: TaskKind, minilm_path: Path, tiny_t5: Path, reviews_csv: Path
+    tmp_path: Path, kind: TaskKind, minilm_path: Path, tiny_t5: Path, reviews_csv: Path, warm: WarmPython
 ) -> None:
     texts = [row["text"] for row in read_rows(reviews_csv)][:120]
     rows = ({"text": text, "length": len(text) / 100, "turned": text[::-1]} for text in texts)
@@ -271,9 +277,9 @@ def test_repeats_other_tasks(
             steps=3,
         )
     script = write_script(tmp_path, values)
-    result = run_script(script, "--verify")
+    result = warm.run(script, "--verify")
     assert result.returncode == 0, result.stdout + result.stderr
-    whole = run_script(script, "--max-steps", "2")
+    whole = warm.run(script, "--max-steps", "2")
     assert whole.returncode == 0, whole.stderr
     metric = "mae" if kind is TaskKind.REGRESSION else "perplexity"
     assert re.search(rf"held-out loss [\d.]+ on \d+ rows, {metric} [\d.]+", whole.stdout)
@@ -303,7 +309,7 @@ def tiny_t5(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pruning_of_ranks_is_repeated_and_resumed(
-    tmp_path: Path, tiny_llama: Path, texts_jsonl: Path
+    tmp_path: Path, tiny_llama: Path, texts_jsonl: Path, warm: WarmPython
 ) -> None:
     adapter = Adapter(
         method=Method.ADALORA, rank=2, initial_rank=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj")
@@ -315,10 +321,10 @@ def test_pruning_of_ranks_is_repeated_and_resumed(
     candidate = causal(adapter, loss_mask=LossMask.COMPLETION, effective_batch=8)
     values = make_values(tiny_llama, data, task=task, candidate=candidate, steps=12)
     script = write_script(tmp_path, {**values, "checkpoint_every": 14})
-    result = run_script(script, "--verify")
+    result = warm.run(script, "--verify")
     assert result.returncode == 0, result.stdout + result.stderr
 
-    whole = run_script(script, "--out", "whole", "--log", "whole.jsonl")
+    whole = warm.run(script, "--out", "whole", "--log", "whole.jsonl")
     assert whole.returncode == 0, whole.stderr
     assert not (tmp_path / "whole" / "checkpoint").exists()
     losses = read_log(tmp_path / "whole.jsonl")
@@ -329,7 +335,7 @@ def test_pruning_of_ranks_is_repeated_and_resumed(
         assert process.stdout is not None
         next(line for line in process.stdout if line.startswith("step 15/"))
         process.kill()
-    resumed = run_script(script, "--out", "parts", "--log", "resumed.jsonl", "--resume")
+    resumed = warm.run(script, "--out", "parts", "--log", "resumed.jsonl", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     rest = read_log(tmp_path / "resumed.jsonl")
     assert min(rest) == 15
@@ -346,11 +352,11 @@ def test_pruning_of_ranks_is_repeated_and_resumed(
     ids=["model", "ragged", "other labels"],
 )
 def test_what_is_wrong_is_one_message(
-    tmp_path: Path, values: dict[str, Any], arguments: tuple[str, ...], message: str
+    tmp_path: Path, values: dict[str, Any], arguments: tuple[str, ...], message: str, warm: WarmPython
 ) -> None:
     (tmp_path / "ragged.csv").write_text("text,label\nfine,positive\nthree,cells,here\n")
     (tmp_path / "others.csv").write_text("text,label\n" + "fine,good\nbad,poor\n" * 20)
-    result = run_script(write_script(tmp_path, values), *arguments)
+    result = warm.run(write_script(tmp_path, values), *arguments)
     assert result.returncode == 1
     assert re.fullmatch(message + ".*\n?", result.stderr), result.stderr
 
@@ -359,9 +365,11 @@ def read_log(path: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in map(json.loads, path.read_text().splitlines())}
 
 
-def test_resumes_to_the_same_losses_after_sigterm(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_resumes_to_the_same_losses_after_sigterm(
+    tmp_path: Path, values: dict[str, Any], warm: WarmPython
+) -> None:
     script = write_script(tmp_path, values)
-    whole = run_script(script, "--out", "whole", "--log", "whole.jsonl")
+    whole = warm.run(script, "--out", "whole", "--log", "whole.jsonl")
     assert whole.returncode == 0, whole.stderr
 
     command = [sys.executable, str(script), "--out", "parts", "--log", "parts.jsonl"]
@@ -378,12 +386,12 @@ def test_resumes_to_the_same_losses_after_sigterm(tmp_path: Path, values: dict[s
 
     changed = {**values, "candidate": {**values["candidate"], "learning_rate": 2e-2}}
     write_script(tmp_path, changed)
-    refused = run_script(script, "--out", "parts", "--resume")
+    refused = warm.run(script, "--out", "parts", "--resume")
     assert refused.returncode == 1
     assert "another training" in refused.stderr
 
     write_script(tmp_path, values)
-    resumed = run_script(script, "--out", "parts", "--log", "parts.jsonl", "--resume")
+    resumed = warm.run(script, "--out", "parts", "--log", "parts.jsonl", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert read_log(tmp_path / "parts.jsonl") == pytest.approx(read_log(tmp_path / "whole.jsonl"), abs=1e-6)
     for name in ("checkpoint", "checkpoint.previous", "README.md"):

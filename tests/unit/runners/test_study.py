@@ -18,6 +18,7 @@ from rankwise.optimizer.domain import (
     Baseline,
     Method,
     Outcome,
+    Preset,
     Recipe,
     Rung,
     Study,
@@ -227,7 +228,9 @@ def make_facts() -> StudyFacts:
     )
 
 
-def run_study(store: Store, home: Home, server: FakeServer, **changes: Any) -> tuple[Study, list[Trial]]:
+def run_study(
+    store: Store, home: Home, server: FakeServer, *, facts: StudyFacts | None = None, **changes: Any
+) -> tuple[Study, list[Trial]]:
     """Run a study of two trials, one probe and one training, to its end."""
     request = StudyRequest(
         model="models/tiny",
@@ -237,7 +240,7 @@ def run_study(store: Store, home: Home, server: FakeServer, **changes: Any) -> t
     )
     study_id = store.create_study(dataclasses.replace(request, **changes)).id
     store.claim_study(only=study_id)
-    study = store.save_facts(study_id, make_facts())
+    study = store.save_facts(study_id, facts or make_facts())
     StudyRun(
         store=store,
         home=home,
@@ -273,6 +276,21 @@ def test_undisturbed(store: Store, home: Home, server: FakeServer) -> None:
     assert probe.measurement.peak_device_bytes == 3 * 2**30
     assert [spec["rung"] for spec in server.launched] == ["probe", "train"]
     assert store.get_recommendation(study.id).measured_s == 10.0
+
+
+@pytest.mark.parametrize(
+    ("physical", "logical", "threads"),
+    [(2, 2, 2), (4, 8, 4), (64, 8, 8), (None, 8, 8)],
+    ids=["a machine", "with two threads a core", "a container's share of one", "cores unknown"],
+)
+def test_a_trial_has_no_more_threads_than_cores(
+    store: Store, home: Home, server: FakeServer, physical: int | None, logical: int, threads: int
+) -> None:
+    facts = make_facts()
+    host = dataclasses.replace(facts.hardware.host, physical_cores=physical, logical_cores=logical)
+    hardware = dataclasses.replace(facts.hardware, host=host)
+    run_study(store, home, server, facts=dataclasses.replace(facts, hardware=hardware))
+    assert {spec["threads"] for spec in server.launched} == {threads}
 
 
 def test_a_command_of_the_users_judges_trainings_only(store: Store, home: Home, server: FakeServer) -> None:
@@ -415,7 +433,9 @@ class TestEstimates:
     def test_nothing_is_run_where_nothing_can_fit(
         self, watch: type[FakeWatch], store: Store, home: Home, server: FakeServer
     ) -> None:
-        study, trials = run_study(store, home, server, memory_limit_bytes=2**30)
+        study, trials = run_study(
+            store, home, server, memory_limit_bytes=2**30, presets=(Preset.EFFICIENT,), only_presets=True
+        )
         assert (study.state, trials, server.launched) == (StudyState.FAILED, [], [])
         assert study.reason is not None
         assert study.reason.startswith("NothingFits: nothing fits. Ruled out by a dry run, and not run:")
