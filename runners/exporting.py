@@ -7,15 +7,12 @@ from dataclasses import dataclass
 
 from ..errors import Conflict, NotFound
 from ..optimizer.domain import Candidate, Measurement, Outcome, Rung, Study, Trial
-from ..optimizer.keys import derive_seed
-from ..optimizer.recipe import steps_for
-from ..optimizer.scorer import finish_of
 from ..optimizer.trainers.cells import Gap
 from ..optimizer.trainers.formats import Format, outline
-from ..optimizer.trainers.settings import Training
 from ..optimizer.trainers.writing import ExportRefused
 from ..store import Store
-from .ready_files import compose_program, exported_adapter, script_values
+from .handed_over import training_of
+from .ready_files import compose_program, script_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,39 +93,6 @@ def takers_of(study: Study, trial: Trial, candidate: Candidate, measured: Measur
             remarks = tuple(f"{gap.setting}: {gap.reason}" for gap in outlined.gaps)
             takers.append(Taker(form=form, refused=None, remarks=remarks))
     return takers
-
-
-def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Measurement | None) -> Training:
-    """The candidate with what trainers and schedulers have to know beside it.
-
-    Raises:
-        Conflict: the study was never prepared.
-    """
-    facts = study.facts
-    if facts is None:
-        raise Conflict(f"study {study.id} never came to look at its model", next_step="export another one")
-    model, host, gpus = facts.model, facts.hardware.host, facts.hardware.gpus
-    total_steps = steps_for(facts.train_rows, facts.recipe)
-    finish = finish_of(measured, total_steps, None) if measured else None
-    return Training(
-        candidate=candidate,
-        task=facts.dataset.task.kind,
-        model=model.source if model.revision else model.path,
-        has_weights=model.has_weights,
-        runs_remote_code=model.runs_remote_code,
-        factory=model.factory.name if model.factory else None,
-        adapter_config=exported_adapter(candidate, facts, total_steps),
-        classes=len(facts.dataset.task.labels),
-        total_steps=total_steps,
-        seed=derive_seed(study.request.seed, "model", trial.plan.replicate),
-        on_cpu=not gpus,
-        gpu_name=gpus[0].name if gpus else None,
-        cpus=host.usable_cores,
-        host_memory_bytes=measured.peak_process_bytes if measured else None,
-        finish_s=finish.high_s if finish else None,
-        study_id=study.id,
-        libraries=host.libraries,
-    )
 
 
 def _find(store: Store, some_id: str) -> tuple[Study, Trial, Candidate, Measurement | None]:

@@ -23,14 +23,15 @@ from typing import Any
 
 from ..errors import InputError
 from ..optimizer.codec import to_json
-from ..optimizer.domain import Candidate, Estimate, Recommendation, Rung, Study, StudyFacts, Trial
-from ..optimizer.exports.peft import adapter_config
+from ..optimizer.domain import Candidate, Estimate, Recommendation, Rung, Study, Trial
 from ..optimizer.exports.recommendation import recommendation_document
 from ..optimizer.keys import derive_seed
 from ..optimizer.overview import enumerated_of
 from ..optimizer.recipe import steps_for
-from ..optimizer.trainers.writing import training_arguments
+from ..optimizer.trainers.formats import launched
+from ..optimizer.trainers.writing import deepspeed_config, training_arguments
 from ..store import Store
+from .handed_over import exported_adapter, training_of
 
 _TEXTS = (
     "probes/rows.py",
@@ -176,6 +177,8 @@ def ready_files(
     )
     texts["training_args.json"] = json.dumps(arguments, indent=2) + "\n"
     texts["train.py"] = compose_program("train.py", values)
+    trial = next(trial for trial in trials if trial.id == chosen.trial_id)
+    texts |= launched(training_of(study, trial, chosen.candidate, chosen.evidence))[0]
     return texts
 
 
@@ -208,6 +211,7 @@ def script_values(candidate: Candidate, study: Study, trained: Trial | None) -> 
         "factory": None if facts.model.factory is None else to_json(facts.model.factory),
         "on_cpu": not facts.hardware.gpus,
         "checkpoint_every": CHECKPOINT_EVERY_STEPS,
+        "deepspeed": deepspeed_config(candidate),
         "trial": {
             "steps": trial_steps,
             "adapter_config": exported_adapter(candidate, facts, trial_steps or full_steps),
@@ -215,16 +219,6 @@ def script_values(candidate: Candidate, study: Study, trained: Trial | None) -> 
             "trainable_sha256": measured.trainable_sha256 if measured else None,
         },
     }
-
-
-def exported_adapter(candidate: Candidate, facts: StudyFacts, total_steps: int) -> dict[str, Any] | None:
-    """PEFT's configuration for a training of so many steps, in which AdaLoRA prunes its ranks."""
-    return adapter_config(
-        candidate,
-        task_kind=facts.dataset.task.kind,
-        base_model=facts.model.source,
-        total_steps=total_steps,
-    )
 
 
 def find_trained(chosen: Recommendation, trials: list[Trial]) -> Trial | None:

@@ -7,6 +7,7 @@ the exported programs are made of.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ def make_accelerator(
     level = candidate["level"]
     options: dict[str, Any] = {"cpu": on_cpu, "mixed_precision": autocast_name(level)}
     if deepspeed is not None:
+        # What accelerate's launcher read in its own file: beside a configuration of ours it would be refused.
+        os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
         plugin = DeepSpeedPlugin(hf_ds_config=copy.deepcopy(dict(deepspeed)), zero3_init_flag=False)
         # accelerate (1.15) leaves DeepSpeed out where it is told to use the CPU; it finds that by itself.
         options |= {"deepspeed_plugin": plugin, "cpu": False}
@@ -55,8 +58,9 @@ def make_accelerator(
     unset_hf_deepspeed_config()
     if world_size() != level["processes"]:  # accelerate's own count is 1 for DeepSpeed on a CPU
         raise InvalidTrial(
-            f"{world_size()} process(es) were started for a training of {level['processes']}: "
-            "start them with accelerate launch --config_file accelerate.yaml"
+            f"{world_size()} process(es) were started for a training of {level['processes']}: start them by "
+            "accelerate launch --config_file accelerate.yaml, on a CPU without DeepSpeed by "
+            f"torchrun --nproc_per_node {level['processes']}"
         )
     return accelerator
 

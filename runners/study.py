@@ -35,13 +35,13 @@ from ..optimizer.domain import (
 )
 from ..optimizer.estimates.trials import Judge
 from ..optimizer.experience import by_experience, learn
-from ..optimizer.exports.deepspeed import deepspeed_config
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.keys import derive_seed, measurement_key, training_key, trial_devices
 from ..optimizer.levels import enumerate_candidates
 from ..optimizer.recipe import judged_rows, steps_for
 from ..optimizer.scorer import recommend
 from ..optimizer.search import RunTrial, SearchLimits, next_step
+from ..optimizer.trainers.writing import deepspeed_config
 from ..probes.profiles import GpuProfile
 from ..store import Claim, Store
 from ..store.events import BASELINE_LEFT_OUT

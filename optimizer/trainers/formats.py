@@ -18,10 +18,11 @@ from . import jobs, snippets
 from .cells import Effect, Gap
 from .settings import Training, settings_of
 from .table import CAUSAL, VERSIONS, Trainer
-from .writing import ExportRefused, require_same_training, write
+from .writing import ExportRefused, deepspeed_config, require_same_training, write
 
 ADAPTER_FILE = "adapter_config.json"
 ARGUMENTS_FILE = "training_args.json"
+ACCELERATE_FILE = "accelerate.yaml"
 DEEPSPEED_FILE = "ds_config.json"
 TRAIN, PREPARE, SNIPPET = "train.py", "prepare_data.py", "snippet.py"
 DATA_FOLDER, TOKENIZED_FOLDER, OUTPUT_FOLDER = "data", "data/tokenized", "trained"
@@ -69,7 +70,35 @@ def outline(training: Training, form: Format) -> Outline:
 
 
 def _rankwise(training: Training) -> Outline:
-    return Outline(files=_adapter_file(training), programs=(TRAIN,), commands=(("python", TRAIN),))
+    files, command = launched(training)
+    return Outline(files={**files, **_adapter_file(training)}, programs=(TRAIN,), commands=(command,))
+
+
+def launched(training: Training) -> tuple[dict[str, str], tuple[str, ...]]:
+    """How ``train.py`` is started: the files that this takes, and the command.
+
+    Several processes, and DeepSpeed, are started by accelerate, told what the trial was told; on a CPU by
+    torchrun, as accelerate (1.15) starts processes there by MPI only.
+    """
+    level = training.candidate.level
+    if level.processes == 1 and not level.uses_deepspeed:
+        return {}, ("python", TRAIN)
+    if training.on_cpu and not level.uses_deepspeed:
+        return {}, ("torchrun", "--standalone", "--nproc_per_node", str(level.processes), TRAIN)
+    return _launch_files(training)[0], ("accelerate", "launch", "--config_file", ACCELERATE_FILE, TRAIN)
+
+
+def _launch_files(training: Training) -> tuple[dict[str, str], tuple[Gap, ...]]:
+    written = write(settings_of(training), Trainer.ACCELERATE)
+    keys = {"compute_environment": "LOCAL_MACHINE", "debug": False, **written.keys, "same_network": True}
+    if training.on_cpu:
+        # DeepSpeed finds the CPU by itself; told of it, accelerate (1.15) would leave DeepSpeed out.
+        keys["use_cpu"] = not training.candidate.level.uses_deepspeed
+    text = _yaml(training, "accelerate", VERSIONS[Trainer.ACCELERATE], keys, written.gaps)
+    files = {ACCELERATE_FILE: text}
+    if (config := deepspeed_config(training.candidate)) is not None:
+        files[DEEPSPEED_FILE] = _json(config)
+    return files, written.gaps
 
 
 def _peft(training: Training) -> Outline:
@@ -176,25 +205,24 @@ def _llama_factory(training: Training) -> Outline:
 
 
 def _accelerate(training: Training) -> Outline:
-    written = write(settings_of(training), Trainer.ACCELERATE)
-    keys = {"compute_environment": "LOCAL_MACHINE", "debug": False, **written.keys, "same_network": True}
-    text = _yaml(training, "accelerate", VERSIONS[Trainer.ACCELERATE], keys, written.gaps)
-    files = {"accelerate.yaml": text, **_adapter_file(training)}
-    if settings_of(training)["zero_stage"]:
-        files[DEEPSPEED_FILE] = _json(write(settings_of(training), Trainer.DEEPSPEED).keys)
-    command = ("accelerate", "launch", "--config_file", "accelerate.yaml", TRAIN)
-    return Outline(files=files, programs=(TRAIN,), commands=(command,), gaps=written.gaps)
+    files, gaps = _launch_files(training)
+    command = ("accelerate", "launch", "--config_file", ACCELERATE_FILE, TRAIN)
+    return Outline(
+        files={**files, **_adapter_file(training)}, programs=(TRAIN,), commands=(command,), gaps=gaps
+    )
 
 
 def _deepspeed(training: Training) -> Outline:
     written = write(settings_of(training), Trainer.DEEPSPEED)
     files, gaps = _trainer_files(training, deepspeed=DEEPSPEED_FILE)
-    program = "train_transformers.py"
+    # DeepSpeed's file tells these, and the command.
+    told = ("processes", "zero_stage")
+    program, count = "train_transformers.py", str(training.candidate.level.processes)
     return Outline(
         files={DEEPSPEED_FILE: _json(written.keys), **files},
         programs=(program,),
-        commands=(("accelerate", "launch", "--num_processes", "1", program),),
-        gaps=(*written.gaps, *gaps),
+        commands=(("accelerate", "launch", "--num_processes", count, program),),
+        gaps=(*written.gaps, *(gap for gap in gaps if gap.setting not in told)),
     )
 
 
@@ -209,26 +237,31 @@ def _pytorch(training: Training) -> Outline:
 def _program_with_snippet(training: Training, program: str, snippet: Callable[[Training], str]) -> Outline:
     """The whole program, and the same in few lines where these are enough."""
     files, command = _adapter_file(training), ("python", program)
+    alone = write(settings_of(training), Trainer.TRANSFORMERS).gaps
+    gaps = tuple(gap for gap in alone if gap.setting in ("processes", "zero_stage", "fsdp"))
     if not snippets.can_be_shown(training):
-        return Outline(files=files, programs=(program,), commands=(command,))
+        return Outline(files=files, programs=(program,), commands=(command,), gaps=gaps)
     files[SNIPPET] = snippet(training)
-    return Outline(files=files, programs=(program, PREPARE), commands=(command,))
+    return Outline(files=files, programs=(program, PREPARE), commands=(command,), gaps=gaps)
 
 
 def _slurm(training: Training) -> Outline:
+    files, command = launched(training)
     return Outline(
-        files={"job.sbatch": jobs.slurm_script(training, TRAIN, OUTPUT_FOLDER)},
+        files={**files, "job.sbatch": jobs.slurm_script(training, command, OUTPUT_FOLDER)},
         programs=(TRAIN,),
         commands=(("sbatch", "job.sbatch"),),
     )
 
 
 def _kubernetes(training: Training) -> Outline:
+    files, command = launched(training)
+    program = [f"--from-file={name}" for name in (TRAIN, *files)]
     return Outline(
-        files={"job.yaml": jobs.kubernetes_job(training, TRAIN)},
+        files={**files, "job.yaml": jobs.kubernetes_job(training, command)},
         programs=(TRAIN,),
         commands=(
-            ("kubectl", "create", "configmap", jobs.name_of(training), f"--from-file={TRAIN}"),
+            ("kubectl", "create", "configmap", jobs.name_of(training), *program),
             ("kubectl", "apply", "-f", "job.yaml"),
         ),
     )
@@ -254,7 +287,13 @@ def _trainer_files(
     training: Training, *, deepspeed: str | None = None
 ) -> tuple[dict[str, str], tuple[Gap, ...]]:
     written = write(settings_of(training), Trainer.TRANSFORMERS)
-    keys = {**written.keys, "deepspeed": deepspeed} if deepspeed else written.keys
+    keys = written.keys
+    if deepspeed:
+        keys = {
+            **keys,
+            "deepspeed": deepspeed,
+            "gradient_accumulation_steps": training.candidate.accumulation,
+        }
     return {ARGUMENTS_FILE: _json(keys), **_adapter_file(training)}, written.gaps
 
 

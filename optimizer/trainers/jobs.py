@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -44,8 +45,13 @@ def seconds(training: Training) -> int:
     )
 
 
-def slurm_script(training: Training, program: str, output: str) -> str:
-    """A batch script that goes on where it was stopped, when Slurm starts it again."""
+def slurm_script(training: Training, command: Sequence[str], output: str) -> str:
+    """A batch script that goes on where it was stopped, when Slurm starts it again.
+
+    Args:
+        command: what starts the program, as arguments.
+        output: the folder of its results.
+    """
     asked = [
         f"--job-name={name_of(training)}",
         "--nodes=1",
@@ -59,7 +65,7 @@ def slurm_script(training: Training, program: str, output: str) -> str:
         f"--signal=TERM@{STOP_S}",
     ]
     if not training.on_cpu:
-        asked.insert(3, "--gpus-per-node=1")
+        asked.insert(3, f"--gpus-per-node={training.candidate.level.processes}")
     lines = [
         "#!/usr/bin/env bash",
         f"# {training.candidate.describe()}",
@@ -76,26 +82,30 @@ def slurm_script(training: Training, program: str, output: str) -> str:
         # Since Slurm 22.05 srun takes no number of processors over by itself; and bash before 4.4 takes an
         # empty list for an unset name.
         'exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \\',
-        f'  python {program} --out {output} ${{resume[@]+"${{resume[@]}}"}}',
+        f'  {" ".join(command)} --out {output} ${{resume[@]+"${{resume[@]}}"}}',
         "",
     ]
     return "\n".join(lines)
 
 
-def kubernetes_job(training: Training, program: str) -> str:
-    """A Job with a volume for its results, which goes on from its checkpoint after a restart."""
+def kubernetes_job(training: Training, command: Sequence[str]) -> str:
+    """A Job with a volume for its results, which goes on from its checkpoint after a restart.
+
+    Args:
+        command: what starts the program, as arguments; files in it are those beside the program.
+    """
     name, memory = name_of(training), f"{math.ceil(host_bytes(training) / GIB)}Gi"
     resources: dict[str, dict[str, Any]] = {
         "requests": {"cpu": str(training.cpus), "memory": memory},
         "limits": {"memory": memory},
     }
     if not training.on_cpu:
-        resources["limits"]["nvidia.com/gpu"] = 1
+        resources["limits"]["nvidia.com/gpu"] = training.candidate.level.processes
     steps = [
         f"pip install --quiet {' '.join(_requirements(training))}",
         f"cd {WORK_FOLDER} || exit",
         'if [ -d trained/checkpoint ]; then set -- "$@" --resume; fi',
-        f'exec python {PROGRAM_FOLDER}/{program} "$@"',
+        f'exec {" ".join(_below(PROGRAM_FOLDER, command))} "$@"',
     ]
     container = {
         "name": "train",
@@ -142,9 +152,16 @@ def kubernetes_job(training: Training, program: str) -> str:
     return head + body
 
 
+def _below(folder: str, command: Sequence[str]) -> Iterator[str]:
+    """The command with its files, which are the words with a dot, in this folder."""
+    return (f"{folder}/{word}" if "." in word else word for word in command)
+
+
 def _requirements(training: Training) -> list[str]:
     """The versions that were measured with."""
-    wanted = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "pillow")
+    wanted = ["torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "pillow"]
+    if training.candidate.level.uses_deepspeed:
+        wanted.append("deepspeed")
     return [
         f"{name}=={training.libraries[name].partition('+')[0]}"
         for name in wanted
@@ -153,7 +170,8 @@ def _requirements(training: Training) -> list[str]:
 
 
 def _where(training: Training) -> str:
-    return " on a CPU" if training.on_cpu else f" on one {training.gpu_name}"
+    count = training.candidate.level.processes
+    return " on a CPU" if training.on_cpu else f" on {'one' if count == 1 else count} {training.gpu_name}"
 
 
 def _slurm_time(duration_s: int) -> str:

@@ -23,26 +23,47 @@ def read_mixed_precision(keys: Keys) -> str | None:
     return next((dtype for dtype, flag in SIXTEEN_BIT.items() if flag == told), None)
 
 
-def accelerate_zero(settings: Settings) -> Keys:
-    """Which processes are started, and DeepSpeed's file where states are divided."""
-    if not settings["zero_stage"]:
-        return {"distributed_type": "NO", "num_processes": 1, "num_machines": 1, "machine_rank": 0}
-    return {
-        "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {
-            "deepspeed_config_file": "ds_config.json",
-            "zero3_init_flag": settings["zero_stage"] == 3,
-        },
-        "num_processes": 1,
-        "num_machines": 1,
-        "machine_rank": 0,
-    }
+def processes(settings: Settings) -> Keys:
+    """Which processes are started, all on this machine; they meet on whichever port is free."""
+    keys = {"num_processes": settings["processes"], "num_machines": 1, "machine_rank": 0}
+    return keys if settings["processes"] == 1 else {**keys, "main_process_port": 0}
 
 
-def undivided(settings: Settings) -> Keys:
-    """Of trainers whose file is written without DeepSpeed's."""
+def accelerate_sharding(settings: Settings) -> Keys:
+    """How processes share a model; the program tells accelerate the same."""
     if settings["zero_stage"]:
-        raise Cannot("states are not divided (in the format deepspeed they are)", Effect.OTHER_COST)
+        return {
+            "distributed_type": "DEEPSPEED",
+            "deepspeed_config": {"deepspeed_config_file": "ds_config.json"},
+        }
+    if settings["fsdp"]:
+        return {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": settings["fsdp"]}}
+    if settings["processes"] == 1:
+        return {"distributed_type": "NO"}
+    return {"distributed_type": "MULTI_CPU" if settings.get("cpu") else "MULTI_GPU"}
+
+
+def read_accelerate_fsdp(keys: Keys) -> int:
+    """0 without FSDP; accelerate's own default is 1."""
+    return int((keys.get("fsdp_config") or {}).get("fsdp_version") or 1) if keys.get("fsdp_config") else 0
+
+
+def alone(settings: Settings) -> Keys:
+    """Of trainers whose file says nothing of launching: one process does the work of all."""
+    if settings["processes"] > 1:
+        raise Cannot("one process trains, and accumulates as much more", Effect.OTHER_COST)
+    return {}
+
+
+def accumulated_alone(settings: Settings) -> Keys:
+    """Micro-batches of one process for a step as long as that of all of them."""
+    return {"gradient_accumulation_steps": settings["accumulation"] * settings["processes"]}
+
+
+def undivided(settings: Settings, name: str) -> Keys:
+    """Of trainers whose file is written without DeepSpeed's, and without accelerate's."""
+    if settings[name]:
+        raise Cannot("nothing is divided (in the format accelerate it is)", Effect.OTHER_COST)
     return {}
 
 

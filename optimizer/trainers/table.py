@@ -42,7 +42,13 @@ IN_ADAPTER_FILE = elsewhere("adapter_config.json")
 IN_ROWS = elsewhere("the prepared rows")
 LAUNCHED = elsewhere("what is launched")
 WEIGHT_DECAY = several(("weight_decay",), hugging_face.weight_decay, key("weight_decay", default=0.0).read)
-UNDIVIDED = several((), launchers.undivided, launchers.read_undivided)
+UNDIVIDED = Cell(launchers.undivided, launchers.read_undivided, ())
+ALONE = several((), launchers.alone)
+ACCUMULATED_ALONE = several(
+    ("gradient_accumulation_steps",),
+    launchers.accumulated_alone,
+    key("gradient_accumulation_steps", default=1).read,
+)
 TOTAL_STEPS = several(("max_steps",), hugging_face.total_steps, hugging_face.read_total_steps)
 
 
@@ -326,16 +332,36 @@ TABLE: Mapping[str, Row] = {
         llamafactory=key("optim", default="adamw_torch"),
         deepspeed=several(("zero_allow_untested_optimizer",), launchers.untested_optimizer),
     ),
+    "processes": Row(
+        transformers=ALONE,
+        trl=ALONE,
+        axolotl=ALONE,
+        llamafactory=ALONE,
+        accelerate=several(
+            ("num_processes", "num_machines", "machine_rank", "main_process_port"),
+            launchers.processes,
+            lambda keys: int(keys.get("num_processes") or 1),
+        ),
+    ),
     "zero_stage": Row(
+        transformers=UNDIVIDED,
         trl=UNDIVIDED,
         axolotl=UNDIVIDED,
         llamafactory=UNDIVIDED,
         accelerate=several(
-            ("distributed_type", "deepspeed_config", "num_processes", "num_machines", "machine_rank"),
-            launchers.accelerate_zero,
+            ("distributed_type", "deepspeed_config", "fsdp_config"),
+            launchers.accelerate_sharding,
             launchers.read_accelerate_zero,
         ),
         deepspeed=several(("zero_optimization",), launchers.zero, launchers.read_zero),
+    ),
+    "fsdp": Row(
+        transformers=UNDIVIDED,
+        trl=UNDIVIDED,
+        axolotl=UNDIVIDED,
+        llamafactory=UNDIVIDED,
+        accelerate=several((), lambda _: {}, launchers.read_accelerate_fsdp),
+        deepspeed=elsewhere("the setting zero_stage"),
     ),
     "offload": Row(
         trl=elsewhere("the setting zero_stage"),
@@ -351,7 +377,7 @@ TABLE: Mapping[str, Row] = {
         deepspeed=key("train_micro_batch_size_per_gpu"),
     ),
     "accumulation": Row(
-        **everywhere(key("gradient_accumulation_steps", default=1)),
+        **everywhere(ACCUMULATED_ALONE),
         deepspeed=key("gradient_accumulation_steps", default=1),
     ),
     "effective_batch": Row(

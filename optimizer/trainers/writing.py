@@ -53,6 +53,16 @@ def training_arguments(candidate: Candidate, *, seed: int, on_cpu: bool) -> dict
     return write({**candidate_settings(candidate), "seed": seed, "cpu": on_cpu}, Trainer.TRANSFORMERS).keys
 
 
+def deepspeed_config(candidate: Candidate) -> dict[str, Any] | None:
+    """Plain JSON data for ``deepspeed.initialize``, as in ``ds_config.json``; None without a ZeRO stage.
+
+    Trials and the exported program give DeepSpeed these very fields; what is left out has its default.
+    """
+    if not candidate.level.uses_deepspeed:
+        return None
+    return write(candidate_settings(candidate), Trainer.DEEPSPEED).keys
+
+
 def require_same_training(gaps: Sequence[Gap], who: str, *, instead: str) -> None:
     """Refuse keys that would train something else.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -137,7 +138,13 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
+def is_first_process() -> bool:
+    """Of several, the one that speaks for all; launchers number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """Progress goes to standard output, at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    if is_first_process():
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from ..adalora import rank_state, restore_ranks
 from ..recipe import step_rows
+from ..team import largest
 from ..trial.loop import Session, Step, open_session, run_steps
 from .any_rows import open_any_rows
-from .shared import VALUES, say
+from .shared import VALUES, is_first_process, say
 from .training import (
     EXIT_STOPPED,
     StepLog,
@@ -51,7 +53,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def save_checkpoint(session: Session, folder: Path, step: int, *, run_sha256: str) -> None:
-    """Weights (safetensors), optimizer, schedule, random state and step; complete or not there at all."""
+    """Weights (safetensors), optimizer, schedule, random state and step; complete or not there at all.
+
+    What each of several processes holds all of, the first one writes.
+    """
+    if not is_first_process():
+        return
     staging = folder / "checkpoint.writing"
     staging.mkdir(parents=True, exist_ok=True)
     weights = {
@@ -108,9 +115,15 @@ def run_sha256_of(rows: int) -> str:
     return hashlib.sha256(form.encode()).hexdigest()
 
 
+def is_divided() -> bool:
+    """No process holds all of the model with its optimizer."""
+    level = VALUES["candidate"]["level"]
+    return bool(level["zero_stage"] or level["fsdp"])
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder of plain files, if it is there."""
-    if folder.exists():
+    if folder.exists() and is_first_process():
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
@@ -139,8 +152,14 @@ def main() -> int:
     """Train; returns the process's exit code."""
     arguments = parse_arguments()
     candidate = VALUES["candidate"]
+    if arguments.cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     tokenizer, read = open_any_rows(arguments.model, arguments.data)
     rows, heldout = load_examples(arguments.data, read, as_in_trial=arguments.verify)
+    if arguments.resume and is_divided():
+        sys.exit(
+            "--resume: a model that processes share leaves no checkpoint; train it anew, without --resume"
+        )
     total_steps, config = whole_training(len(rows)), VALUES["adapter_config"]
     if arguments.verify:
         total_steps, config = VALUES["trial"]["steps"], VALUES["trial"]["adapter_config"]
@@ -157,6 +176,7 @@ def main() -> int:
             on_cpu=arguments.cpu,
             trust_remote_code=VALUES["trust_remote_code"],
             factory=VALUES["factory"],
+            deepspeed=VALUES["deepspeed"],
         )
     run_sha256 = run_sha256_of(len(rows))
     first = load_checkpoint(session, arguments.out, run_sha256=run_sha256) if arguments.resume else 0
@@ -168,7 +188,15 @@ def main() -> int:
         return verify(session, steps)
     if not train(session, steps, arguments, run_sha256=run_sha256, last=last):
         return EXIT_STOPPED
-    finish(session, session.bare_model, heldout, arguments.out, tokenizer)
+    finish(
+        session,
+        session.bare_model,
+        heldout,
+        arguments.out,
+        tokenizer,
+        census=session.census,
+        save=session.save,
+    )
     for name in ("checkpoint", "checkpoint.previous", "checkpoint.writing"):
         remove_folder(arguments.out / name)  # nobody needs them any more
     return 0
@@ -184,9 +212,14 @@ def train(
     for step in steps:
         done = step.number + 1
         log.tell(done, step.loss, step.learning_rate, f"  {step.tokens / step.seconds:.0f} {unit}/s")
-        if stop.asked or done % VALUES["checkpoint_every"] == 0:
+        is_asked = bool(largest(stop.asked, session.device))  # of any process: all stop after the same step
+        if is_divided():
+            if is_asked:
+                sys.exit(f"stopped after step {done}; a model that processes share leaves no checkpoint")
+            continue
+        if is_asked or done % VALUES["checkpoint_every"] == 0:
             save_checkpoint(session, arguments.out, done, run_sha256=run_sha256)
-        if stop.asked:
+        if is_asked:
             say(f"stopped after step {done}; go on with --resume --out {arguments.out}")
             return False
     return True

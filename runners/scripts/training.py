@@ -9,14 +9,15 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..build import InvalidTrial, trainable_sha256
+from ..build import Census, InvalidTrial, census_of
 from ..modules import InvalidQuantization
 from ..recipe import Example, training_steps
 from ..saving import save_trained
@@ -27,6 +28,7 @@ from .shared import (
     RowReader,
     data_explained,
     first_line,
+    is_first_process,
     make_parser,
     require_both_sides,
     say,
@@ -161,13 +163,22 @@ class StepLog:
     def tell(self, step: int, loss: float, learning_rate: float, note: str = "") -> None:
         """What was minimised in a step, and at which rate."""
         say(f"step {step}/{self.last}  loss {loss:.6f}{note}")
-        if self.file is not None:
+        if self.file is not None and is_first_process():
             line = json.dumps({"step": step, "loss": loss, "learning_rate": learning_rate})
             with self.file.open("a", encoding="utf-8") as opened:
                 opened.write(f"{line}\n")
 
 
-def finish(judged: Judged, model: Any, heldout: list[Example], folder: Path, tokenizer: Any | None) -> None:
+def finish(
+    judged: Judged,
+    model: Any,
+    heldout: list[Example],
+    folder: Path,
+    tokenizer: Any | None,
+    *,
+    census: Census | None = None,
+    save: Callable[..., None] | None = None,
+) -> None:
     """Evaluate and save the result, and say what it is.
 
     Args:
@@ -176,14 +187,17 @@ def finish(judged: Judged, model: Any, heldout: list[Example], folder: Path, tok
         heldout: rows to evaluate on.
         folder: where it is saved.
         tokenizer: saved with it; None where rows are no text.
+        census: of the model before processes divided it; None where they did not.
+        save: takes the arguments of ``save_trained`` but the model; None: that is what saves.
     """
     result = evaluate(judged, heldout)
     metrics = "".join(f", {name} {value:.4f}" for name, value in result.metrics.items())
     say(f"held-out loss {result.loss:.4f} on {result.rows} rows{metrics}")
-    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    same = trainable_sha256(model) == VALUES["trial"]["trainable_sha256"]
-    say(f"trained {count:,} parameters, {'the' if same else 'NOT the'} tensors that were measured")
-    save_trained(model, folder, labels=VALUES["task"]["labels"], is_made=VALUES["factory"] is not None)
-    if tokenizer is not None:
+    census = census or census_of(model)
+    same = census.trained_sha256 == VALUES["trial"]["trainable_sha256"]
+    say(f"trained {census.trained:,} parameters, {'the' if same else 'NOT the'} tensors that were measured")
+    save = save or partial(save_trained, model)
+    save(folder, labels=VALUES["task"]["labels"], is_made=VALUES["factory"] is not None)
+    if tokenizer is not None and is_first_process():
         tokenizer.save_pretrained(folder)
     say(f"saved to {folder}")

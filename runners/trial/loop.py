@@ -147,7 +147,7 @@ def open_session(
     # Of the optimizer that really steps: DeepSpeed puts another in the place of one that is offloaded.
     schedule = make_schedule(base_optimizer(optimizer), recipe=candidate["recipe"], total_steps=total_steps)
     # Dropout differs from process to process, as it does from row to row.
-    set_seed(seed, device_specific=world_size() > 1)
+    set_seed(seed + own_rank())
     return Session(
         accelerator=accelerator,
         model=model,

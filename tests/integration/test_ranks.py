@@ -26,8 +26,8 @@ from rankwise.optimizer.domain import (
     StudyFacts,
     StudyRequest,
 )
-from rankwise.optimizer.exports.deepspeed import deepspeed_config
 from rankwise.optimizer.exports.peft import adapter_config
+from rankwise.optimizer.trainers.writing import deepspeed_config
 from rankwise.runners.classify import Ending, classify
 from rankwise.runners.guard import Limits
 from rankwise.runners.jobs import read_extensions, read_facts, start_extensions, start_prepare

@@ -26,9 +26,9 @@ from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import Adapter, Candidate, Level, LossMask, Method, Recipe
 from rankwise.optimizer.exports.peft import adapter_config
 from rankwise.optimizer.keys import derive_seed
+from rankwise.optimizer.trainers.writing import deepspeed_config
 from rankwise.probes.profiles import TaskKind, TaskProfile
 from rankwise.probes.rows import read_rows
-from rankwise.runners.build import trainable_sha256
 from rankwise.runners.merging import merge_adapter
 from rankwise.runners.ready_files import compose_program
 from rankwise.runners.recipe import pack_training_rows, step_rows
@@ -107,6 +107,7 @@ def make_values(
         "factory": None,
         "on_cpu": True,
         "checkpoint_every": 1000,
+        "deepspeed": deepspeed_config(candidate),
     }
     encoded = encode_rows(
         data, every=every, tokenizer=tokenizer, task=task, recipe=form["recipe"], split=SPLIT
@@ -131,7 +132,7 @@ def make_values(
         "steps": steps,
         "adapter_config": config(steps),
         "first_losses": losses,
-        "trainable_sha256": trainable_sha256(session.model),
+        "trainable_sha256": session.census.trained_sha256,
     }
     return {**values, "trial": trial}
 

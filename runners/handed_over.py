@@ -1,0 +1,56 @@
+"""A candidate that was measured, with all that trainers and schedulers have to be told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import Conflict
+from ..optimizer.domain import Candidate, Measurement, Study, StudyFacts, Trial
+from ..optimizer.exports.peft import adapter_config
+from ..optimizer.keys import derive_seed
+from ..optimizer.recipe import steps_for
+from ..optimizer.scorer import finish_of
+from ..optimizer.trainers.settings import Training
+
+
+def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Measurement | None) -> Training:
+    """The candidate with what trainers and schedulers have to know beside it.
+
+    Raises:
+        Conflict: the study was never prepared.
+    """
+    facts = study.facts
+    if facts is None:
+        raise Conflict(f"study {study.id} never came to look at its model", next_step="export another one")
+    model, host, gpus = facts.model, facts.hardware.host, facts.hardware.gpus
+    total_steps = steps_for(facts.train_rows, facts.recipe)
+    finish = finish_of(measured, total_steps, None) if measured else None
+    return Training(
+        candidate=candidate,
+        task=facts.dataset.task.kind,
+        model=model.source if model.revision else model.path,
+        has_weights=model.has_weights,
+        runs_remote_code=model.runs_remote_code,
+        factory=model.factory.name if model.factory else None,
+        adapter_config=exported_adapter(candidate, facts, total_steps),
+        classes=len(facts.dataset.task.labels),
+        total_steps=total_steps,
+        seed=derive_seed(study.request.seed, "model", trial.plan.replicate),
+        on_cpu=not gpus,
+        gpu_name=gpus[0].name if gpus else None,
+        cpus=host.usable_cores,
+        host_memory_bytes=measured.peak_process_bytes if measured else None,
+        finish_s=finish.high_s if finish else None,
+        study_id=study.id,
+        libraries=host.libraries,
+    )
+
+
+def exported_adapter(candidate: Candidate, facts: StudyFacts, total_steps: int) -> dict[str, Any] | None:
+    """PEFT's configuration for a training of so many steps, in which AdaLoRA prunes its ranks."""
+    return adapter_config(
+        candidate,
+        task_kind=facts.dataset.task.kind,
+        base_model=facts.model.source,
+        total_steps=total_steps,
+    )
