@@ -20,7 +20,10 @@ from .settings import settings_of, uncheckpointed, varied
 R = TypeVar("R")
 
 MAX_RIVALS = 2
-"""Values of one setting that are compared with the best so far."""
+"""Values of one setting that are compared with the best so far …"""
+
+MAX_SPREADS = 4
+"""… and ways to spread it: the mildest, and what divides weights three times over."""
 
 ADAPTERS = 8
 """So many that fit are enough: more are hardly ever trained."""
@@ -35,6 +38,7 @@ COMPARED = {
     "precision": "precision compared",
     "checkpointing": "checkpointing compared",
     "quantization": "quantization compared",
+    "processes": "several processes compared",
     "loss": "loss implementations compared",
     "compile": "compilation compared",
     "optimizer": "optimizers compared",
@@ -175,7 +179,8 @@ def _refine(
         return other > own
 
     for setting, reason in COMPARED.items():
-        for rival in varied(best, own, setting)[:MAX_RIVALS]:
+        most = MAX_SPREADS if setting == "processes" else MAX_RIVALS
+        for rival in varied(best, own, setting)[:most]:
             pair = yield from tried(rival, reason)
             if pair and serves_better(*pair):
                 best = rival

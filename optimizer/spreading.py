@@ -42,7 +42,10 @@ def processes_for(request: StudyRequest, hardware: HardwareProfile, effective_ba
     As many as were asked for; unasked, all free GPUs alike, or fewer that divide a step's rows evenly.
     """
     if request.processes is not None:
-        return request.processes if request.processes <= most_processes(hardware) else 1
+        is_possible = (
+            request.processes <= most_processes(hardware) and effective_batch % request.processes == 0
+        )
+        return request.processes if is_possible else 1
     alike = alike_gpus(hardware)
     free = [gpu for gpu in alike if _is_free(gpu)]
     return next((count for count in range(len(free), 1, -1) if effective_batch % count == 0), 1)

@@ -40,6 +40,7 @@ def test_only_devices_alike_share_a_training(build, changes, alike):
         ([], None, 16, 1),
         ([], 2, 16, 2),
         ([], 4, 16, 1),  # of two cores
+        ([], 2, 15, 1),
         ([{}], None, 16, 1),
         ([{}, {}], None, 16, 2),
         ([{}, {}], 1, 16, 1),
