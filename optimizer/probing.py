@@ -179,8 +179,10 @@ def _refine(
         return other > own
 
     for setting, reason in COMPARED.items():
-        most = MAX_SPREADS if setting == "processes" else MAX_RIVALS
-        for rival in varied(best, own, setting)[:most]:
+        rivals, most = varied(best, own, setting), MAX_RIVALS
+        if setting == "processes":
+            rivals, most = _spread(best, rivals, evidence), MAX_SPREADS
+        for rival in rivals[:most]:
             pair = yield from tried(rival, reason)
             if pair and serves_better(*pair):
                 best = rival
@@ -197,6 +199,12 @@ def _refine(
             break
         best, fastest = rival, max(fastest, speed)
     return best
+
+
+def _spread(best: Candidate, rivals: Sequence[Candidate], evidence: Evidence) -> list[Candidate]:
+    """Those that may fit, first those of as many processes: what they do otherwise is all that differs."""
+    fitting = (rival for rival in rivals if not evidence.too_big(rival))
+    return sorted(fitting, key=lambda rival: rival.level.processes != best.level.processes)
 
 
 def near(best: Candidate, own: Sequence[Candidate]) -> list[Candidate]:
