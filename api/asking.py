@@ -49,6 +49,7 @@ class StudyOptions(TypedDict, total=False):
     finish_limit: str | float | None
     quality_within: str | float | None
     price_per_hour: float | None
+    processes: int | None
     budget: str | float
     max_trials: int
     seed: int

@@ -153,7 +153,9 @@ def recommend(
             - finish_limit: most time that the whole training may take: ``"6h"`` or a number of seconds.
             - quality_within: how much more held-out loss than the best may be: ``"1%"`` or 0.01; what the
               objective lets pass if left out.
-            - price_per_hour: of the device, to know what the training costs.
+            - price_per_hour: of a device, to know what the training costs.
+            - processes: that trainings may be spread over, one a device; 1: none is spread; if left out, as
+              many as there are free GPUs of the same kind, where that can help.
             - budget: time to spend: ``"10m"`` (the default) or a number of seconds.
             - max_trials: most trials to run; 64.
             - seed: equal seeds make equal choices; 0.

@@ -182,7 +182,10 @@ class StudyBody(_Body):
     """Overrides the objective's weights."""
     scoring: Scoring = Scoring.COMPARABLE
     price_per_hour: Annotated[Number, _within("price_per_hour")] | None = None
-    """Of the device, in any currency: costs are told in it."""
+    """Of a device, in any currency: costs are told in it."""
+    processes: Annotated[Count, _within("processes")] | None = None
+    """That trainings may be spread over, one a device; 1: none is spread. Null: as many as there are free
+    GPUs of the same kind, where that can help; on a CPU one."""
     constraints: ConstraintsBody = ConstraintsBody()
     budget: BudgetBody = BudgetBody()
     seed: Annotated[Count, _within("seed")] = 0

@@ -38,7 +38,7 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 # objective: balanced           # {objectives}
 # weights: {{speed: 0.4, memory: 0.2, quality: 0.4}}    # in place of the objective
 # quality_within: 1%            # more held-out loss than the best that may be; by the objective if left out
-# price_per_hour: 2.50          # of the device, to know what the training costs
+# price_per_hour: 2.50          # of a device, to know what the training costs
 # scoring: comparable           # {scorings}
 # eval_command: python judge.py # judges what was trained: gets a folder, prints a number
 # eval_lower_is_better: false   # of that number
@@ -81,6 +81,7 @@ dataset: {data}    # CSV, TSV, JSONL, Parquet or text; a folder of these; or an 
 # finish_limit: 6h              # most time that the whole training may take
 # budget: 10m                   # time to spend
 # max_trials: 64
+# processes: 2                  # that share a training, one a device; free GPUs if left out, 1: none does
 # seed: 0                       # equal seeds make equal choices
 """
 

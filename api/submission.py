@@ -16,9 +16,11 @@ from pathlib import Path
 from ..errors import InputError
 from ..optimizer.domain import LossMask, Method, Quantization, StudyRequest
 from ..optimizer.recipe import LOSS_MASKS
+from ..optimizer.spreading import most_processes
 from ..probes.dataset import check_dataset
 from ..probes.dataset_source import is_hub_dataset, resolve_dataset
 from ..probes.factory import is_factory
+from ..probes.host import read_hardware
 from ..probes.model_source import is_hub_id, resolve_model
 from ..probes.paths import nearest_names, resolve_path
 from ..probes.profiles import TaskKind
@@ -41,6 +43,7 @@ BOUNDS = {
     "finish_limit_s": Bounds(1, MAX_SECONDS, f"{format_seconds(1)} to a year"),
     "quality_within": Bounds(0, MAX_SHARE, f"0 to {MAX_SHARE:.0%}, like 1%"),
     "price_per_hour": Bounds(0.001, 1_000_000, "0.001 to 1000000"),
+    "processes": Bounds(1, 1024, "1 to 1024"),
     "budget_s": Bounds(1, MAX_SECONDS, f"{format_seconds(1)} to a year"),
     "max_trials": Bounds(1, 10_000, "1 to 10000"),
     "seed": Bounds(0, 2**63 - 1, "0 to 2**63 - 1"),
@@ -114,7 +117,12 @@ def examine_request(
     factories: Collection[str] | None = None,
 ) -> tuple[StudyRequest, tuple[RequestProblem, ...]]:
     """Like :func:`check_request`, with the problems returned: empty where the request may be stored."""
-    problems = [*range_problems(request), *_weight_problems(request), *_combination_problems(request)]
+    problems = [
+        *range_problems(request),
+        *_weight_problems(request),
+        *_combination_problems(request),
+        *_process_problems(request),
+    ]
 
     def looked_up(field: str, look_up: Callable[[str], str]) -> str:
         value: str = getattr(request, field)
@@ -258,6 +266,34 @@ def _combination_problems(request: StudyRequest) -> Iterator[RequestProblem]:
     if request.chat_template is not None and kind is not TaskKind.CHAT:
         yield problem(
             "chat_template", f"the task {kind} has no conversations for a chat template", "leave it out"
+        )
+
+
+def _process_problems(request: StudyRequest) -> Iterator[RequestProblem]:
+    """More processes than there are places for them, or than a step's rows can be shared out to."""
+    wanted, batch = request.processes, request.effective_batch
+    if wanted is None or wanted <= 1:
+        return
+    if batch % wanted:
+        yield RequestProblem(
+            "processes",
+            InputError(
+                f"{batch} rows per optimizer step cannot be shared out evenly to {wanted} processes",
+                next_step=f"take an effective batch that is a multiple of {wanted}, or other processes",
+            ),
+        )
+    hardware = read_hardware(Path.cwd())
+    most = most_processes(hardware)
+    if wanted > most:
+        places = (
+            f"{most} GPU{'' if most == 1 else 's'} alike" if hardware.gpus else f"{most} cores, and no GPU"
+        )
+        yield RequestProblem(
+            "processes",
+            InputError(
+                f"{wanted} processes are asked for, and this machine has {places}",
+                next_step=f"ask for at most {most}, or leave processes out",
+            ),
         )
 
 

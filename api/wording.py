@@ -72,6 +72,8 @@ def describe_limits(request: StudyRequest) -> str:
         parts.append(f"at most {request.quality_within:.3g} of the best held-out loss above it")
     if request.price_per_hour is not None:
         parts.append(f"{request.price_per_hour:,.2f} an hour")
+    if request.processes is not None:
+        parts.append(f"{request.processes} process{'' if request.processes == 1 else 'es'}")
     return ", ".join(parts)
 
 
@@ -123,9 +125,9 @@ def describe_cost(cost: float) -> str:
     return f"{cost:,.2f}" if cost >= LEAST_FIXED_LOSS or cost == 0 else f"{cost:.2g}"
 
 
-def cost_of(seconds: float | None, price_per_hour: float | None) -> float | None:
-    """What so long a time costs; None where either is unknown."""
-    return None if seconds is None or price_per_hour is None else seconds / 3600 * price_per_hour
+def cost_of(seconds: float | None, price_per_hour: float | None, devices: int) -> float | None:
+    """What so long a time on so many devices costs; None where time or price is unknown."""
+    return None if seconds is None or price_per_hour is None else seconds / 3600 * price_per_hour * devices
 
 
 def describe_confidence(recommendation: Recommendation) -> str | None:

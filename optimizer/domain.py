@@ -629,7 +629,10 @@ class StudyRequest:
     quality_within: float | None = None
     """How much more held-out loss than the best may be, as a share; None: what the objective lets pass."""
     price_per_hour: float | None = None
-    """Of the device, in whatever currency."""
+    """Of a device, in whatever currency."""
+    processes: int | None = None
+    """That trainings may be spread over, one a device, beside single ones; 1: none is spread. None: as many
+    as there are free GPUs of the same kind, where that can help; on a CPU one."""
     budget_s: float = 600.0
     max_trials: int = 64
     seed: int = 0

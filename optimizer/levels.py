@@ -25,20 +25,21 @@ from .domain import (
     StudyFacts,
     StudyRequest,
 )
+from .fitting import Memory
+from .ladder import spread_levels
 from .methods import METHODS, learning_rate
 from .presets import Start, starts_of
+from .rule import Rule, Setting
 from .rules import (
     ADAPTER_RULES,
     BATCH_RULES,
     LEVEL_RULES,
     PAIR_RULES,
-    Rule,
-    Setting,
     first_refusal,
     preferred_attention,
     setting_of,
 )
-from .sizes import device_bytes, frozen_bytes, trainable_parameters, trained_bytes
+from .spreading import processes_for
 from .targets import is_adaptable, trained_modules
 from .tiers import tier_pairs
 
@@ -94,24 +95,27 @@ def enumerate_candidates(facts: StudyFacts, request: StudyRequest) -> tuple[Cand
     * Levels: for each precision, preferred first, and each quantization, none first: without checkpointing,
       then with. After all of these, the first that fits, unquantized if any such does, with one setting
       changed (double quantization, FP4, attention, loss, optimizer, ``torch.compile``) without
-      checkpointing and, where that setting saves memory, with. An adapter has those levels of the list
-      that the rules allow and that fit.
+      checkpointing and, where that setting saves memory, with. Last those that several processes share, or
+      that offload (:mod:`.ladder`), the mildest first. An adapter has those levels of the list that the
+      rules allow and that fit.
     * Micro-batches: descending, those that the rules allow at the level.
 
     Raises:
         InputError: no allowed method suits the model at any allowed level.
         NothingFits: the weights, gradients and optimizer state alone exceed the memory of every candidate.
     """
-    memory = _Memory.of(facts, request)
+    memory = Memory.of(facts, request)
     pairs, refused = _pairs(facts, request, memory)
     if not pairs:
         raise _nothing_suits(facts, request, refused)
     fitting = [pair for pair in pairs if memory.fits(*pair)]
     if not fitting:
         least_gib = min(memory.least_bytes(*pair) for pair in pairs) / 2**30
+        processes = processes_for(request, facts.hardware, facts.recipe.effective_batch)
+        divided = f", which is too much divided among {processes} processes too" if processes > 1 else ""
         raise NothingFits(
             f"no configuration of {facts.model.source} fits {memory.capacity_bytes / 2**30:.2f} GiB: the "
-            f"weights, gradients and optimizer state of the smallest alone need {least_gib:.2f} GiB",
+            f"weights, gradients and optimizer state of the smallest alone need {least_gib:.2f} GiB{divided}",
             next_step=f"raise the memory limit above {least_gib:.2f} GiB (activations come on top), allow "
             "more methods or take a smaller model",
         )
@@ -133,23 +137,13 @@ def enumerate_candidates(facts: StudyFacts, request: StudyRequest) -> tuple[Cand
 
 def explain_refusals(facts: StudyFacts, request: StudyRequest) -> tuple[LeftOut, ...]:
     """What the rules kept out of a study, and why, the most frequent first."""
-    _, refused = _pairs(facts, request, _Memory.of(facts, request))
+    _, refused = _pairs(facts, request, Memory.of(facts, request))
     return _by_rule(refused)
 
 
-def zero_levels(level: Level) -> tuple[Level, ...]:
-    """A level spread over several processes by DeepSpeed's ZeRO, the mildest first: described, not launched.
-
-    Each stage shards more over the processes (optimizer states, gradients, parameters); offloading moves
-    what is sharded to the host.
-    """
-    stages = ((1, "none"), (2, "none"), (2, "optimizer"), (3, "none"), (3, "optimizer"), (3, "all"))
-    return tuple(replace(level, zero_stage=stage, offload=offload) for stage, offload in stages)
-
-
-def micro_batches(recipe: Recipe) -> tuple[int, ...]:
-    """Divisors of the effective batch, descending: the largest not above each of its shares."""
-    batch = recipe.effective_batch
+def micro_batches(recipe: Recipe, processes: int = 1) -> tuple[int, ...]:
+    """Divisors of a process's rows of a step, descending: the largest not above each share of them."""
+    batch = recipe.effective_batch // processes
     divisors = [size for size in range(batch, 0, -1) if batch % size == 0]
     shares = (max(1, batch // share) for share in MICRO_BATCH_SHARES)
     return tuple(dict.fromkeys(next(d for d in divisors if d <= share) for share in shares))
@@ -163,7 +157,7 @@ def _allowed_sizes(adapter: Adapter, level: Level, facts: StudyFacts) -> tuple[i
     )
     sizes = (
         size
-        for size in micro_batches(facts.recipe)
+        for size in micro_batches(facts.recipe, level.processes)
         if first_refusal(replace(setting, micro_batch=size), BATCH_RULES) is None
     )
     return tuple(sizes) or (1,)
@@ -173,49 +167,18 @@ _Pair = tuple[Adapter, Level]
 _Refused = tuple[Adapter, Level, Rule]
 
 
-class _Memory:
-    """What pairs need whatever the batch, against what there is; sums over the modules are made once."""
-
-    def __init__(self, model: ModelProfile, capacity_bytes: int) -> None:
-        self.capacity_bytes = capacity_bytes
-        self._model = model
-        self._trained: dict[Adapter, int] = {}
-        self._frozen: dict[tuple[Level, tuple[str, ...]], int] = {}
-
-    @classmethod
-    def of(cls, facts: StudyFacts, request: StudyRequest) -> _Memory:
-        """The device's memory, or the user's limit on it."""
-        limits = (request.memory_limit_bytes, device_bytes(facts.hardware))
-        return cls(facts.model, min(filter(None, limits)))
-
-    def fits(self, adapter: Adapter, level: Level) -> bool:
-        """It may fit: weights, gradients and optimizer state do."""
-        return self.least_bytes(adapter, level) <= self.capacity_bytes
-
-    def least_bytes(self, adapter: Adapter, level: Level) -> int:
-        """As :func:`~.sizes.least_bytes`."""
-        if adapter not in self._trained:
-            self._trained[adapter] = trainable_parameters(adapter, self._model)
-        trained = trained_bytes(level, self._trained[adapter])
-        if adapter.method is Method.FULL:
-            return trained
-        key = level, adapter.trained_parts
-        if key not in self._frozen:
-            in_place = self._trained[adapter] if adapter.method.unfreezes else 0
-            self._frozen[key] = frozen_bytes(level, self._model, adapter.trained_parts, in_place=in_place)
-        return trained + self._frozen[key]
-
-
-def _pairs(facts: StudyFacts, request: StudyRequest, memory: _Memory) -> tuple[list[_Pair], list[_Refused]]:
+def _pairs(facts: StudyFacts, request: StudyRequest, memory: Memory) -> tuple[list[_Pair], list[_Refused]]:
     """Adapters at levels in the promised order, and those that a rule forbids."""
     factory = AdapterFactory.of(facts)
     if request.use_tiers:
-        return _allowed(tier_pairs(facts, request, factory), facts)
+        return _Gate(facts).sort(tier_pairs(facts, request, factory))
     levels: dict[Adapter, dict[Level, None]] = {}
     refused: list[_Refused] = []
+    processes = processes_for(request, facts.hardware, facts.recipe.effective_batch)
+    gate = _Gate(facts)
 
     def add(pairs: Sequence[_Pair], quantizations: tuple[Quantization, ...]) -> None:
-        found = _with_variations(pairs, quantizations, facts, memory, refused)
+        found = _with_variations(pairs, quantizations, facts, gate, memory, processes, refused)
         for adapter, own in found.items():
             levels.setdefault(adapter, {}).update(dict.fromkeys(own))
 
@@ -233,7 +196,7 @@ def _pairs(facts: StudyFacts, request: StudyRequest, memory: _Memory) -> tuple[l
 def refused_starts(facts: StudyFacts, request: StudyRequest) -> Iterator[tuple[Start, Rule]]:
     """What a study was asked to begin with and cannot, each with the first rule that forbids it."""
     for start in starts_of(facts, request):
-        allowed, refused = _allowed(_start_pairs(start, facts), facts)
+        allowed, refused = _Gate(facts).sort(_start_pairs(start, facts))
         if not allowed and refused:
             yield start, _by_rule(refused)[0].rule
 
@@ -249,24 +212,54 @@ def _with_variations(
     pairs: Sequence[_Pair],
     quantizations: tuple[Quantization, ...],
     facts: StudyFacts,
-    memory: _Memory,
+    gate: _Gate,
+    memory: Memory,
+    processes: int,
     refused: list[_Refused],
 ) -> dict[Adapter, list[Level]]:
-    """The allowed of these pairs as levels of each adapter, then one setting varied; the others are noted."""
-    allowed, not_allowed = _allowed(pairs, facts)
+    """The allowed of these pairs as levels of each adapter, then one setting varied, then several processes;
+    the others are noted."""
+    allowed, not_allowed = gate.sort(pairs)
     levels: dict[Adapter, list[Level]] = {}
     for adapter, level in allowed:
         levels.setdefault(adapter, []).append(level)
     varied = [
         (adapter, level)
         for adapter, own in levels.items()
-        for level in _varied_levels(_preferred(adapter, own, memory), own, quantizations, facts.model)
+        for level in _varied_levels(memory.preferred(adapter, own), own, quantizations, facts.model)
     ]
-    more, more_not_allowed = _allowed(varied, facts)
+    more, more_not_allowed = gate.sort(varied)
+    refused += [*not_allowed, *more_not_allowed]
+    spread: dict[Adapter, list[Level]] = {}
+    if processes > 1 or facts.hardware.gpus:
+        spread = {
+            adapter: _spread(adapter, own, gate, memory, processes, refused)
+            for adapter, own in levels.items()
+        }
     for adapter, level in more:
         levels[adapter].append(level)
-    refused += [*not_allowed, *more_not_allowed]
+    for adapter, own in spread.items():
+        levels[adapter] += own
     return levels
+
+
+def _spread(
+    adapter: Adapter,
+    own: Sequence[Level],
+    gate: _Gate,
+    memory: Memory,
+    processes: int,
+    refused: list[_Refused],
+) -> list[Level]:
+    """Its levels of several processes, or with the host's help; what a rule forbids is noted."""
+
+    def admits(level: Level) -> bool:
+        rule = gate.refusal(adapter, level)
+        if rule is not None:
+            refused.append((adapter, level, rule))
+        return rule is None
+
+    return spread_levels(adapter, own, memory, processes, admits)
 
 
 def _methods(facts: StudyFacts, request: StudyRequest) -> Collection[Method]:
@@ -282,13 +275,6 @@ def _methods(facts: StudyFacts, request: StudyRequest) -> Collection[Method]:
         for method, spec in METHODS.items()
         if spec.tried_unasked and (may_freeze or not method.unfreezes)
     ]
-
-
-def _preferred(adapter: Adapter, own: Sequence[Level], memory: _Memory) -> Level:
-    """The first level that fits, an unquantized one if any does; the first of all where none does."""
-    fitting = [level for level in own if memory.fits(adapter, level)]
-    plain = [level for level in fitting if level.quantization is Quantization.NONE]
-    return (plain or fitting or own)[0]
 
 
 def _base_levels(quantizations: Collection[Quantization], attention: str) -> Iterator[Level]:
@@ -337,29 +323,38 @@ def has_wide_logits(model: ModelProfile) -> bool:
     return any(module.in_features >= WIDE_LOGITS * width for module in embeddings)
 
 
-def _allowed(pairs: Sequence[_Pair], facts: StudyFacts) -> tuple[list[_Pair], list[_Refused]]:
-    """Those that no rule forbids, and the others; each rule is asked as rarely as what it looks at allows."""
-    settings: dict[Adapter, Setting] = {}
-    by_adapter: dict[Adapter, Rule | None] = {}
-    by_level: dict[tuple[Level, tuple[str, ...]], Rule | None] = {}
-    allowed: list[_Pair] = []
-    refused: list[_Refused] = []
-    for adapter, level in pairs:
-        if adapter not in settings:
-            settings[adapter] = setting_of(
-                adapter, level, facts.model, facts.dataset.task.kind, facts.hardware
-            )
-            by_adapter[adapter] = first_refusal(settings[adapter], ADAPTER_RULES)
-        setting = replace(settings[adapter], level=level)
+class _Gate:
+    """The rules, each asked as rarely as what it looks at allows."""
+
+    def __init__(self, facts: StudyFacts) -> None:
+        self._facts = facts
+        self._settings: dict[Adapter, Setting] = {}
+        self._by_adapter: dict[Adapter, Rule | None] = {}
+        self._by_level: dict[tuple[Level, tuple[str, ...]], Rule | None] = {}
+
+    def refusal(self, adapter: Adapter, level: Level) -> Rule | None:
+        """The first rule that forbids the pair."""
+        if adapter not in self._settings:
+            model, task, hardware = self._facts.model, self._facts.dataset.task.kind, self._facts.hardware
+            self._settings[adapter] = setting_of(adapter, level, model, task, hardware)
+            self._by_adapter[adapter] = first_refusal(self._settings[adapter], ADAPTER_RULES)
+        setting = replace(self._settings[adapter], level=level)
         key = level, adapter.trained_parts
-        if key not in by_level:
-            by_level[key] = first_refusal(setting, LEVEL_RULES)
-        rule = by_adapter[adapter] or first_refusal(setting, PAIR_RULES) or by_level[key]
-        if rule is None:
-            allowed.append((adapter, level))
-        else:
-            refused.append((adapter, level, rule))
-    return allowed, refused
+        if key not in self._by_level:
+            self._by_level[key] = first_refusal(setting, LEVEL_RULES)
+        return self._by_adapter[adapter] or first_refusal(setting, PAIR_RULES) or self._by_level[key]
+
+    def sort(self, pairs: Sequence[_Pair]) -> tuple[list[_Pair], list[_Refused]]:
+        """Those that no rule forbids, and the others."""
+        allowed: list[_Pair] = []
+        refused: list[_Refused] = []
+        for adapter, level in pairs:
+            rule = self.refusal(adapter, level)
+            if rule is None:
+                allowed.append((adapter, level))
+            else:
+                refused.append((adapter, level, rule))
+        return allowed, refused
 
 
 def _by_rule(refused: Sequence[_Refused]) -> tuple[LeftOut, ...]:

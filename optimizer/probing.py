@@ -20,7 +20,10 @@ from .settings import settings_of, uncheckpointed, varied
 R = TypeVar("R")
 
 MAX_RIVALS = 2
-"""Values of one setting that are compared with the best so far."""
+"""Values of one setting that are compared with the best so far …"""
+
+MAX_SPREADS = 4
+"""… and ways to spread it: the mildest, and what divides weights three times over."""
 
 ADAPTERS = 8
 """So many that fit are enough: more are hardly ever trained."""
@@ -35,6 +38,7 @@ COMPARED = {
     "precision": "precision compared",
     "checkpointing": "checkpointing compared",
     "quantization": "quantization compared",
+    "processes": "several processes compared",
     "loss": "loss implementations compared",
     "compile": "compilation compared",
     "optimizer": "optimizers compared",
@@ -175,7 +179,10 @@ def _refine(
         return other > own
 
     for setting, reason in COMPARED.items():
-        for rival in varied(best, own, setting)[:MAX_RIVALS]:
+        rivals, most = varied(best, own, setting), MAX_RIVALS
+        if setting == "processes":
+            rivals, most = _spread(best, rivals, evidence), MAX_SPREADS
+        for rival in rivals[:most]:
             pair = yield from tried(rival, reason)
             if pair and serves_better(*pair):
                 best = rival
@@ -192,6 +199,12 @@ def _refine(
             break
         best, fastest = rival, max(fastest, speed)
     return best
+
+
+def _spread(best: Candidate, rivals: Sequence[Candidate], evidence: Evidence) -> list[Candidate]:
+    """Those that may fit, first those of as many processes: what they do otherwise is all that differs."""
+    fitting = (rival for rival in rivals if not evidence.too_big(rival))
+    return sorted(fitting, key=lambda rival: rival.level.processes != best.level.processes)
 
 
 def near(best: Candidate, own: Sequence[Candidate]) -> list[Candidate]:

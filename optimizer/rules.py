@@ -7,68 +7,20 @@ the library still behaves so, and fails once it no longer does. Knows nothing of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
 
 from ..probes.profiles import HardwareProfile, ModelProfile, TaskKind
 from .domain import Adapter, Level, Method, Quantization
 from .methods import METHODS
+from .process_rules import PROCESS_LEVEL_RULES, PROCESS_PAIR_RULES
+from .rule import BITSANDBYTES, HALF, PEFT, Rule, Setting
 from .sizes import quantizable_parameters
 from .targets import EXPERT_NAMES_OF_OLD, adapted_modules, has_experts
-
-PEFT = "peft 0.21"
-BITSANDBYTES = "bitsandbytes 0.50, transformers 5.23"
 
 SUPPORTED_INITIALISATIONS = re.compile(r"gaussian|pissa(_niter_\d+)?|olora|orthogonal")
 """PEFT's others (EVA, CorDA, LoRA-GA, LoftQ) need a pass over data, or scipy, before the training."""
 
 FLASH_CAPABILITY = (8, 0)
-HALF = frozenset({"bfloat16", "float16"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """An adapter at a level, on the model, task and hardware that it is meant for."""
-
-    adapter: Adapter
-    level: Level
-    model: ModelProfile
-    task: TaskKind | None
-    hardware: HardwareProfile
-    kinds: frozenset[str]
-    """Kinds of the modules that the adapter sits on."""
-    narrowest_input: int
-    """Fewest input features among those modules; 0 where there are none."""
-    packing: bool = False
-    """Samples share rows."""
-    micro_batch: int = 1
-
-    def has(self, library: str) -> bool:
-        """A package, by its name on PyPI, is installed."""
-        return library in self.hardware.host.libraries
-
-    @property
-    def dtypes(self) -> frozenset[str]:
-        """All that the level computes or stores in."""
-        return frozenset((self.level.weight_dtype, self.level.compute_dtype, self.level.adapter_dtype))
-
-    @property
-    def is_quantized(self) -> bool:
-        """Some weights are stored in 8 or 4 bits."""
-        return self.level.quantization is not Quantization.NONE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One reason for leaving something out."""
-
-    name: str
-    reason: str
-    """A sentence."""
-    versions: str | None
-    """What it was tried with; None where it follows from arithmetic or from what rankwise can do."""
-    forbids: Callable[[Setting], bool]
-
 
 ADAPTER_RULES = (
     Rule(
@@ -179,6 +131,7 @@ ADAPTER_RULES = (
 """About the adapter and the model, whatever the level."""
 
 PAIR_RULES = (
+    *PROCESS_PAIR_RULES,
     Rule(
         name="full-quantized",
         reason="Quantized weights are integers, which take no gradient: only adapters can be trained.",
@@ -189,7 +142,12 @@ PAIR_RULES = (
         name="full-in-half-precision",
         reason="AdamW's updates are mostly smaller than half a step of a 16-bit weight: they would be lost.",
         versions=None,
-        forbids=lambda s: s.adapter.method is Method.FULL and s.level.weight_dtype != "float32",
+        forbids=lambda s: (
+            s.adapter.method is Method.FULL
+            and s.level.weight_dtype != "float32"
+            # DeepSpeed keeps float32 weights beside, and updates those.
+            and not s.level.uses_deepspeed
+        ),
     ),
     Rule(
         name="bitfit-quantized",
@@ -246,6 +204,7 @@ PAIR_RULES = (
 """About an adapter at a level."""
 
 LEVEL_RULES = (
+    *PROCESS_LEVEL_RULES,
     Rule(
         name="quantized-without-bitsandbytes",
         reason="Quantization needs the package bitsandbytes, which is not installed.",
@@ -323,12 +282,6 @@ LEVEL_RULES = (
         reason="On a CPU compiling takes longer than a trial (11 to 58 s were seen for two small layers).",
         versions="torch 2.13",
         forbids=lambda s: s.level.compile and not s.hardware.gpus,
-    ),
-    Rule(
-        name="sharding-not-launched",
-        reason="ZeRO and offloading are described, but trials do not launch them yet.",
-        versions=None,
-        forbids=lambda s: s.level.zero_stage > 0 or s.level.offload != "none",
     ),
     Rule(
         name="float16-without-gpu",

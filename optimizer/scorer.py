@@ -44,6 +44,7 @@ from .quality import standings, with_seeds
 from .reasons import explain, explain_nothing_fits, say_why_named
 from .recipe import steps_for
 from .sizes import device_bytes
+from .spreading import devices_of
 
 TIE_POINTS = 0.5
 """Scores this close to the best are ties: 1.25 % of speed in the balanced score, less than probes resolve."""
@@ -145,7 +146,12 @@ def recommend(
         comparisons=ranking.comparisons,
         confidence=CONFIDENCE if ranking.comparisons else None,
         named=named,
-        finish=finish_of(best.measurement, aim.full_steps, request.price_per_hour),
+        finish=finish_of(
+            best.measurement,
+            aim.full_steps,
+            request.price_per_hour,
+            devices=devices_of(best.trial.candidate.level, study.facts),
+        ),
         stopped=stopped,
     )
 
@@ -247,9 +253,16 @@ def name_others(trials: Sequence[Trial], aim: Aim) -> tuple[Named, ...]:
 
 
 def finish_of(
-    measurement: Measurement, full_steps: int | None, price_per_hour: float | None
+    measurement: Measurement, full_steps: int | None, price_per_hour: float | None, *, devices: int = 1
 ) -> Finish | None:
-    """What the whole training takes and costs at the measured speed; None where that is unknown."""
+    """What the whole training takes and costs at the measured speed; None where that is unknown.
+
+    Args:
+        measurement: of a step, by all devices together.
+        full_steps: of the whole training.
+        price_per_hour: of each device.
+        devices: that it takes.
+    """
     seconds = finish_s(measurement, full_steps) if full_steps else None
     if seconds is None or full_steps is None:
         return None
@@ -259,7 +272,7 @@ def finish_of(
         seconds=seconds,
         low_s=seconds / (1 + width),
         high_s=seconds / max(1 - width, 0.1),
-        cost=None if price_per_hour is None else price_per_hour * seconds / 3600,
+        cost=None if price_per_hour is None else price_per_hour * devices * seconds / 3600,
     )
 
 

@@ -12,12 +12,13 @@ from .domain import Candidate, Level, Quantization
 
 
 def settings_of(candidate: Candidate) -> dict[str, object]:
-    """Each setting's value. ``precision`` and ``quantization`` are made of several fields of the level."""
+    """Each setting's value; some are made of several fields of the level."""
     level = candidate.level
     return {
         "precision": (level.weight_dtype, level.compute_dtype, level.adapter_dtype),
         "checkpointing": level.gradient_checkpointing,
         "quantization": (level.quantization, level.double_quantization),
+        "processes": (level.processes, level.zero_stage, level.fsdp, level.offload),
         "loss": level.loss,
         "compile": level.compile,
         "optimizer": level.optimizer,
@@ -27,13 +28,38 @@ def settings_of(candidate: Candidate) -> dict[str, object]:
 
 
 def varied(best: Candidate, own: Iterable[Candidate], setting: str) -> list[Candidate]:
-    """The candidates that differ from the best in this setting and in no other."""
+    """The candidates that differ from the best in this setting and in no other.
+
+    How weights are divided decides of their dtypes, and lets them do without quantization; how many
+    processes there are, of the micro-batch. These may differ too with ``processes``, of which each way comes
+    once, with the largest micro-batch that is not above the best's.
+    """
     settings = settings_of(best)
 
-    def differing(candidate: Candidate) -> list[str]:
-        return [name for name, value in settings_of(candidate).items() if value != settings[name]]
+    def differing(candidate: Candidate) -> set[str]:
+        return {name for name, value in settings_of(candidate).items() if value != settings[name]}
 
-    return [candidate for candidate in own if differing(candidate) == [setting]]
+    if setting != "processes":
+        return [candidate for candidate in own if differing(candidate) == {setting}]
+    largest: dict[Level, Candidate] = {}
+    for candidate in own:
+        other = differing(candidate)
+        if setting not in other or candidate.micro_batch > best.micro_batch:
+            continue
+        if other - {setting, "micro_batch"} - (_DECIDED if _is_divided(candidate, best) else set()):
+            continue
+        known = largest.get(candidate.level)
+        if known is None or known.micro_batch < candidate.micro_batch:
+            largest[candidate.level] = candidate
+    return list(largest.values())
+
+
+_DECIDED = {"precision", "quantization"}
+"""Settings that dividing decides."""
+
+
+def _is_divided(*candidates: Candidate) -> bool:
+    return any(candidate.level.zero_stage or candidate.level.fsdp for candidate in candidates)
 
 
 def uncheckpointed(candidate: Candidate) -> Level:
@@ -58,6 +84,7 @@ _SAVINGS: Mapping[str, Sequence[object]] = {
     "loss": ("plain", "chunked"),
     "optimizer": ("adamw_torch", "adamw_8bit", "paged_adamw_8bit"),
     "attention": ("eager", "sdpa"),
+    "offload": ("none", "optimizer", "all"),
 }
 """Values of a level's fields, each saving memory over those before it; others are not compared."""
 

@@ -1,6 +1,7 @@
 """What follows from shapes alone: parameters that are trained, and bytes that are needed whatever the batch.
 
-Knows nothing of activations, and of which candidates there are.
+Bytes are those of one process's device, of what it holds itself where several share a model. Knows nothing of
+activations, and of which candidates there are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from .targets import adapted_modules, is_adaptable, is_trained
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-TRAINED_BYTES_PER_PARAMETER = 8
-"""Weight and gradient, both float32."""
+MASTER_BYTES = 4
+"""Weights that an optimizer updates, and their gradients, are float32."""
 
 OPTIMIZER_BYTES_PER_PARAMETER = {
     "adamw_torch": 8.0,
@@ -31,8 +32,20 @@ BYTES_PER_QUANTIZED_PARAMETER = {
 }
 """Of bitsandbytes: 4-bit numbers have a float32 scale for every 64. (8-bit rows have one a row: left out.)"""
 
+QUANTIZED_NUMBER_BYTES = {Quantization.INT8: 1.0, Quantization.NF4: 1 / 2, Quantization.FP4: 1 / 2}
+"""Of these the numbers themselves; the rest are scales."""
+
 BYTES_PER_DOUBLE_QUANTIZED_PARAMETER = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """The scales are a byte each, with a float32 for every 256 of them."""
+
+
+ZERO_DIVIDES_GRADIENTS, ZERO_DIVIDES_WEIGHTS = 2, 3
+"""Stages of DeepSpeed's ZeRO from which on it does."""
+
+
+def divides_weights(level: Level) -> bool:
+    """Each process holds a part of the model's weights, and has the others sent when they are due."""
+    return level.fsdp > 0 or level.zero_stage >= ZERO_DIVIDES_WEIGHTS
 
 
 def estimated_trainable(candidate: Candidate, model: ModelProfile) -> int:
@@ -71,8 +84,41 @@ def in_place(adapter: Adapter, model: ModelProfile) -> int:
 
 
 def trained_bytes(level: Level, parameters: int) -> int:
-    """Weights, gradients and optimizer state of this many trained parameters."""
-    return int((TRAINED_BYTES_PER_PARAMETER + OPTIMIZER_BYTES_PER_PARAMETER[level.optimizer]) * parameters)
+    """Weights, gradients and optimizer state of this many trained parameters.
+
+    Each of DeepSpeed's stages divides more: the optimizer's state with the float32 weights that it updates,
+    then gradients, then the weights that are computed with. FSDP divides all of it.
+    """
+    state = OPTIMIZER_BYTES_PER_PARAMETER[level.optimizer]
+    if not level.uses_deepspeed:
+        ranks = level.processes if level.fsdp else 1
+        return int((2 * MASTER_BYTES + state) * parameters / ranks)
+    weights = gradients = float(BYTES_PER_ELEMENT[level.weight_dtype])
+    divided = MASTER_BYTES + state
+    if level.offload != "none":
+        divided = gradients = 0.0
+    if level.zero_stage >= ZERO_DIVIDES_GRADIENTS:
+        gradients /= level.processes
+    if level.zero_stage >= ZERO_DIVIDES_WEIGHTS:
+        weights = 0.0 if level.offload == "all" else weights / level.processes
+    return int((weights + gradients + divided / level.processes) * parameters)
+
+
+def host_bytes(level: Level, parameters: int, frozen: int) -> int:
+    """What all processes together keep in the host's memory in place of their devices'.
+
+    Args:
+        level: with what it offloads.
+        parameters: that are trained.
+        frozen: bytes of the frozen weights, undivided.
+    """
+    if level.offload == "none":
+        return 0
+    # Its masters, Adam's two moments and a gradient, float32 all.
+    host = 4 * MASTER_BYTES * parameters
+    if level.offload == "all":
+        host += BYTES_PER_ELEMENT[level.weight_dtype] * parameters + frozen
+    return host
 
 
 def frozen_bytes(
@@ -80,21 +126,28 @@ def frozen_bytes(
 ) -> int:
     """The base model's weights without embeddings, quantized where the level says so and the kind allows.
 
+    ZeRO-3 and FSDP divide them, but for the scales of quantized ones, which are no parameters.
+
     Args:
         trained_parts: what is not quantized, because it is trained.
         in_place: how many of the model's own parameters are no frozen weights, but trained ones.
     """
     embeddings = sum(module.parameters for module in model.modules if module.kind == "embedding")
     frozen = max(0, model.parameters - embeddings - in_place)
+    ranks = level.processes if divides_weights(level) else 1
+    is_away = level.offload == "all"
+    item = 0.0 if is_away else BYTES_PER_ELEMENT[level.weight_dtype] / ranks
     if level.quantization is Quantization.NONE:
-        return BYTES_PER_ELEMENT[level.weight_dtype] * frozen
+        return int(item * frozen)
     quantized = min(frozen, quantizable_parameters(model, (*trained_parts, *level.skip_modules)))
     rate = (
         BYTES_PER_DOUBLE_QUANTIZED_PARAMETER
         if level.double_quantization
         else BYTES_PER_QUANTIZED_PARAMETER[level.quantization]
     )
-    return BYTES_PER_ELEMENT[level.weight_dtype] * (frozen - quantized) + int(rate * quantized)
+    numbers = QUANTIZED_NUMBER_BYTES[level.quantization]
+    held = rate - numbers + (0.0 if is_away else numbers / ranks)
+    return int(item * (frozen - quantized)) + int(held * quantized)
 
 
 def quantizable_parameters(model: ModelProfile, trained_parts: tuple[str, ...]) -> int:

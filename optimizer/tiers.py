@@ -35,8 +35,7 @@ def tier_pairs(
 ) -> list[tuple[Adapter, Level]]:
     """The baseline without PEFT, then the row for the memory that is free, each at the preset's one level.
 
-    Should the best of them not fit, the design goes on to offloading and ZeRO: :func:`~.levels.zero_levels`
-    describes those.
+    Should the best of them not fit, the design goes on to offloading and ZeRO: :mod:`.ladder` has those.
     """
     memory_bytes = free_bytes(facts.hardware)
     if request.memory_limit_bytes is not None:

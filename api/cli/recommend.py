@@ -172,7 +172,7 @@ def recommend(
         _choice_option(metavar="SHARE", help="More held-out loss than the best that may be, like 1%."),
     ] = None,
     price_per_hour: Annotated[
-        float | None, _choice_option(metavar="P", help="Of the device, to know what the training costs.")
+        float | None, _choice_option(metavar="P", help="Of a device, to know what the training costs.")
     ] = None,
     scoring: Annotated[
         Scoring, _choice_option(metavar="NAME", help=f"{' or '.join(Scoring)}, the first design's formula.")
@@ -230,6 +230,12 @@ def recommend(
         str, _limit_option(metavar="TIME", help="Time to spend, like 90s, 10m or 1h30m.")
     ] = "10m",
     max_trials: Annotated[int, _limit_option(metavar="N", help="Most trials to run.")] = _default.max_trials,
+    processes: Annotated[
+        int | None,
+        _limit_option(
+            metavar="N", help="Spread trainings over so many, one a device; free GPUs if left out."
+        ),
+    ] = None,
     seed: Annotated[int, _limit_option(metavar="N", help="Equal seeds make equal choices.")] = _default.seed,
     plan: Annotated[bool, _run_flag("--plan", help="Show what would run, and stop.")] = False,
     resume: Annotated[str | None, _run_option(metavar="ID", help="Go on with this study.")] = None,
@@ -297,6 +303,7 @@ def recommend(
         "finish_limit": finish_within,
         "budget": budget,
         "max_trials": max_trials,
+        "processes": processes,
         "seed": seed,
     }
     if baseline is not None:

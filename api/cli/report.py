@@ -29,6 +29,7 @@ from ...optimizer.domain import (
     TrialState,
 )
 from ...optimizer.overview import Place, Stage, Sweep, enumerated_of, funnel, leaderboard, rate_sweeps
+from ...optimizer.spreading import devices_of
 from ..units import format_bytes, format_seconds
 from ..wording import (
     UNKNOWN,
@@ -162,7 +163,7 @@ class Report:
         if best is not None:
             _print_funnel(self.stages())
             _print_leaderboard(
-                leaderboard(self.trials, best, memory_limit_bytes=request.memory_limit_bytes), request
+                leaderboard(self.trials, best, memory_limit_bytes=request.memory_limit_bytes), self.study
             )
             if not all_trials:
                 for footnote in _footnotes(self.trials, self.sources):
@@ -236,8 +237,9 @@ def _print_trials(trials: Sequence[Trial], request: StudyRequest, best: Recommen
     )
 
 
-def _print_leaderboard(places: Sequence[Place], request: StudyRequest) -> None:
+def _print_leaderboard(places: Sequence[Place], study: Study) -> None:
     """The compared candidates, best first: what was measured of each, and how it stands to the first."""
+    request = study.request
     has_finish = any(place.scored.finish_s is not None for place in places)
     has_cost = has_finish and request.price_per_hour is not None
     titles = [_speed_unit(place.measurement for place in places), "memory", "held-out loss", "seeds"]
@@ -253,7 +255,9 @@ def _print_leaderboard(places: Sequence[Place], request: StudyRequest) -> None:
             str(place.seeds) if place.heldout_loss is not None else UNKNOWN,
         ]
         figures += [_shown(finish_s, format_seconds)] if has_finish else []
-        figures += [_shown(cost_of(finish_s, request.price_per_hour), describe_cost)] if has_cost else []
+        devices = devices_of(place.trial.candidate.level, study.facts)
+        cost = cost_of(finish_s, request.price_per_hour, devices)
+        figures += [_shown(cost, describe_cost)] if has_cost else []
         style = RELATION_STYLES[_relation(place)]
         rows.append(
             _Row(

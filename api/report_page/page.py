@@ -32,6 +32,7 @@ from ...optimizer.domain import (
 )
 from ...optimizer.keys import environment_key, trial_device
 from ...optimizer.overview import Place, funnel, leaderboard, rate_sweeps
+from ...optimizer.spreading import devices_of
 from ..baseline_outcome import baseline_document
 from ..units import format_bytes, format_seconds
 from ..wording import (
@@ -267,7 +268,8 @@ class _View:
         ]
         rows = []
         for place in places:
-            cost = cost_of(place.scored.finish_s, price)
+            devices = devices_of(place.trial.candidate.level, self.study.facts)
+            cost = cost_of(place.scored.finish_s, price, devices)
             cells = [
                 str(place.scored.rank),
                 place.trial.candidate.adapter.describe(),
@@ -297,7 +299,8 @@ class _View:
             yield "not counted in it", "evaluation, saving, loading of the model"
         if request.price_per_hour is not None:
             yield "price", f"{request.price_per_hour:,.2f} an hour"
-            yield "cost of this study", describe_cost(best.wall_s / 3600 * request.price_per_hour)
+            held = max(devices_of(trial.candidate.level, self.study.facts) for trial in self.trials)
+            yield "cost of this study", describe_cost(best.wall_s / 3600 * request.price_per_hour * held)
         yield (
             "this study",
             f"{format_seconds(best.wall_s)}, of a budget of {format_seconds(request.budget_s)}",

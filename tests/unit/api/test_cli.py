@@ -183,7 +183,7 @@ def test_every_argument_of_a_study_has_an_option(run: Run, monkeypatch, tmp_path
         --chat-template x.jinja --model-arg depth=2 --model-arg kind=deep --model-arg 'sizes=[1, 2]'
         --time-column d --channel a --channel b --context-length 32 --prediction-length 8
         --group-column u --eval-command 'python judge.py --fast' --eval-lower-is-better
-        --finish-within 6h --quality-within 2% --price-per-hour 2.5
+        --finish-within 6h --quality-within 2% --price-per-hour 2.5 --processes 2
     """
     baseline = tmp_path / "axolotl.yaml"
     baseline.write_text("base_model: m\nadapter: lora\nlora_r: 4\n")

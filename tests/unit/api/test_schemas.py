@@ -44,6 +44,7 @@ UNUSUAL = StudyRequest(
     finish_limit_s=7200.0,
     quality_within=0.015,
     price_per_hour=1.25,
+    processes=2,
     budget_s=61.0,
     max_trials=3,
     seed=9,

@@ -12,6 +12,8 @@ import pytest
 from rankwise.api.submission import InvalidRequest, check_request
 from rankwise.errors import DatasetError, InputError, ModelError, PathNotAllowed
 from rankwise.optimizer.domain import Complexity, LossMask, Method, Quantization, StudyRequest, Weights
+from rankwise.probes.host import read_host
+from rankwise.probes.profiles import GpuProfile, HardwareProfile
 
 
 @pytest.fixture
@@ -115,6 +117,7 @@ def test_code_of_a_model_needs_the_operators_consent(request_in: StudyRequest, r
         ({"loss_mask": LossMask.ASSISTANT, "task": "text-classification"}, InputError),
         ({"loss_mask": LossMask.COMPLETION, "task": "causal-lm"}, InputError),
         ({"chat_template": "missing.jinja"}, InputError),
+        ({"processes": 0}, InputError),
     ],
 )
 def test_one_problem_is_raised_as_what_it_is(
@@ -218,3 +221,47 @@ def test_no_way_leads_out_of_the_roots(
     monkeypatch.chdir(root)
     with pytest.raises(PathNotAllowed):
         check_request(dataclasses.replace(request_in, **{field: way_out}), roots=[root])
+
+
+def machine(*gpus: str, cores: int = 4) -> HardwareProfile:
+    """One with GPUs of these names."""
+    found = tuple(
+        GpuProfile(uuid=f"GPU-{index}", index=index, name=name, total_bytes=2**34, free_bytes=2**33 - index)
+        for index, name in enumerate(gpus)
+    )
+    return HardwareProfile(host=dataclasses.replace(read_host(Path("/")), logical_cores=cores), gpus=found)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "processes", "refusal"),
+    [
+        (machine("A", "A"), 2, None),
+        (machine("A", "A"), 4, "4 processes are asked for, and this machine has 2 GPUs alike"),
+        (machine("A", "B"), 2, "2 processes are asked for, and this machine has 1 GPU alike"),
+        (machine(), 4, None),
+        (machine(), 8, "8 processes are asked for, and this machine has 4 cores, and no GPU"),
+        (machine(cores=16), 5, "16 rows per optimizer step cannot be shared out evenly to 5 processes"),
+    ],
+)
+def test_a_training_is_spread_over_devices_alike_or_cores(
+    request_in: StudyRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    hardware: HardwareProfile,
+    processes: int,
+    refusal: str | None,
+) -> None:
+    monkeypatch.setattr("rankwise.api.submission.read_hardware", lambda _: hardware)
+    asked = dataclasses.replace(request_in, processes=processes)
+    if refusal is None:
+        assert check_request(asked, roots=None) == asked
+        return
+    with pytest.raises(InputError, match=refusal) as caught:
+        check_request(asked, roots=None)
+    assert not isinstance(caught.value, InvalidRequest)
+
+
+def test_a_single_process_asks_nothing_of_the_machine(
+    request_in: StudyRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwise.api.submission.read_hardware", lambda _: pytest.fail("it was asked"))
+    assert check_request(dataclasses.replace(request_in, processes=1), roots=None).processes == 1

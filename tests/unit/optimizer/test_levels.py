@@ -17,14 +17,13 @@ from rankwise.optimizer.levels import (
     enumerate_candidates,
     explain_refusals,
     micro_batches,
-    zero_levels,
 )
 from rankwise.optimizer.rules import refusal
 from rankwise.optimizer.sizes import device_bytes, least_bytes
 from rankwise.probes.profiles import TaskKind
 
 GIB = 2**30
-LIBRARIES = ("bitsandbytes", "flash-attn", "liger-kernel")
+LIBRARIES = ("bitsandbytes", "deepspeed", "flash-attn", "liger-kernel")
 
 
 def adapters_of(candidates):
@@ -273,15 +272,6 @@ def test_a_limit_above_the_device_does_not_enlarge_it(build):
     assert {c.level.weight_dtype for c in candidates} == {"bfloat16"}
 
 
-def test_sharding_is_described_and_not_enumerated(build):
-    levels = zero_levels(Level(gradient_checkpointing=True))
-    assert {level.zero_stage for level in levels} == {1, 2, 3}
-    assert {level.offload for level in levels} == {"none", "optimizer", "all"}
-    assert all(level.gradient_checkpointing for level in levels)
-    facts = build.facts(hardware=build.hardware(gpus=4, libraries=LIBRARIES))
-    assert {c.level.zero_stage for c in enumerate_candidates(facts, build.request())} == {0}
-
-
 ROLES = ("query", "key", "value", "qkv", "attention_output", "mlp_in", "mlp_gate", "mlp_out", "other")
 
 
@@ -343,6 +333,7 @@ def test_no_candidate_is_invalid_whatever_the_facts(build, data):
         quantizations=tuple(data.draw(st.sets(st.sampled_from(Quantization)))),
         use_tiers=data.draw(st.booleans()),
         memory_limit_bytes=data.draw(st.sampled_from([None, 20_000, 10**6])),
+        processes=data.draw(st.sampled_from([None, 1, 2])),
     )
     try:
         candidates = enumerate_candidates(facts, request)
@@ -356,13 +347,15 @@ def test_no_candidate_is_invalid_whatever_the_facts(build, data):
         assert refusal(adapter, level, facts.model, facts.dataset.task.kind, facts.hardware) is None
         assert least_bytes(candidate, facts.model) <= capacity_bytes
         assert candidate.learning_rate > 0
-        assert facts.recipe.effective_batch % candidate.micro_batch == 0
+        assert level.processes <= max(2, len(facts.hardware.gpus))
+        assert facts.recipe.effective_batch % (candidate.micro_batch * level.processes) == 0
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_more_libraries_and_memory_never_remove_a_candidate(build, data):
-    """More memory may change the precision whose settings are varied; all precisions stay."""
+    """More memory may change the precision whose settings are varied, and how trainings are spread; all
+    precisions stay."""
     facts = data.draw(any_facts(build))
     limit = data.draw(st.sampled_from([20_000, 10**6]))
     host = replace(facts.hardware.host, libraries=dict.fromkeys(LIBRARIES, "1.0"))
@@ -370,7 +363,8 @@ def test_more_libraries_and_memory_never_remove_a_candidate(build, data):
 
     def found(each, limit_bytes):
         try:
-            return set(enumerate_candidates(each, build.request(memory_limit_bytes=limit_bytes)))
+            candidates = enumerate_candidates(each, build.request(memory_limit_bytes=limit_bytes))
+            return {candidate for candidate in candidates if not candidate.level.sharding}
         except (InputError, NothingFits):
             return set()
 

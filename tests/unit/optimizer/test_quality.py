@@ -162,3 +162,11 @@ def test_a_metric_of_the_users_own_decides_in_place_of_the_loss(build, candidate
     (comparison,) = found.comparisons
     assert comparison.difference == pytest.approx(-0.10)
     assert comparison.relation is Relation.BETTER
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [(0, 1), (2, 2)])
+def test_each_device_is_paid_for(build, candidates, gpus, devices):
+    spread = replace(candidates[0], level=replace(candidates[0].level, processes=2))
+    facts = build.facts(hardware=build.hardware(gpus=gpus))
+    found = chosen(build, learnt(build, spread, 1, 0.5, speed=1000.0), facts=facts, price_per_hour=3.6)
+    assert found.finish.cost == pytest.approx(devices * found.finish.seconds / 1000)

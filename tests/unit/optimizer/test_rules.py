@@ -8,7 +8,7 @@ import pytest
 
 from rankwise.optimizer.domain import Adapter, Level, Method, Quantization
 from rankwise.optimizer.rules import BATCH_RULES, RULES, first_refusal, refusal, setting_of
-from rankwise.probes.profiles import TaskKind
+from rankwise.probes.profiles import Factory, TaskKind
 
 LORA = Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=("query", "value"))
 EXPERTS = Adapter(
@@ -27,7 +27,12 @@ HALF = {"weight_dtype": "bfloat16", "compute_dtype": "bfloat16"}
 NF4 = {"quantization": Quantization.NF4}
 INT8 = {"quantization": Quantization.INT8}
 MIXED = {"compute_dtype": "bfloat16"}
-LIBRARIES = ("bitsandbytes", "flash-attn", "liger-kernel")
+LIBRARIES = ("bitsandbytes", "deepspeed", "flash-attn", "liger-kernel")
+TWO = {"processes": 2}
+ZERO_2 = {**TWO, "zero_stage": 2}
+ZERO_3 = {**TWO, "zero_stage": 3}
+FSDP_1 = {**TWO, "fsdp": 1}
+FSDP_2 = {**TWO, "fsdp": 2}
 
 # rule, what it forbids, what differs in the allowed neighbour; by default LoRA on BERT, float32, a CPU with
 # all libraries. Keys: adapter, level, model, task, and those of Build.hardware.
@@ -86,6 +91,11 @@ CASES = [
     ("bitfit-quantized", {"adapter": BITFIT, "level": NF4}, {"adapter": HEAD}),
     ("miss-rank-above-input", {"adapter": replace(MISS, rank=65)}, {"adapter": MISS}),
     ("full-in-half-precision", {"adapter": FULL, "level": HALF, "native_bf16": True}, {"level": MIXED}),
+    (
+        "full-in-half-precision",
+        {"adapter": FULL, "level": {**TWO, **HALF}, "native_bf16": True},
+        {"level": {**ZERO_2, **HALF, "adapter_dtype": "bfloat16"}},
+    ),
     ("full-quantized", {"adapter": FULL, "level": NF4}, {"adapter": LORA}),
     (
         "adalora-half-precision",
@@ -182,7 +192,64 @@ CASES = [
     ),
     ("paged-without-gpu", {"level": {"optimizer": "paged_adamw_8bit"}}, {"gpus": 1}),
     ("compile-without-gpu", {"level": {"compile": True}}, {"gpus": 1}),
-    ("sharding-not-launched", {"level": {"zero_stage": 2}}, {"level": {}}),
+    ("adalora-divided", {"adapter": ADALORA, "level": {**ZERO_2, "zero_stage": 1}}, {"level": TWO}),
+    (
+        "adalora-divided",
+        {"adapter": ADALORA, "level": FSDP_2, "gpus": 2, "model": "llama"},
+        {"adapter": LORA},
+    ),
+    (
+        "experts-fsdp-1",
+        {"adapter": EXPERTS, "model": "moe", "level": FSDP_1, "gpus": 2},
+        {"level": FSDP_2},
+    ),
+    ("one-way-to-divide", {"level": {**ZERO_3, "fsdp": 1}, "gpus": 2}, {"level": ZERO_3}),
+    ("nobody-to-divide-with", {"level": {"zero_stage": 2}}, {"level": ZERO_2}),
+    ("nobody-to-divide-with", {"level": {"fsdp": 1}, "gpus": 2}, {"level": FSDP_1}),
+    (
+        "nobody-to-divide-with",
+        {"level": {"zero_stage": 2}, "gpus": 1},
+        {"level": {"zero_stage": 2, "offload": "optimizer"}},
+    ),
+    (
+        "offload-by-zero",
+        {"level": {**ZERO_2, "zero_stage": 1, "offload": "optimizer"}, "gpus": 2},
+        {"level": {**ZERO_2, "offload": "optimizer"}},
+    ),
+    (
+        "offload-by-zero",
+        {"level": {**ZERO_2, "offload": "all"}, "gpus": 2},
+        {"level": {**ZERO_3, "offload": "all"}},
+    ),
+    ("offload-without-gpu", {"level": {**ZERO_2, "offload": "optimizer"}}, {"gpus": 2}),
+    ("zero-without-deepspeed", {"level": ZERO_2, "libraries": ()}, {"libraries": ("deepspeed",)}),
+    (
+        "zero-casts",
+        {"level": {**ZERO_2, **HALF}, "native_bf16": True},
+        {"level": {**ZERO_2, **HALF, "adapter_dtype": "bfloat16"}},
+    ),
+    (
+        "offloaded-optimizer",
+        {"level": {**ZERO_2, "offload": "optimizer", "optimizer": "adamw_8bit"}, "gpus": 2},
+        {"level": {**ZERO_2, "optimizer": "adamw_8bit"}},
+    ),
+    ("int8-divided", {"level": {**ZERO_3, **INT8}}, {"level": {**ZERO_2, **INT8}}),
+    ("int8-divided", {"level": {**ZERO_3, **INT8}}, {"level": {**ZERO_3, **NF4}}),
+    ("fsdp-without-gpu", {"level": FSDP_1}, {"gpus": 2}),
+    (
+        "fsdp-quantized",
+        {"level": {**FSDP_1, **MIXED, **NF4}, "gpus": 2},
+        {"level": {**FSDP_1, **MIXED}},
+    ),
+    ("fsdp-1-dtypes", {"level": {**FSDP_1, **HALF}, "gpus": 2}, {"level": {**FSDP_1, **MIXED}}),
+    (
+        "fsdp-2-8-bit-optimizer",
+        {"level": {**FSDP_2, "optimizer": "adamw_8bit"}, "gpus": 2, "model": "llama"},
+        {"level": {**FSDP_1, "optimizer": "adamw_8bit"}},
+    ),
+    ("fsdp-own-modules", {"level": FSDP_1, "gpus": 2, "model": "own"}, {"model": "llama"}),
+    ("fsdp-2-embeddings", {"level": FSDP_2, "gpus": 2, "model": "real bert"}, {"level": FSDP_1}),
+    ("fsdp-2-encoder-decoder", {"level": FSDP_2, "gpus": 2, "model": "t5"}, {"model": "llama"}),
 ]
 
 
@@ -202,6 +269,10 @@ def models(build):
             ]
         ),
         "experts": build.model([build.module("experts.down_proj", "mlp_out", (64, 64), "experts", 4)]),
+        "llama": bert,
+        "real bert": replace(bert, model_type="bert"),
+        "t5": replace(bert, is_encoder_decoder=True),
+        "own": replace(bert, factory=Factory(name="own:model", folder="/")),
         "no checkpointing": replace(bert, supports_gradient_checkpointing=False),
         "flash": replace(bert, attention_kernels=("sdpa", "eager", "flash_attention_2")),
     }

@@ -557,7 +557,7 @@ ANY_OUTCOME = st.sampled_from([Outcome.OK] * 6 + [o for o in Outcome if o is not
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_whatever_happens_the_search_ends_and_never_repeats(build, gpu_candidates, data):
+def test_whatever_happens_the_search_ends_and_never_repeats(build, gpu_candidates, spread, data):
     weights = Weights(
         **{name: data.draw(st.sampled_from([0.0, 0.5, 1.0])) for name in ("speed", "memory", "quality")}
     )
@@ -569,7 +569,7 @@ def test_whatever_happens_the_search_ends_and_never_repeats(build, gpu_candidate
     )
     machine = Machine(
         build,
-        gpu_candidates,
+        data.draw(st.sampled_from([gpu_candidates, spread])),
         limits=limits,
         weights=weights,
         outcome=lambda _: data.draw(ANY_OUTCOME),
@@ -619,3 +619,44 @@ def test_reused_measurements_count_against_no_limit(build, cpu_candidates):
     step = again.ask()
     assert isinstance(step, RunTrial)
     assert step.plan.rung is Rung.TRAIN
+
+
+@pytest.fixture(scope="module")
+def spread(build) -> tuple[Candidate, ...]:
+    """One LoRA on two GPUs: DDP, ZeRO-3 and both FSDPs beside one process."""
+    hardware = build.hardware(gpus=2, libraries=("deepspeed",))
+    facts = build.facts(model=build.bert(hidden=2048), hardware=hardware)
+    found = enumerate_candidates(facts, build.request())
+    usual = Level()
+    return tuple(
+        candidate
+        for candidate in found
+        if candidate.adapter == found[0].adapter
+        and (candidate.level.optimizer, candidate.level.compile) == (usual.optimizer, usual.compile)
+    )
+
+
+@pytest.mark.parametrize(
+    ("speeds", "too_big", "chosen"),
+    [
+        ({"": 1.0, "DDP": 1.9, "ZeRO-3": 1.5, "FSDP1": 1.6, "FSDP2": 1.7}, (), "DDP"),
+        ({"": 1.0, "DDP": 1.9, "ZeRO-3": 2.1, "FSDP1": 1.6, "FSDP2": 1.7}, (), "ZeRO-3"),
+        ({"": 1.0, "DDP": 0.7, "ZeRO-3": 0.5, "FSDP1": 0.6, "FSDP2": 0.6}, (), ""),
+        ({"": 1.0, "DDP": 1.9, "ZeRO-3": 1.5, "FSDP1": 1.6, "FSDP2": 1.7}, ("", "DDP"), "FSDP2"),
+    ],
+)
+def test_the_fastest_way_to_spread_is_found(build, spread, speeds, too_big, chosen):
+    def outcome(plan):
+        return Outcome.OOM if plan.candidate.level.sharding in too_big else Outcome.OK
+
+    machine = Machine(
+        build,
+        spread,
+        limits=replace(LIMITS, can_learn=False),
+        outcome=outcome,
+        speed=lambda candidate: 1000 * speeds[candidate.level.sharding],
+    )
+    machine.finish()
+    ran = [trial for trial in machine.trials if trial.outcome is Outcome.OK]
+    fastest = max(ran, key=lambda trial: trial.measurement.tokens_per_s)
+    assert fastest.candidate.level.sharding == chosen

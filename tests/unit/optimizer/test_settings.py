@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from rankwise.optimizer.domain import Quantization
+from rankwise.optimizer.domain import Level, Quantization
 from rankwise.optimizer.settings import needs_at_least, varied
 
 
@@ -48,3 +50,21 @@ def test_only_single_differences_are_variations(build, candidates):
     loss, both = build.variant(best, loss="chunked"), build.variant(best, loss="chunked", compile=True)
     assert varied(best, [best, loss, both], "loss") == [loss]
     assert varied(best, [best, loss, both], "compile") == []
+
+
+def test_ways_to_spread_are_varied_with_what_they_decide(candidates):
+    """Dividing decides dtypes and does without quantization; each way has the micro-batch that suits it."""
+    best = replace(candidates[0], level=Level(compute_dtype="bfloat16"), micro_batch=8)
+    ddp = replace(best.level, processes=2)
+    half = {"weight_dtype": "bfloat16", "compute_dtype": "bfloat16", "adapter_dtype": "bfloat16"}
+    zero = Level(**half, processes=2, zero_stage=3)
+    others = [
+        replace(best, level=level, micro_batch=micro_batch)
+        for level in (ddp, zero, replace(ddp, gradient_checkpointing=True), Level(**half, processes=2))
+        for micro_batch in (16, 8, 4)
+    ]
+    assert varied(best, others, "processes") == [others[1], others[4]]
+    quantized = replace(best, level=replace(best.level, quantization=Quantization.NF4), micro_batch=4)
+    assert varied(quantized, others, "processes") == [others[5]]
+    assert varied(others[4], [best, quantized], "processes") == [best, quantized]
+    assert varied(best, others, "precision") == []

@@ -50,6 +50,7 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
             "max_length": 64,
         },
         "price_per_hour": 2.5,
+        "processes": 1,
         "budget": {"seconds": "10m", "max_trials": 4},
         "seed": 7,
         "task": "text-classification",
