@@ -13,6 +13,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from rankwise.home import Home
@@ -24,6 +25,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # What DeepSpeed compiles stays with the environment: with another one's paths it would be built anew.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+# How long an example takes depends on what else the machine does, and says nothing of the code.
+hypothesis.settings.register_profile("any-load", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("any-load")
 
 REPOSITORY = Path(__file__).parents[1]
 

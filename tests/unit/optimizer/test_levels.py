@@ -324,7 +324,7 @@ def any_facts(draw, build):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_candidate_is_invalid_whatever_the_facts(build, data):
     facts = data.draw(any_facts(build))
@@ -351,7 +351,7 @@ def test_no_candidate_is_invalid_whatever_the_facts(build, data):
         assert facts.recipe.effective_batch % (candidate.micro_batch * level.processes) == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_more_libraries_and_memory_never_remove_a_candidate(build, data):
     """More memory may change the precision whose settings are varied, and how trainings are spread; all

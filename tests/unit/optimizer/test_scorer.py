@@ -82,7 +82,7 @@ def test_dominated_trials_are_off_the_pareto_front(build, candidates):
     assert front == {1: True, 2: True, 3: False, 4: True}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_rankings_are_consistent(build, candidates, data):
     figures = st.tuples(st.floats(1.0, 1e4), st.integers(1, 2**40), st.floats(0.0, 20.0))

@@ -555,7 +555,7 @@ def needs_at_least(candidate: Candidate, other: Candidate) -> bool:
 ANY_OUTCOME = st.sampled_from([Outcome.OK] * 6 + [o for o in Outcome if o is not Outcome.OK])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_happens_the_search_ends_and_never_repeats(build, gpu_candidates, spread, data):
     weights = Weights(

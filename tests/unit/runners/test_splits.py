@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import DatasetError
@@ -88,7 +88,6 @@ def test_keys_that_should_all_stay_together_do_not() -> None:
     assert len(chosen(rows, 0.25, together=chain)) == 10
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 30).map(str), st.sampled_from("abc")), min_size=2, max_size=120),
     st.integers(0, 5),
@@ -109,7 +108,6 @@ def test_no_class_is_on_one_side_if_it_need_not_be(rows: Rows, seed: int) -> Non
     assert 2 * sum(key in held for key, _ in rows) <= len(rows)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 20).map(float), min_size=2, max_size=100))
 def test_nothing_that_is_learnt_is_later_than_what_is_held_out(times: list[float]) -> None:
     if len(set(times)) < 2:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import StoreError
@@ -18,13 +18,11 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(JSON)
 def test_every_document_is_json_without_nan(data: object) -> None:
     canonical_json(without_nan(data))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats()))
 def test_losses_can_be_read_back_whatever_they_were(losses: list[float]) -> None:
     read = from_json(Measurement, document(Measurement(train_losses=tuple(losses))))

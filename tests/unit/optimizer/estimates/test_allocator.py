@@ -493,7 +493,7 @@ def events_of(steps):
 
 
 @KINDS
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     steps=STEPS,
     clears=st.frozensets(st.integers(0, 60), max_size=4),
@@ -566,7 +566,7 @@ def check(allocator):
 
 
 @KINDS
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps=STEPS, capacity=st.one_of(st.none(), st.integers(0, 300 * MIB)))
 def test_blocks_tile_their_segments(expandable, steps, capacity):
     allocator = CachingAllocator(expandable_segments=expandable, capacity_bytes=capacity)
@@ -593,7 +593,7 @@ def test_blocks_tile_their_segments(expandable, steps, capacity):
 
 
 @KINDS
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(steps=STEPS, cut=st.integers(0, 60))
 def test_peaks_only_grow(expandable, steps, cut):
     events = events_of(steps)
@@ -607,7 +607,7 @@ def test_peaks_only_grow(expandable, steps, cut):
     assert limited == whole
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes=st.lists(SIZES, max_size=60))
 def test_without_frees_a_single_segment_wastes_less_than_a_page(sizes):
     got = replay(enumerate(sizes), expandable_segments=True)

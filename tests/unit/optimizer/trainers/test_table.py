@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rankwise.optimizer.domain import Adapter, Level, Method, Quantization
@@ -111,7 +110,6 @@ def test_cells_write_the_keys_they_name_and_no_two_the_same_with_another_value(
         written |= keys
 
 
-@hypothesis_settings(deadline=None)
 @given(adapter=ADAPTERS, level=LEVELS, recipe=RECIPES)
 def test_any_candidate_is_refused_with_one_message_or_written_as_it_reads_back(
     adapter: Adapter, level: Level, recipe: Any
