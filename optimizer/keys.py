@@ -27,16 +27,6 @@ def trial_device(hardware: HardwareProfile) -> GpuProfile | None:
     return max(hardware.gpus, key=lambda gpu: gpu.free_bytes or 0, default=None)
 
 
-def trial_devices(hardware: HardwareProfile, processes: int) -> tuple[GpuProfile, ...]:
-    """The GPUs that a trial of so many processes runs on: alike, those with most free memory first.
-
-    None of them means the CPU; fewer than asked for where there are no more.
-    """
-    first = trial_device(hardware)
-    alike = [gpu for gpu in hardware.gpus if first is not None and gpu.name == first.name]
-    return tuple(sorted(alike, key=lambda gpu: gpu.free_bytes or 0, reverse=True)[:processes])
-
-
 def environment_key(hardware: HardwareProfile) -> str:
     """Equal where measurements may be shared: the model of the device that trials run on, host, libraries,
     and the environment variables that tell these how to compute.

@@ -14,9 +14,9 @@ FREE_SHARE = 0.9
 
 
 def alike_gpus(hardware: HardwareProfile) -> tuple[GpuProfile, ...]:
-    """Those that one training can be spread over: of the model and size of the one that trials run on.
+    """Those that one training can be spread over, most free memory first.
 
-    Instances of a device that MIG splits cannot reach one another, so that each stands alone. A device that
+    They are of the model and size of the one that trials run on. Instances of a device that MIG splits cannot reach one another, so that each stands alone. A device that
     says that it is unfit counts for nothing.
     """
     first = trial_device(hardware)
@@ -24,16 +24,14 @@ def alike_gpus(hardware: HardwareProfile) -> tuple[GpuProfile, ...]:
         return ()
     if first.is_mig:
         return (first,)
-    return (
-        first,
-        *(
-            gpu
-            for gpu in hardware.gpus
-            if gpu.uuid != first.uuid
-            and (gpu.name, gpu.total_bytes, gpu.is_mig) == (first.name, first.total_bytes, False)
-            and not gpu.health_problems
-        ),
+    others = (
+        gpu
+        for gpu in hardware.gpus
+        if gpu.uuid != first.uuid
+        and (gpu.name, gpu.total_bytes, gpu.is_mig) == (first.name, first.total_bytes, False)
+        and not gpu.health_problems
     )
+    return (first, *sorted(others, key=lambda gpu: gpu.free_bytes or 0, reverse=True))
 
 
 def processes_for(request: StudyRequest, hardware: HardwareProfile, effective_batch: int) -> int:

@@ -147,9 +147,9 @@ def _put_together(
         return
     for name, parameter in wanted:
         if hasattr(parameter, "ds_id"):
-            from deepspeed.zero import GatheredParameters
+            from deepspeed import zero
 
-            with GatheredParameters([parameter]):
+            with zero.GatheredParameters([parameter]):
                 yield name, parameter.detach()
         else:
             yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()

@@ -36,11 +36,12 @@ from ..optimizer.domain import (
 from ..optimizer.estimates.trials import Judge
 from ..optimizer.experience import by_experience, learn
 from ..optimizer.exports.peft import adapter_config
-from ..optimizer.keys import derive_seed, measurement_key, training_key, trial_devices
+from ..optimizer.keys import derive_seed, measurement_key, training_key
 from ..optimizer.levels import enumerate_candidates
 from ..optimizer.recipe import judged_rows, steps_for
 from ..optimizer.scorer import recommend
 from ..optimizer.search import RunTrial, SearchLimits, next_step
+from ..optimizer.spreading import alike_gpus
 from ..optimizer.trainers.writing import deepspeed_config
 from ..probes.profiles import GpuProfile
 from ..store import Claim, Store
@@ -257,7 +258,7 @@ class StudyRun:
         if key and (source := self.store.find_measurement(key)):
             self.store.reuse_measurement(trial.id, source)
             return
-        devices = trial_devices(facts.hardware, trial.candidate.level.processes)
+        devices = alike_gpus(facts.hardware)[: trial.candidate.level.processes]
         try:
             server = self.ready_server()
         except RunnerError as error:
