@@ -296,7 +296,7 @@ class _Judged:
         recipe = self.candidate.recipe
         if recipe.max_length is None or self.question.settings.offload != "none":
             return None
-        tokens = recipe.effective_batch * recipe.max_length
+        tokens = recipe.effective_batch * recipe.max_length / self.target.gpus
         speed = speed_of(self.prediction.work, tokens, self.target)
         if speed is None:
             return None

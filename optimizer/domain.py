@@ -580,7 +580,9 @@ class Estimate:
     """What a dry run told of a shape on the device that trials run on, before any of it ran there.
 
     Memory columns are those of :class:`Measurement`, so that each can be held against its own; None is
-    "not told", as CUDA's are of a CPU.
+    "not told", as CUDA's are of a CPU. Of several processes they are those of one, and work is, too; what is
+    held against a host's limit (``peak_process_bytes``, and on a CPU ``low_bytes``), speeds and
+    ``step_tokens`` are of all together.
     """
 
     device: str
@@ -594,6 +596,11 @@ class Estimate:
     peak_reserved_bytes: int | None = None
     peak_device_bytes: int | None = None
     peak_process_bytes: int | None = None
+    rank_host_bytes: int | None = None
+    """That each process keeps in the host's memory because it is offloaded; None where nothing is. On a CPU
+    they are among the tensors."""
+    host_bytes: int | None = None
+    """The same of all processes."""
     low_bytes: int | None = None
     """Least that it takes of what the memory limit is held against."""
     high_bytes: int | None = None

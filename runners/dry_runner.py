@@ -16,6 +16,7 @@ from ..optimizer.codec import to_json
 from ..optimizer.domain import Candidate
 from ..optimizer.estimates.need import Need
 from ..optimizer.estimates.prediction import Terms
+from ..optimizer.estimates.shard_plan import as_run, has_autocast, plan_of
 from ..optimizer.estimates.sharding import host_bytes
 from ..optimizer.estimates.tape import Tape, Uneven, Work, interpolated, stretch, total_work
 from ..optimizer.exports.peft import adapter_config
@@ -63,28 +64,28 @@ class DryRunner:
             self._path = folder / "cut"
         self._built: tuple[Candidate, Path, Any, torch.nn.Module] | None = None
 
-    def tape(self, candidate: Candidate, batch: Batch, *, casts_itself: bool = False) -> Tape:
+    def tape(self, candidate: Candidate, batch: Batch) -> Tape:
         """A step on few layers, for :meth:`deepened`; on all of them if they are known to differ.
 
-        Args:
-            casts_itself: a library that divides weights casts them, in place of autocast.
+        Of several ranks it is the step of one that has the whole model, in the dtypes that they compute in.
 
         Raises:
             InputError: the model cannot be built or run as the candidate says.
         """
         if candidate.adapter.last_blocks is not None or candidate.adapter.rank_pattern:
             self.run_whole()  # layers differ in what is trained of them
+        run = replace(candidate, level=as_run(candidate.level))
         try:
-            mode, model = self._build(candidate)
+            mode, model = self._build(run)
             with mode:
                 return record(
                     model,
-                    to_json(candidate),
+                    to_json(run),
                     batch,
                     passes=candidate.accumulation,
                     has_labels_per_row=self._task.kind.has_new_head,
                     on_cuda=self._on_cuda,
-                    uses_autocast=False if casts_itself else None,
+                    uses_autocast=has_autocast(candidate.level),
                 )
         except CANNOT_RUN as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
@@ -174,9 +175,15 @@ class Sizes:
         """See nothing yet.
 
         Args:
-            tapes: those that were recorded so far, under terms that divide the model in the same way.
+            batch: a rank's micro-batch.
+            terms: how the candidate's level divides the model is added to them.
+            tapes: those that were recorded so far of this candidate.
+
+        Raises:
+            InputError: the level divides the model in a way that there is not.
         """
-        self._runner, self._candidate, self._batch, self._terms = runner, candidate, batch, terms
+        self._runner, self._candidate, self._batch = runner, candidate, batch
+        self._terms = replace(terms, plan=plan_of(candidate.level))
         self._tapes: dict[Batch, Tape] = {} if tapes is None else tapes
         self._reserved: dict[Batch, int] = {}
         self._asked_about: tuple[Need, Work] | None = None
@@ -247,7 +254,5 @@ class Sizes:
 
     def _run(self, batch: Batch) -> Tape:
         if batch not in self._tapes:
-            self._tapes[batch] = self._runner.tape(
-                self._candidate, batch, casts_itself=self._terms.casts_itself
-            )
+            self._tapes[batch] = self._runner.tape(self._candidate, batch)
         return self._tapes[batch]

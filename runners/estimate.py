@@ -15,13 +15,10 @@ from typing import Any
 
 from ..errors import InputError, ModelError
 from ..optimizer.codec import from_json, to_json
-from ..optimizer.domain import Candidate, Quantization
 from ..optimizer.estimates.need import largest
 from ..optimizer.estimates.prediction import Prediction, Terms
 from ..optimizer.estimates.settings import MOST_ROWS, Settings, candidate_from
-from ..optimizer.estimates.shard_plan import Offload, Scheme, ShardPlan
 from ..optimizer.estimates.tape import Tape
-from ..optimizer.sizes import BYTES_PER_ELEMENT
 from ..probes.model import inspect_model, natural_task, task_without_data
 from ..probes.profiles import TaskKind
 from .dry_run import Batch, arrays_for
@@ -124,7 +121,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         packed=settings.packed,
         arrays=arrays_for(model),
     )
-    plan, enough = plan_of(settings, candidate), spec["enough"]
+    enough = spec["enough"]
     predictions: list[Prediction] = []
     tapes: dict[Batch, Tape] = {}
     sizes: dict[Terms, Sizes] = {}
@@ -133,7 +130,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         for each in spec["terms"]:
             if enough is not None and sum(done.max_micro_batch is not None for done in predictions) >= enough:
                 break
-            terms = replace(from_json(Terms, each), plan=plan)
+            terms = from_json(Terms, each)
             own = sizes.setdefault(
                 replace(terms, limit_bytes=None), Sizes(runner, candidate, batch, terms, tapes)
             )
@@ -152,32 +149,3 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         model=to_json(model),
         predictions=[to_json(prediction) for prediction in predictions],
     )
-
-
-def plan_of(settings: Settings, candidate: Candidate) -> ShardPlan | None:
-    """How the settings divide the model among ranks; None for one GPU with nothing on the host.
-
-    Raises:
-        InputError: they do not go together.
-    """
-    if settings.gpus == 1 and not settings.zero_stage and not settings.fsdp:
-        return None
-    if settings.fsdp:
-        scheme = Scheme.FSDP
-    elif settings.zero_stage:
-        scheme = Scheme(f"zero-{settings.zero_stage}")
-    else:
-        scheme = Scheme.DDP
-    level = candidate.level
-    try:
-        return ShardPlan(
-            ranks=settings.gpus,
-            scheme=scheme,
-            offload=Offload(settings.offload),
-            trained_item_bytes=BYTES_PER_ELEMENT[level.adapter_dtype],
-            frozen_item_bytes=BYTES_PER_ELEMENT[level.weight_dtype],
-            state_follows=not level.optimizer.endswith("_8bit"),
-            keeps_frozen=level.quantization is not Quantization.NONE,
-        )
-    except ValueError as error:
-        raise InputError(str(error), next_step="choose another --zero-stage, --fsdp or --offload") from error

@@ -58,7 +58,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
                     order_seed=spec["order_seed"],
                 )
             )
-            if predictions[-1].need.allocated_bytes <= spec["enough_bytes"]:
+            if predictions[-1].taken_bytes(on_cuda=spec["on_cuda"]) <= spec["enough_bytes"]:
                 break
     report("result", predictions=[to_json(prediction) for prediction in predictions])
 
@@ -76,6 +76,7 @@ def predict(
     return TrialPrediction(
         need=need,
         work=work,
+        host_bytes=sizes.host_bytes,
         step_tokens=step_tokens * content_share(rows, candidate, order_seed=order_seed),
         seconds=time.perf_counter() - started_s,
     )

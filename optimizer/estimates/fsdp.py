@@ -116,7 +116,7 @@ class Fsdp(Gathering):
     def part_bytes(self, event: Event) -> int:
         if event.block in self.model.trained:
             return self.model.shard_bytes(event.size_bytes, self.plan.master_item_bytes)
-        return super().part_bytes(event)
+        return self.model.part(self.model.frozen_shard_bytes(event.size_bytes))
 
     def _fetch(self, unit: Unit) -> None:
         if not self.plan.gathers_twice:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..domain import Candidate
 from .need import Need, need_of, reserved_bytes
-from .shard_plan import Scheme, ShardPlan
+from .shard_plan import ShardPlan
 from .sharding import sharded
 from .tape import Tape, Work
 
@@ -23,11 +23,7 @@ class Terms:
     limit_bytes: int | None = None
     """What the allocator may take; None asks for no largest batch."""
     plan: ShardPlan | None = None
-
-    @property
-    def casts_itself(self) -> bool:
-        """A library divides weights, and casts them in place of autocast."""
-        return self.plan is not None and self.plan.scheme is not Scheme.DDP
+    """How the candidate's level divides the model (``plan_of``)."""
 
     def need(self, tape: Tape) -> Need:
         """Of one rank."""
@@ -76,7 +72,13 @@ class TrialPrediction:
     need: Need
     work: Work
     """Of one optimizer step with the heaviest batch."""
+    host_bytes: int = 0
+    """That offloading takes of the host's memory for each rank."""
     step_tokens: float
-    """Tokens with content that such a step does, at the padding that the data have."""
+    """Tokens with content that such a step of one rank does, at the padding that the data have."""
     seconds: float
     """That this took."""
+
+    def taken_bytes(self, *, on_cuda: bool) -> int:
+        """Of the memory that tensors are in, for each rank: on a CPU what is offloaded stays there."""
+        return self.need.allocated_bytes + (0 if on_cuda else self.host_bytes)

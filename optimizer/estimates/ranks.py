@@ -71,6 +71,11 @@ class Model:
         """One rank's part of what is trained, its numbers of this size."""
         return divided(size * item_bytes, self.plan.trained_item_bytes * self.plan.ranks)
 
+    def frozen_shard_bytes(self, size: int) -> int:
+        """What all ranks of FSDP together keep of a frozen weight that has this size on the tape."""
+        item = self.plan.frozen_shard_item_bytes
+        return size if item is None else size * item // self.plan.frozen_item_bytes
+
     @property
     def optimized_item_bytes(self) -> int:
         """Of one number as the optimizer sees it."""

@@ -92,7 +92,7 @@ def candidate_from(settings: Settings, model: ModelProfile, task: TaskKind) -> C
         level=_level(settings, model),
         recipe=Recipe(
             max_length=None if task.reads_arrays else length,
-            effective_batch=settings.micro_batch * settings.accumulation,
+            effective_batch=settings.micro_batch * settings.accumulation * settings.gpus,
             packing=settings.packed,
         ),
         micro_batch=settings.micro_batch,
@@ -253,6 +253,8 @@ def _level(settings: Settings, model: ModelProfile) -> Level:
         optimizer=settings.optimizer,
         zero_stage=settings.zero_stage,
         offload=settings.offload,
+        processes=settings.gpus,
+        fsdp=2 if settings.fsdp else 0,  # what transformers takes since version 5
     )
 
 

@@ -6,8 +6,12 @@ a plan (``sharding.py``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from ...errors import InputError
+from ..domain import Level, Quantization
+from ..sizes import BYTES_PER_ELEMENT
 
 MIB = 2**20
 
@@ -63,6 +67,8 @@ class ShardPlan:
     master_item_bytes: int = 4
     """Of one trained number as FSDP keeps it. accelerate makes it float32 with mixed precision
     (``fsdp2_prepare_model``) and leaves it alone without."""
+    frozen_shard_item_bytes: int | None = None
+    """Of one frozen number as FSDP keeps it, which gathers what is computed in; None: as on the tape."""
     state_follows: bool = True
     """Optimizer state has the dtype of the weights, which an 8-bit optimizer's has not."""
     keeps_frozen: bool = False
@@ -102,3 +108,51 @@ class ShardPlan:
         if self.offload is not Offload.NONE and self.offload not in allowed:
             known = ", ".join(sorted(allowed)) or "nothing"
             raise ValueError(f"{self.scheme} cannot offload {self.offload!r}: it can offload {known}")
+
+
+def plan_of(level: Level) -> ShardPlan | None:
+    """How a level divides the model, for a tape of :func:`as_run`; None where one process has all to itself.
+
+    Raises:
+        InputError: the level offloads what its scheme cannot.
+    """
+    if not level.sharding:
+        return None
+    run = as_run(level)
+    trained = BYTES_PER_ELEMENT[run.adapter_dtype]
+    try:
+        return ShardPlan(
+            ranks=level.processes,
+            scheme=_scheme_of(level),
+            offload=Offload(level.offload),
+            trained_item_bytes=trained,
+            frozen_item_bytes=BYTES_PER_ELEMENT[run.weight_dtype],
+            master_item_bytes=BYTES_PER_ELEMENT["float32"] if level.amp else trained,
+            frozen_shard_item_bytes=BYTES_PER_ELEMENT[level.weight_dtype],
+            state_follows=not level.optimizer.endswith("_8bit"),
+            keeps_frozen=level.quantization is not Quantization.NONE,
+            gathers_twice=level.fsdp != 1,
+        )
+    except ValueError as error:
+        raise InputError(str(error), next_step="choose another ZeRO stage, FSDP or offload") from error
+
+
+def as_run(level: Level) -> Level:
+    """The level as it is while a rank computes: a library that divides weights casts every one of them.
+
+    DeepSpeed does so at the start (``module.bfloat16()``), FSDP whenever it gathers.
+    """
+    if not level.zero_stage and not level.fsdp:
+        return level
+    return replace(level, weight_dtype=level.compute_dtype, adapter_dtype=level.compute_dtype)
+
+
+def has_autocast(level: Level) -> bool:
+    """Whether ranks compute under autocast: DeepSpeed's do not, FSDP's do as a single process does."""
+    return level.amp and not level.zero_stage
+
+
+def _scheme_of(level: Level) -> Scheme:
+    if level.fsdp:
+        return Scheme.FSDP
+    return Scheme(f"zero-{level.zero_stage}") if level.zero_stage else Scheme.DDP

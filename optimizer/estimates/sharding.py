@@ -50,7 +50,8 @@ def host_bytes(tape: Tape, plan: ShardPlan) -> int:
     model = Model(tape, plan)
     if plan.scheme is Scheme.FSDP:
         shards = sum(model.shard_bytes(size, plan.master_item_bytes) for size in model.trained_sizes)
-        return 2 * shards + sum(map(model.part, model.frozen_sizes)) + model.state_bytes
+        frozen = sum(model.part(model.frozen_shard_bytes(size)) for size in model.frozen_sizes)
+        return 2 * shards + frozen + model.state_bytes
     share = model.stage_3_share if plan.scheme is Scheme.ZERO_3 else model.flat_share
     total = share * (2 * MASTER_BYTES + plan.trained_item_bytes) + model.state_bytes
     if plan.scheme is not Scheme.ZERO_3:
@@ -58,3 +59,18 @@ def host_bytes(tape: Tape, plan: ShardPlan) -> int:
     if plan.offload is Offload.ALL:
         total += share * plan.trained_item_bytes + sum(map(model.part, model.frozen_sizes))
     return total
+
+
+def unfilled_bytes(plan: ShardPlan | None, trained_parameters: int) -> int:
+    """Of a rank's buckets what no gradient fills: allocated, but on a CPU no page of it is ever touched.
+
+    DeepSpeed allocates whole buckets, however small the model: 1 GB of 16-bit numbers unless told otherwise.
+
+    Args:
+        trained_parameters: of the whole model.
+    """
+    if plan is None or plan.scheme not in (Scheme.ZERO_1, Scheme.ZERO_2, Scheme.ZERO_3):
+        return 0
+    buckets = 2 if plan.overlap_comm and plan.scheme is not Scheme.ZERO_3 else 1
+    empty = max(0, plan.reduce_bucket_elements - trained_parameters)
+    return buckets * empty * plan.trained_item_bytes

@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ...errors import InputError
-from ..domain import Candidate, Estimate, Method, StudyFacts, StudyRequest, Trial
+from ..domain import Candidate, Estimate, Level, Measurement, Method, StudyFacts, StudyRequest, Trial
 from ..keys import trial_device
-from ..sizes import BYTES_PER_ELEMENT, device_bytes
+from ..sizes import BYTES_PER_ELEMENT, device_bytes, estimated_trainable
 from .calibration import ALLOCATED, RESERVED
 from .estimate import Target, fits, memory_of, speed_of
 from .gpus import Gpu, find_gpu
 from .intervals import Factors, Fits, conformal_factors, least_residuals, log_ratios
-from .need import Need
 from .overheads import TRAINING_THREADS, cublas_workspace_bytes
 from .prediction import Terms, TrialPrediction
+from .shard_plan import plan_of
+from .sharding import unfilled_bytes
 from .speed import START, Efficiency, efficiency_from
 from .speed import Work as StepWork
 from .tape import Phase
@@ -43,7 +44,7 @@ class Learnt:
     reserved: Factors = RESERVED
     efficiency: Efficiency = START
     host_overheads: tuple[int, ...] = ()
-    """Bytes that processes on this CPU held beside their tensors: libraries, threads, unused memory."""
+    """Bytes that each process on this CPU held beside its tensors: libraries, threads, unused memory."""
     trials: int = 0
     """That it rests on."""
 
@@ -57,23 +58,24 @@ def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
     Args:
         gpu: the device's entry in the catalogue; None leaves speed as it is.
     """
-    every = [(t.estimate, t.measurement) for t in trials if t.estimate and t.measurement]
-    pairs = [(told, measured) for told, measured in every if not measured.disturbances]
+    every = [(t.estimate, t.measurement, t.candidate.level) for t in trials if t.estimate and t.measurement]
+    pairs = [(told, measured) for told, measured, _ in every if not measured.disturbances]
     allocated = [(e.peak_allocated_bytes, m.peak_allocated_bytes) for e, m in pairs]
     reserved = [(e.peak_reserved_bytes, m.peak_reserved_bytes) for e, m in pairs]
     steps = [
         (_step_work(estimate), estimate.step_tokens / measured.speed)
-        for estimate, measured in pairs
-        if estimate.tokens_per_s and measured.speed
+        for estimate, measured, level in every
+        # What several processes take is computing and talking: it says little of either.
+        if estimate.tokens_per_s and measured.speed and not measured.disturbances and not level.sharding
     ]
     return Learnt(
         allocated=_adjusted(ALLOCATED, allocated),
         reserved=_adjusted(RESERVED, reserved),
         efficiency=START if gpu is None else efficiency_from(steps, gpu),
         host_overheads=tuple(
-            max(0, measured.peak_process_bytes - measured.peak_tensor_bytes)
-            for estimate, measured in every
-            if estimate.peak_tensor_bytes and measured.peak_process_bytes and measured.peak_tensor_bytes
+            overhead
+            for estimate, measured, level in every
+            if estimate.peak_tensor_bytes and (overhead := _host_overhead(measured, level)) is not None
         ),
         trials=len(pairs),
     )
@@ -115,9 +117,8 @@ class Judge:
         capability = None if self.gpu is None else self.gpu.compute_capability
         return Terms(workspaces=(cublas_workspace_bytes(capability),) * TRAINING_THREADS)
 
-    @property
-    def target(self) -> Target | None:
-        """What the GPU offers now; None where trials run on a CPU."""
+    def target_for(self, level: Level) -> Target | None:
+        """What each GPU offers a level now; None where trials run on a CPU."""
         device = trial_device(self.facts.hardware)
         if device is None:
             return None
@@ -125,62 +126,84 @@ class Judge:
         return Target(
             gpu=self.gpu,
             limit_bytes=min(filter(None, limits), default=None),
+            gpus=level.processes,
             efficiency=self.learnt.efficiency,
             factors=(self.learnt.allocated, self.learnt.reserved),
         )
 
     def enough_bytes(self, candidate: Candidate) -> int:
-        """Allocated bytes up to which it cannot be said that a candidate does not fit."""
-        if self.target is not None:
-            return self.target.limit_at_least_bytes
-        beyond = self._host_bytes / SURE_SHARE - min(self.learnt.host_overheads, default=0)
+        """Bytes that a rank's tensors may take before it can be said that a candidate does not fit."""
+        target = self.target_for(candidate.level)
+        if target is not None:
+            return target.limit_at_least_bytes
+        share = self._host_bytes / SURE_SHARE / candidate.level.processes
+        beyond = share - min(self.learnt.host_overheads, default=0)
         return max(0, int(beyond)) + self._untouched_bytes(candidate)
 
     def estimate(self, prediction: TrialPrediction, candidate: Candidate) -> Estimate:
         """What is told of a candidate."""
-        work = prediction.work
+        work, ranks = prediction.work, candidate.level.processes
+        offloaded = prediction.host_bytes or None
         told = Estimate(
             device=self.device_name,
+            rank_host_bytes=offloaded,
+            host_bytes=offloaded and ranks * offloaded,
             flops=dict(work.flops),
             moved_bytes=work.moved_bytes,
             kernels=work.kernels,
-            step_tokens=prediction.step_tokens,
+            step_tokens=ranks * prediction.step_tokens,
             unit="samples" if self.facts.dataset.task.kind.reads_arrays else "tokens",
             seconds=prediction.seconds,
         )
-        if self.target is None:
-            return self._on_host(told, prediction.need, candidate)
-        return _on_gpu(told, prediction, self.target)
+        target = self.target_for(candidate.level)
+        if target is None:
+            return self._on_host(told, prediction, candidate)
+        return self._beside_host(_on_gpu(told, prediction, target))
 
-    def _on_host(self, told: Estimate, need: Need, candidate: Candidate) -> Estimate:
+    def _on_host(self, told: Estimate, prediction: TrialPrediction, candidate: Candidate) -> Estimate:
         """On a CPU the tensors are known exactly. A process holds at least those that are written to, and
-        what every process that was measured on this CPU held beside them."""
-        tensors = max(need.by_phase[phase] for phase in STEP_PHASES)
+        what every process that was measured on this CPU held beside them; all share the host's memory."""
+        ranks = candidate.level.processes
+        tensors = max(prediction.need.by_phase[phase] for phase in STEP_PHASES) + prediction.host_bytes
         beside = self.learnt.host_overheads
         written = max(0, tensors - self._untouched_bytes(candidate))
-        least = int(SURE_SHARE * (written + min(beside, default=0)))
+        least = int(SURE_SHARE * ranks * (written + min(beside, default=0)))
         hopeless = least > self._host_bytes
+        touched = tensors - self._unfilled_bytes(candidate)
         return replace(
             told,
             fits=Fits.NO if hopeless else None,
             reason=_cannot(least, self._host_bytes) if hopeless else None,
             peak_tensor_bytes=tensors,
-            peak_process_bytes=tensors + int(statistics.median(beside)) if beside else None,
+            peak_process_bytes=ranks * (touched + int(statistics.median(beside))) if beside else None,
             low_bytes=least,
         )
 
+    def _beside_host(self, told: Estimate) -> Estimate:
+        """What fits on GPUs, but offloads more than the host has, does not fit."""
+        memory = self.facts.hardware.host.ram_total_bytes
+        if told.host_bytes is None or told.host_bytes <= memory:
+            return told
+        return replace(told, fits=Fits.NO, reason=f"{_cannot(told.host_bytes, memory)} on the host")
+
     @property
     def _host_bytes(self) -> int:
-        """What a process may take of the host's memory."""
+        """What processes may take of the host's memory together."""
         return min(filter(None, (self.request.memory_limit_bytes, device_bytes(self.facts.hardware))))
 
     def _untouched_bytes(self, candidate: Candidate) -> int:
-        """Frozen embeddings: their file may be mapped, of which only the rows in use are read."""
+        """Tensors of a rank that need not be in memory. Of frozen embeddings the file may be mapped, of which
+        only the rows in use are read; of buckets what is not filled is never written."""
+        unfilled = self._unfilled_bytes(candidate)
         if candidate.adapter.method is Method.FULL:
-            return 0
+            return unfilled
         modules = self.facts.model.modules
         embeddings = sum(module.parameters for module in modules if module.kind == "embedding")
-        return BYTES_PER_ELEMENT[candidate.level.weight_dtype] * embeddings
+        return unfilled + BYTES_PER_ELEMENT[candidate.level.weight_dtype] * embeddings
+
+    def _unfilled_bytes(self, candidate: Candidate) -> int:
+        trained = estimated_trainable(candidate, self.facts.model)
+        return unfilled_bytes(plan_of(candidate.level), trained)
 
 
 @lru_cache
@@ -205,7 +228,7 @@ def _on_gpu(told: Estimate, prediction: TrialPrediction, target: Target) -> Esti
         low_bytes=least,
         high_bytes=memory.device.high,
     )
-    speed = speed_of(prediction.work, prediction.step_tokens, target)
+    speed = speed_of(prediction.work, told.step_tokens, target)
     if speed is None:
         return told
     return replace(
@@ -220,6 +243,14 @@ def _cannot(least_bytes: int, capacity_bytes: int) -> str:
     size, unit, digits = (2**30, "GiB", 2) if least_bytes >= 2**30 else (2**20, "MiB", 0)
     least, capacity = least_bytes / size, capacity_bytes / size
     return f"it needs at least {least:,.{digits}f} {unit} of {capacity:,.{digits}f} {unit}"
+
+
+def _host_overhead(measured: Measurement, level: Level) -> int | None:
+    """What each process held beside its tensors; None where it was not measured."""
+    if not measured.peak_process_bytes or not measured.peak_tensor_bytes:
+        return None
+    touched = measured.peak_tensor_bytes - unfilled_bytes(plan_of(level), measured.trainable_params or 0)
+    return max(0, measured.peak_process_bytes // level.processes - touched)
 
 
 def _step_work(estimate: Estimate) -> StepWork:

@@ -168,3 +168,88 @@ def test_a_gpu_that_the_catalogue_lacks_has_no_speed(build, candidates: list[Can
     facts = build.facts(hardware=build.hardware(gpus=1))
     told = Judge(facts=facts, request=build.request()).estimate(prediction(GIB), candidates[0])
     assert (told.device, told.fits, told.tokens_per_s) == ("Some GPU", Fits.YES, None)
+
+
+def spread(candidate: Candidate, **settings: Any) -> Candidate:
+    return replace(candidate, level=replace(candidate.level, **settings))
+
+
+def test_ranks_of_a_gpu_are_told_one_at_a_time(
+    build, candidates: list[Candidate], on_a100: StudyFacts
+) -> None:
+    judge = Judge(facts=on_a100, request=build.request())
+    alone = judge.estimate(prediction(20 * GIB), candidates[0])
+    told = judge.estimate(prediction(20 * GIB), spread(candidates[0], processes=4))
+    assert told.peak_allocated_bytes == alone.peak_allocated_bytes
+    assert told.peak_device_bytes > alone.peak_device_bytes  # NCCL's buffers
+    assert told.step_tokens == 4 * alone.step_tokens
+    assert told.tokens_per_s == pytest.approx(4 * alone.tokens_per_s)
+    assert (told.rank_host_bytes, told.host_bytes) == (None, None)
+
+
+def test_what_is_offloaded_has_to_be_on_the_host(
+    build, candidates: list[Candidate], on_a100: StudyFacts
+) -> None:
+    judge = Judge(facts=on_a100, request=build.request())
+    far = spread(candidates[0], processes=4, zero_stage=2, offload="optimizer")
+    memory = on_a100.hardware.host.ram_total_bytes
+    little, much = (
+        judge.estimate(replace(prediction(20 * GIB), host_bytes=size), far)
+        for size in (memory // 4, memory // 4 + 1)
+    )
+    assert (little.fits, little.rank_host_bytes, little.host_bytes) == (Fits.YES, memory // 4, memory)
+    assert (much.fits, much.host_bytes) == (Fits.NO, memory + 4)
+    assert much.reason.endswith("on the host")
+
+
+def test_ranks_on_a_cpu_share_its_memory(build, candidates: list[Candidate]) -> None:
+    lora = next(c for c in candidates if c.adapter.rank)
+    facts, request = build.facts(), build.request(memory_limit_bytes=GIB)
+    judge = Judge(facts=facts, request=request)
+    size = int(0.7 * GIB)
+    assert judge.estimate(prediction(size), lora).fits is None
+    told = judge.estimate(prediction(size), spread(lora, processes=2))
+    assert (told.fits, told.peak_tensor_bytes) == (Fits.NO, size)
+    assert told.low_bytes == pytest.approx(2 * judge.estimate(prediction(size), lora).low_bytes, abs=2)
+    assert judge.enough_bytes(spread(lora, processes=2)) < size < judge.enough_bytes(lora)
+    # What is offloaded stays there.
+    half = replace(prediction(size // 2), host_bytes=size // 2)
+    far = judge.estimate(half, spread(lora, processes=2, zero_stage=2, offload="optimizer"))
+    assert far.peak_tensor_bytes == 2 * (size // 2)
+    assert half.taken_bytes(on_cuda=True) == size // 2
+    assert half.taken_bytes(on_cuda=False) == 2 * (size // 2)
+
+
+def test_buckets_that_are_not_filled_are_allocated_and_not_held(build, candidates: list[Candidate]) -> None:
+    lora = next(c for c in candidates if c.adapter.rank)
+    judge = Judge(facts=build.facts(), request=build.request())
+    size, bucket = 4 * GIB, 4 * 500_000_000
+    whole, divided = (
+        judge.estimate(prediction(size), each)
+        for each in (spread(lora, processes=2), spread(lora, processes=2, zero_stage=2))
+    )
+    assert divided.peak_tensor_bytes == whole.peak_tensor_bytes == size
+    assert whole.low_bytes - divided.low_bytes == pytest.approx(2 * 0.97 * bucket, rel=0.01)
+
+
+def test_processes_beside_each_other_each_hold_libraries(build, candidates: list[Candidate]) -> None:
+    lora = next(c for c in candidates if c.adapter.rank)
+    facts, request = build.facts(), build.request()
+    told = Judge(facts=facts, request=request).estimate(prediction(GIB), spread(lora, processes=2))
+    found = {"peak_tensor_bytes": GIB, "peak_process_bytes": 2 * GIB + GIB // 2}
+    learnt = learnt_from([measured(build, spread(lora, processes=2), told, **found)], None)
+    assert learnt.host_overheads == (GIB // 4,)
+    again = Judge(facts=facts, request=request, learnt=learnt).estimate(
+        prediction(GIB), spread(lora, processes=2)
+    )
+    assert again.peak_process_bytes == 2 * GIB + GIB // 2
+
+
+def test_several_processes_teach_nothing_of_one_s_speed(
+    build, candidates: list[Candidate], on_a100: StudyFacts
+) -> None:
+    judge = Judge(facts=on_a100, request=build.request())
+    two = spread(candidates[0], processes=2)
+    told = judge.estimate(prediction(20 * GIB), two)
+    slow = measured(build, two, told, tokens_per_s=told.tokens_per_s / 3)
+    assert learnt_from([slow] * 30, A100).efficiency == START
