@@ -16,8 +16,8 @@ FREE_SHARE = 0.9
 def alike_gpus(hardware: HardwareProfile) -> tuple[GpuProfile, ...]:
     """Those that one training can be spread over, most free memory first.
 
-    They are of the model and size of the one that trials run on. Instances of a device that MIG splits cannot reach one another, so that each stands alone. A device that
-    says that it is unfit counts for nothing.
+    They are of the model and size of the one that trials run on. Instances of a device that MIG splits cannot
+    reach one another, so that each stands alone. A device that says that it is unfit counts for nothing.
     """
     first = trial_device(hardware)
     if first is None:
