@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -45,7 +45,7 @@ def seconds(training: Training) -> int:
     )
 
 
-def slurm_script(training: Training, command: Sequence[str], output: str) -> str:
+def slurm_script(training: Training, command: tuple[str, ...], output: str) -> str:
     """A batch script that goes on where it was stopped, when Slurm starts it again.
 
     Args:
@@ -88,7 +88,7 @@ def slurm_script(training: Training, command: Sequence[str], output: str) -> str
     return "\n".join(lines)
 
 
-def kubernetes_job(training: Training, command: Sequence[str]) -> str:
+def kubernetes_job(training: Training, command: tuple[str, ...]) -> str:
     """A Job with a volume for its results, which goes on from its checkpoint after a restart.
 
     Args:
@@ -152,7 +152,7 @@ def kubernetes_job(training: Training, command: Sequence[str]) -> str:
     return head + body
 
 
-def _below(folder: str, command: Sequence[str]) -> Iterator[str]:
+def _below(folder: str, command: tuple[str, ...]) -> Iterator[str]:
     """The command with its files, which are the words with a dot, in this folder."""
     return (f"{folder}/{word}" if "." in word else word for word in command)
 

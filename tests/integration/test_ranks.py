@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -207,4 +208,16 @@ def test_cancelling_ends_all_ranks(launch: Launch, facts: StudyFacts) -> None:
     ranks = ranks_of(job)
     job.cancel()
     assert gone_after(job, 40)
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_memory_that_one_rank_lacks_ends_the_trial(launch: Launch, facts: StudyFacts) -> None:
+    job = launch(make_spec(facts, LEVELS["ddp"], **LONG))
+    ranks = ranks_of(job)
+    size = ranks[1].memory_info().vms
+    resource.prlimit(ranks[1].pid, resource.RLIMIT_AS, (size, size))
+    assert gone_after(job, 60)
+    ending = ending_of(job)
+    assert ending.outcome is Outcome.HOST_OOM, (ending, read_tail(job.log_path))
+    assert "rank 1" in (ending.reason or "")
     assert not any(rank.is_running() for rank in ranks)

@@ -42,6 +42,8 @@ if "--resume" not in sys.argv:
 """
 """Trains until it is asked to stop; takes up again what it left then."""
 
+ALONE = ("python", TRAIN)
+
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Path:
@@ -82,15 +84,15 @@ def run_until_asked_to_stop(command: list[str], folder: Path, path: Path) -> lis
 def test_job_files_are_what_their_readers_take(name: str) -> None:
     """shellcheck's rules, and the schemas that Kubernetes publishes, with no name that it does not know."""
     one = next(case.training for case in cases() if case.name == name)
-    check_with_shellcheck(jobs.slurm_script(one, TRAIN, "trained"), "bash")
-    documents = list(yaml.safe_load_all(jobs.kubernetes_job(one, TRAIN)))
+    check_with_shellcheck(jobs.slurm_script(one, ALONE, "trained"), "bash")
+    documents = list(yaml.safe_load_all(jobs.kubernetes_job(one, ALONE)))
     for document in documents:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     check_with_shellcheck(documents[1]["spec"]["template"]["spec"]["containers"][0]["command"][2], "sh")
 
 
 def test_the_schema_knows_a_wrong_name() -> None:
-    _, job = yaml.safe_load_all(jobs.kubernetes_job(training(), TRAIN))
+    _, job = yaml.safe_load_all(jobs.kubernetes_job(training(), ALONE))
     job["spec"]["template"]["spec"]["containers"][0]["resource"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="'resource' was unexpected"):
         kubernetes_validate.validate(job, KUBERNETES, strict=True)
@@ -112,14 +114,14 @@ def test_jobs_on_the_page_of_schedulers_are_valid() -> None:
 def test_a_slurm_job_that_was_stopped_goes_on_from_its_checkpoint(tmp_path: Path, commands: Path) -> None:
     folder = tmp_path / "a submitted job"
     folder.mkdir()
-    (folder / "job.sbatch").write_text(jobs.slurm_script(training(), TRAIN, "trained"))
+    (folder / "job.sbatch").write_text(jobs.slurm_script(training(), ALONE, "trained"))
     (folder / TRAIN).write_text(TRAINING)
     given = run_until_asked_to_stop(["bash", "job.sbatch"], folder, commands)
     assert given == [["--out", "trained"], ["--out", "trained", "--resume"]]
 
 
 def test_a_kubernetes_job_that_was_stopped_goes_on_with_its_arguments(tmp_path: Path, commands: Path) -> None:
-    _, job = yaml.safe_load_all(jobs.kubernetes_job(training(), TRAIN))
+    _, job = yaml.safe_load_all(jobs.kubernetes_job(training(), ALONE))
     shell, option, text, zero = job["spec"]["template"]["spec"]["containers"][0]["command"]
     for name in (jobs.WORK_FOLDER, jobs.PROGRAM_FOLDER):
         (tmp_path / name[1:]).mkdir()
@@ -131,7 +133,7 @@ def test_a_kubernetes_job_that_was_stopped_goes_on_with_its_arguments(tmp_path: 
 
 
 def test_slurm_is_asked_for_what_was_measured() -> None:
-    lines = jobs.slurm_script(replace(training(), host_memory_bytes=6 * GIB, finish_s=4_000.0), TRAIN, "out")
+    lines = jobs.slurm_script(replace(training(), host_memory_bytes=6 * GIB, finish_s=4_000.0), ALONE, "out")
     assert "#SBATCH --mem=10240M" in lines
     assert "#SBATCH --time=0-01:55:00" in lines
     assert "#SBATCH --gpus-per-node=1" in lines
@@ -139,7 +141,25 @@ def test_slurm_is_asked_for_what_was_measured() -> None:
 
 
 def test_kubernetes_is_asked_for_a_gpu_and_for_the_volume_that_it_is_given() -> None:
-    claim, job = yaml.safe_load_all(jobs.kubernetes_job(training(), TRAIN))
+    claim, job = yaml.safe_load_all(jobs.kubernetes_job(training(), ALONE))
     pod = job["spec"]["template"]["spec"]
     assert claim["metadata"]["name"] == pod["volumes"][1]["persistentVolumeClaim"]["claimName"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_several_processes_get_a_gpu_each_and_are_launched() -> None:
+    alone = training().candidate
+    candidate = replace(alone, level=replace(alone.level, processes=4))
+    spread = replace(training(), candidate=candidate, on_cpu=False, gpu_name="A100")
+    launch = ("accelerate", "launch", "--config_file", "accelerate.yaml", TRAIN)
+    script = jobs.slurm_script(spread, launch, "out")
+    assert "#SBATCH --gpus-per-node=4\n" in script
+    assert "accelerate launch --config_file accelerate.yaml train.py --out out" in script
+    assert "on 4 A100" in script
+    _, job = yaml.safe_load_all(jobs.kubernetes_job(spread, launch))
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
+    folder = jobs.PROGRAM_FOLDER
+    told = f"accelerate launch --config_file {folder}/accelerate.yaml {folder}/train.py"
+    assert told in container["command"][2]
+    check_with_shellcheck(script, "bash")
