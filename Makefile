@@ -9,6 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+EXTENSIONS := $(VENV)/.extensions
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
@@ -33,6 +34,13 @@ $(INSTALLED): pyproject.toml constraints.txt examples/assets.txt tests/consumers
 	ln -sfn ../.. $(VENV)/types/rankwise
 	touch $@
 
+# What DeepSpeed compiles, with all cores and before any test waits for it.
+$(EXTENSIONS): $(INSTALLED)
+	@echo "building DeepSpeed's extensions, once: a minute or two"
+	PATH="$(CURDIR)/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(VENV)/torch_extensions" \
+		$(BIN)/python -m rankwise.runners.extensions > $(VENV)/extensions.log 2>&1 || (cat $(VENV)/extensions.log; false)
+	touch $@
+
 demo: $(INSTALLED) ## recommend a configuration for a real model and real data, offline
 	$(BIN)/python examples/prepare_demo.py $(DEMO)
 	RANKWISE_HOME="$(CURDIR)/$(DEMO)/home" $(BIN)/rankwise recommend --model $(DEMO)/model \
@@ -40,7 +48,7 @@ demo: $(INSTALLED) ## recommend a configuration for a real model and real data, 
 
 # Several processes, each on cores of its own (tests/conftest.py): where torch's threads share cores, two take over
 # three times as long as one. Whole files, in the order of their names: the slowest come first.
-test: $(INSTALLED) ## run all tests; ARGS go to pytest: make test ARGS="tests/unit -k home"
+test: $(INSTALLED) $(EXTENSIONS) ## run all tests; ARGS go to pytest: make test ARGS="tests/unit -k home"
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: $(INSTALLED) ## build the documentation site below build/site

@@ -1,12 +1,14 @@
 """DeepSpeed's compiled parts, built once a machine, before anything is measured that needs them.
 
 DeepSpeed builds them when they are first asked for, which takes a compiler and minutes; left to the trials,
-that would be measured, and every rank would wait for it. Knows nothing about trials.
+that would be measured, and every rank would wait for it. ``python -m rankwise.runners.extensions`` builds
+them when all is installed, before any study. Knows nothing about trials.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -77,3 +79,18 @@ def open_files() -> Iterator[Path]:
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
             yield link.readlink()
+
+
+def main() -> int:
+    """Build what any study on this machine might need; returns the process's exit code."""
+    has_gpu = Path("/proc/driver/nvidia/version").exists()
+    try:
+        run({"on_cpu": not has_gpu, "offloads": True}, Report(sys.stdout.fileno()))
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
