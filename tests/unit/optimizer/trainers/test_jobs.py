@@ -18,12 +18,13 @@ import pytest
 import yaml
 
 from rankwise.optimizer.trainers import jobs
-from rankwise.optimizer.trainers.formats import TRAIN
+from rankwise.optimizer.trainers.formats import TRAIN, Format, outline
+from rankwise.optimizer.trainers.settings import Training
 
 from ....conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-from consumer_parts.cases import cases, training
+from consumer_parts.cases import HALF, cases, training
 
 GIB = 2**30
 KUBERNETES = "1.37"
@@ -42,7 +43,13 @@ if "--resume" not in sys.argv:
 """
 """Trains until it is asked to stop; takes up again what it left then."""
 
-ALONE = ("python", TRAIN)
+
+def slurm_script(one: Training) -> str:
+    return outline(one, Format.SLURM).files["job.sbatch"]
+
+
+def kubernetes_job(one: Training) -> str:
+    return outline(one, Format.KUBERNETES).files["job.yaml"]
 
 
 @pytest.fixture
@@ -80,19 +87,25 @@ def run_until_asked_to_stop(command: list[str], folder: Path, path: Path) -> lis
     return [*given, json.loads(again.stdout)]
 
 
-@pytest.mark.parametrize("name", [case.name for case in cases()][::13])
+TRAININGS = {
+    **{case.name: case.training for case in [*cases()][::13]},
+    "two processes": training(level=replace(HALF, processes=2)),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
 def test_job_files_are_what_their_readers_take(name: str) -> None:
     """shellcheck's rules, and the schemas that Kubernetes publishes, with no name that it does not know."""
-    one = next(case.training for case in cases() if case.name == name)
-    check_with_shellcheck(jobs.slurm_script(one, ALONE, "trained"), "bash")
-    documents = list(yaml.safe_load_all(jobs.kubernetes_job(one, ALONE)))
+    one = TRAININGS[name]
+    check_with_shellcheck(slurm_script(one), "bash")
+    documents = list(yaml.safe_load_all(kubernetes_job(one)))
     for document in documents:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     check_with_shellcheck(documents[1]["spec"]["template"]["spec"]["containers"][0]["command"][2], "sh")
 
 
 def test_the_schema_knows_a_wrong_name() -> None:
-    _, job = yaml.safe_load_all(jobs.kubernetes_job(training(), ALONE))
+    _, job = yaml.safe_load_all(kubernetes_job(training()))
     job["spec"]["template"]["spec"]["containers"][0]["resource"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="'resource' was unexpected"):
         kubernetes_validate.validate(job, KUBERNETES, strict=True)
@@ -114,14 +127,14 @@ def test_jobs_on_the_page_of_schedulers_are_valid() -> None:
 def test_a_slurm_job_that_was_stopped_goes_on_from_its_checkpoint(tmp_path: Path, commands: Path) -> None:
     folder = tmp_path / "a submitted job"
     folder.mkdir()
-    (folder / "job.sbatch").write_text(jobs.slurm_script(training(), ALONE, "trained"))
+    (folder / "job.sbatch").write_text(slurm_script(training()))
     (folder / TRAIN).write_text(TRAINING)
     given = run_until_asked_to_stop(["bash", "job.sbatch"], folder, commands)
     assert given == [["--out", "trained"], ["--out", "trained", "--resume"]]
 
 
 def test_a_kubernetes_job_that_was_stopped_goes_on_with_its_arguments(tmp_path: Path, commands: Path) -> None:
-    _, job = yaml.safe_load_all(jobs.kubernetes_job(training(), ALONE))
+    _, job = yaml.safe_load_all(kubernetes_job(training()))
     shell, option, text, zero = job["spec"]["template"]["spec"]["containers"][0]["command"]
     for name in (jobs.WORK_FOLDER, jobs.PROGRAM_FOLDER):
         (tmp_path / name[1:]).mkdir()
@@ -133,7 +146,7 @@ def test_a_kubernetes_job_that_was_stopped_goes_on_with_its_arguments(tmp_path: 
 
 
 def test_slurm_is_asked_for_what_was_measured() -> None:
-    lines = jobs.slurm_script(replace(training(), host_memory_bytes=6 * GIB, finish_s=4_000.0), ALONE, "out")
+    lines = slurm_script(replace(training(), host_memory_bytes=6 * GIB, finish_s=4_000.0))
     assert "#SBATCH --mem=10240M" in lines
     assert "#SBATCH --time=0-01:55:00" in lines
     assert "#SBATCH --gpus-per-node=1" in lines
@@ -141,7 +154,7 @@ def test_slurm_is_asked_for_what_was_measured() -> None:
 
 
 def test_kubernetes_is_asked_for_a_gpu_and_for_the_volume_that_it_is_given() -> None:
-    claim, job = yaml.safe_load_all(jobs.kubernetes_job(training(), ALONE))
+    claim, job = yaml.safe_load_all(kubernetes_job(training()))
     pod = job["spec"]["template"]["spec"]
     assert claim["metadata"]["name"] == pod["volumes"][1]["persistentVolumeClaim"]["claimName"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
@@ -151,12 +164,11 @@ def test_several_processes_get_a_gpu_each_and_are_launched() -> None:
     alone = training().candidate
     candidate = replace(alone, level=replace(alone.level, processes=4))
     spread = replace(training(), candidate=candidate, on_cpu=False, gpu_name="A100")
-    launch = ("accelerate", "launch", "--config_file", "accelerate.yaml", TRAIN)
-    script = jobs.slurm_script(spread, launch, "out")
+    script = slurm_script(spread)
     assert "#SBATCH --gpus-per-node=4\n" in script
-    assert "accelerate launch --config_file accelerate.yaml train.py --out out" in script
+    assert "accelerate launch --config_file accelerate.yaml train.py --out trained" in script
     assert "on 4 A100" in script
-    _, job = yaml.safe_load_all(jobs.kubernetes_job(spread, launch))
+    _, job = yaml.safe_load_all(kubernetes_job(spread))
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
     folder = jobs.PROGRAM_FOLDER
