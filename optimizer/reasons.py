@@ -86,6 +86,7 @@ def explain(
         *_learnt_nothing(best.measurement, study),
         _verdict(request, ranking, best),
         _figures(best, column),
+        *_by_rank(best.measurement),
         *_as_told(best),
         *([_against(best.measurement, others[0], learnt.get(others[0].trial.id), column)] if others else []),
         *_better_learners(others[1:], learnt),
@@ -234,6 +235,24 @@ def _figures(best: Compared, column: str | None) -> str:
     if measurement.metric_name and measurement.metric_value is not None:
         parts.append(f"{measurement.metric_name} {measurement.metric_value:.3f}")
     return f"Measured here: {', '.join(parts)}."
+
+
+def _by_rank(measurement: Measurement) -> Iterator[str]:
+    """How evenly several processes share the work."""
+    ranks = measurement.ranks
+    peaks = [
+        each.peak_reserved_bytes or each.peak_tensor_bytes or each.peak_process_bytes or 0 for each in ranks
+    ]
+    if not any(peaks):
+        return
+    most = max(range(len(peaks)), key=peaks.__getitem__)
+    told = f"Of {len(ranks)} processes rank {ranks[most].rank} held most, {_gib(peaks[most])}"
+    told += f", and none less than {_gib(min(peaks))}"
+    if talking := [each.communication_share for each in ranks if each.communication_share is not None]:
+        told += (
+            f"; they talked to each other, or waited, for {min(talking):.0%} to {max(talking):.0%} of a step"
+        )
+    yield f"{told}."
 
 
 def _as_told(best: Compared) -> Iterator[str]:

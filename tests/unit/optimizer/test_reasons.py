@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rankwise.errors import NothingFits
-from rankwise.optimizer.domain import Estimate, Objective, Outcome, Rung, Scoring
+from rankwise.optimizer.domain import Estimate, Objective, Outcome, RankMeasurement, Rung, Scoring
 from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.optimizer.scorer import recommend
 
@@ -69,6 +69,20 @@ def test_what_a_dry_run_told_stands_beside_what_was_measured(build, candidates):
     assert (
         f"Ruled out by a dry run, and not run: {candidates[1].describe()} "
         "(it needs at least 9.00 GiB of 8.00 GiB)."
+    ) in chosen.reasons
+
+
+def test_what_each_process_held_is_told(build, candidates):
+    ranks = (
+        RankMeasurement(rank=0, peak_tensor_bytes=GIB, communication_share=0.125),
+        RankMeasurement(rank=1, peak_tensor_bytes=2 * GIB, communication_share=0.25),
+    )
+    chosen = recommend(
+        build.study(), [build.trial(candidates[0], 1, ranks=ranks)], wall_s=10.0, measured_s=5.0
+    )
+    assert (
+        "Of 2 processes rank 1 held most, 2.00 GiB, and none less than 1.00 GiB; they talked to each other, "
+        "or waited, for 12% to 25% of a step."
     ) in chosen.reasons
 
 
