@@ -19,6 +19,7 @@ from ..home import Home
 from ..optimizer.adapters import warnings_for
 from ..optimizer.codec import from_json
 from ..optimizer.domain import Candidate, Method, Quantization, Trial
+from ..optimizer.estimates.communication import GPUS_A_NODE, NO_TRAFFIC, time_of
 from ..optimizer.estimates.estimate import Memory, Target, breakdown_of, fits, memory_of, speed_of
 from ..optimizer.estimates.gpus import Gpu, find_gpu, smallest_first
 from ..optimizer.estimates.intervals import Fits
@@ -297,10 +298,35 @@ class _Judged:
         if recipe.max_length is None or self.question.settings.offload != "none":
             return None
         tokens = recipe.effective_batch * recipe.max_length / self.target.gpus
-        speed = speed_of(self.prediction.work, tokens, self.target)
+        speed = speed_of(self.prediction.work, tokens, self.target, self.prediction.traffic)
         if speed is None:
             return None
         return Between(low=speed.tokens_per_s_low, mid=speed.tokens_per_s_mid, high=speed.tokens_per_s_high)
+
+    @property
+    def sending_s(self) -> Between | None:
+        """What a step sends, if nothing else is done meanwhile."""
+        traffic, gpu = self.prediction.traffic, self.target.gpu
+        if gpu is None or traffic == NO_TRAFFIC:
+            return None
+        time = time_of(traffic, gpu, self.target.gpus)
+        return Between(low=time.low_s, mid=time.mid_s, high=time.high_s)
+
+    @property
+    def sending_share(self) -> Between | None:
+        """Of such a step's time."""
+        seconds, gpu = self.sending_s, self.target.gpu
+        if seconds is None or gpu is None:
+            return None
+        work = self.prediction.work
+        alone = speed_of(work, 1.0, self.target, NO_TRAFFIC)
+        if alone is None:
+            return None
+        return Between(
+            low=seconds.low / (seconds.low + 1 / alone.tokens_per_s_low),
+            mid=seconds.mid / (seconds.mid + alone.step_s),
+            high=seconds.high / (seconds.high + 1 / alone.tokens_per_s_high),
+        )
 
     @property
     def hours(self) -> Between | None:
@@ -334,6 +360,10 @@ class _Judged:
             "max_seq_len": self.prediction.max_length,
             "tokens_per_second": self.speed,
             "hours": self.hours,
+            "sent_bytes": self.prediction.traffic.between_ranks,
+            "offloaded_bytes": self.prediction.traffic.with_host,
+            "sending_seconds": self.sending_s,
+            "sending_share": self.sending_share,
         }
 
     def choice(self, gpu: Gpu) -> GpuChoice:
@@ -368,7 +398,12 @@ class _Judged:
         if gpu is not None and (reason := _no_use(gpu, settings)):
             yield f"{gpu.name} {reason}."
         if self.target.gpus > 1:
-            yield "Sizes and speed are those of one GPU; time that GPUs wait for each other is left out."
+            yield (
+                "Sizes and speed are those of one GPU. Speeds range from all sending hidden behind computing "
+                "to none of it; waiting for a slower GPU is left out."
+            )
+        if self.target.gpus > GPUS_A_NODE:
+            yield f"More than {GPUS_A_NODE} GPUs are taken for several machines, whose network nobody told."
         if host_bytes := self.prediction.host_bytes:
             yield f"Offloading takes {format_bytes(host_bytes)} of the host's memory for each GPU."
             yield "How fast it is depends on the host and its link to the GPU: no speed is told."

@@ -550,6 +550,15 @@ class EstimateDocument(_Document):
     """Padding included; null without a GPU of the catalogue, or where it has no unit for the dtype."""
     hours: Between | None
     """For the tokens and epochs that were asked about, by all GPUs together."""
+    sent_bytes: int
+    """That each GPU sends to the others in an optimizer step, all its micro-batches."""
+    offloaded_bytes: int
+    """That go to the host and back in such a step, for each GPU, because of offloading."""
+    sending_seconds: Between | None
+    """Of both in such a step, on the slowest and the fastest use of links that was seen; null without a GPU
+    of the catalogue, or where nothing is sent."""
+    sending_share: Between | None
+    """Of the time of such a step, if nothing of it is hidden behind computing."""
     trainable_params: int
     choices: tuple[GpuChoice, ...]
     """GPUs on which it fits, the smallest first; empty unless that was asked."""

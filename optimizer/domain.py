@@ -612,6 +612,8 @@ class Estimate:
     """Of one optimizer step with the heaviest batch, by the dtype that they are computed in."""
     moved_bytes: int = 0
     kernels: int = 0
+    communication_bytes: int = 0
+    """That each process sends in such a step to the others, and to the host and back where it offloads."""
     step_tokens: float = 0.0
     """Tokens with content that the work of such a step does, at the padding that these data have."""
     unit: str = "tokens"

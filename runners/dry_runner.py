@@ -5,6 +5,7 @@ Knows nothing of devices and limits.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from ..errors import InputError
 from ..optimizer.codec import to_json
 from ..optimizer.domain import Candidate
+from ..optimizer.estimates.communication import Traffic, traffic_of
 from ..optimizer.estimates.need import Need
 from ..optimizer.estimates.prediction import Terms
 from ..optimizer.estimates.shard_plan import as_run, has_autocast, plan_of
@@ -25,6 +27,7 @@ from .build import InvalidTrial, build_model
 from .dry_run import Batch, record
 from .fakes import fake_tensors, materialise, on_meta
 from .fused_loss import FusedLossStandIn
+from .keeping_linear import keeping_linear
 from .losses import set_loss
 from .shallow import cut_configuration, stacks_of
 from .weights import widen_norms
@@ -57,7 +60,7 @@ class DryRunner:
             folder: where a configuration of few layers may be written.
             on_cuda: allocate as CUDA does; else as the CPU does that this runs on.
         """
-        self._model, self._task, self._allowed, self._on_cuda = model, task, allow_remote_code, on_cuda
+        self.model, self._task, self._allowed, self._on_cuda = model, task, allow_remote_code, on_cuda
         self._depths = stacks_of(model)
         self._path = Path(model.path)
         if model.factory is None and cut_configuration(self._path, self._depths, folder / "cut"):
@@ -77,7 +80,7 @@ class DryRunner:
         run = replace(candidate, level=as_run(candidate.level))
         try:
             mode, model = self._build(run)
-            with mode:
+            with mode, keeping_linear() if run.level.zero_stage == 3 else nullcontext():
                 return record(
                     model,
                     to_json(run),
@@ -90,7 +93,7 @@ class DryRunner:
         except CANNOT_RUN as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise InputError(
-                f"{self._model.source} cannot be run dry as {candidate.describe()}: {reason}",
+                f"{self.model.source} cannot be run dry as {candidate.describe()}: {reason}",
                 next_step="try another method, attention or precision, or no gradient checkpointing",
             ) from error
 
@@ -100,7 +103,7 @@ class DryRunner:
         Raises:
             Uneven: layers differ in what they do: :meth:`run_whole` from now on.
         """
-        if self._path == Path(self._model.path):
+        if self._path == Path(self.model.path):
             return tape
         names = {place.stack for place in tape.work if place is not None}
         return stretch(
@@ -115,7 +118,7 @@ class DryRunner:
 
     def run_whole(self) -> None:
         """Run all layers from now on."""
-        self._path = Path(self._model.path)
+        self._path = Path(self.model.path)
 
     def _build(self, candidate: Candidate) -> tuple[Any, torch.nn.Module]:
         """The model on fake tensors; the last one is kept, as batches of several sizes are asked for."""
@@ -129,7 +132,7 @@ class DryRunner:
             level = replace(level, attention="sdpa")
         plain = to_json(replace(candidate, level=level))
         config = adapter_config(
-            candidate, task_kind=self._task.kind, base_model=self._model.source, total_steps=TOTAL_STEPS
+            candidate, task_kind=self._task.kind, base_model=self.model.source, total_steps=TOTAL_STEPS
         )
         with on_meta(plain["level"]):
             model = build_model(
@@ -142,7 +145,7 @@ class DryRunner:
                 device=torch.device("meta"),
                 has_weights=False,
                 trust_remote_code=self._allowed,
-                factory=None if self._model.factory is None else to_json(self._model.factory),
+                factory=None if self.model.factory is None else to_json(self.model.factory),
             )
         if not self._on_cuda:
             widen_norms(model)  # as the builder does it on that device
@@ -183,7 +186,7 @@ class Sizes:
             InputError: the level divides the model in a way that there is not.
         """
         self._runner, self._candidate, self._batch = runner, candidate, batch
-        self._terms = replace(terms, plan=plan_of(candidate.level))
+        self._terms = replace(terms, plan=plan_of(candidate))
         self._tapes: dict[Batch, Tape] = {} if tapes is None else tapes
         self._reserved: dict[Batch, int] = {}
         self._asked_about: tuple[Need, Work] | None = None
@@ -203,6 +206,11 @@ class Sizes:
         """What offloading puts into the host's memory for each rank."""
         plan = self._terms.plan
         return 0 if plan is None else host_bytes(self.deep(self._batch), plan)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What each rank sends in a step."""
+        return traffic_of(self.deep(self._batch), self._terms.plan)
 
     def asked_about(self) -> tuple[Need, Work]:
         """The need at the batch itself, and the work of an optimizer step."""

@@ -72,6 +72,7 @@ def predict(
         need=need,
         work=work,
         host_bytes=sizes.host_bytes,
+        traffic=sizes.traffic,
         max_micro_batch=rows,
         max_length=length,
         seconds=time.perf_counter() - started_s,

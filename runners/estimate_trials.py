@@ -77,6 +77,7 @@ def predict(
         need=need,
         work=work,
         host_bytes=sizes.host_bytes,
+        traffic=sizes.traffic,
         step_tokens=step_tokens * content_share(rows, candidate, order_seed=order_seed),
         seconds=time.perf_counter() - started_s,
     )

@@ -257,10 +257,33 @@ def _facts(document: EstimateDocument) -> Iterator[tuple[str, str]]:
     if document.tokens_per_second:
         each = f" on each of {document.gpus} GPUs" if document.gpus > 1 else ""
         yield "speed", f"{_range(document.tokens_per_second)} tokens/s{each}"
+    if document.sent_bytes or document.offloaded_bytes:
+        yield "sends", sent(document)
     if document.hours:
         yield "takes", _duration(document.hours)
     yield "libraries", ", ".join(f"{name} {version}" for name, version in document.stack.items())
     yield "worked out in", format_seconds(document.seconds_spent)
+
+
+def sent(document: EstimateDocument) -> str:
+    """What goes over a GPU's links in a step, and how much of its time that is if nothing hides it."""
+    parts = [
+        f"{format_bytes(size)} {where}"
+        for size, where in (
+            (document.sent_bytes, "to other GPUs"),
+            (document.offloaded_bytes, "to the host and back"),
+        )
+        if size
+    ]
+    text = f"{' and '.join(parts)} a step"
+    share = document.sending_share
+    if share is None:
+        return text
+    return f"{text}: {_percent(share.low)} to {_percent(share.high)} of its time if not hidden"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
 
 
 def scheme_of(document: EstimateDocument) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ...errors import InputError
 from ..domain import Method
 from .calibration import ALLOCATED, RESERVED, SHARDED
+from .communication import Traffic, time_of, with_communication
 from .gpus import Gpu
 from .intervals import Factors, Fits, verdict
 from .need import Need
@@ -111,15 +112,21 @@ def fits(memory: Memory, target: Target) -> Fits | None:
     return verdict(memory.allocated.low + target.overhead.low, memory.device.high, capacity)
 
 
-def speed_of(work: Work, tokens: float, target: Target) -> SpeedEstimate | None:
-    """Tokens a second of one process on the target; None without a GPU, or without a unit for the dtype."""
+def speed_of(work: Work, tokens: float, target: Target, traffic: Traffic) -> SpeedEstimate | None:
+    """Tokens a second on the target, talking included; None without a GPU, or without a unit for the dtype.
+
+    Args:
+        work, traffic: of a step of one process.
+        tokens: of a step, of one process or of all: as they are to be counted.
+    """
     if target.gpu is None:
         return None
     step = StepWork(flops_by_dtype=dict(work.flops), bytes_moved=work.moved_bytes, kernels=work.kernels)
     try:
-        return estimate_speed(step, tokens, target.gpu, target.efficiency)
+        speed = estimate_speed(step, tokens, target.gpu, target.efficiency)
     except InputError:
         return None
+    return with_communication(speed, tokens, time_of(traffic, target.gpu, target.gpus))
 
 
 def breakdown_of(need: Need, target: Target, method: Method) -> Mapping[str, int]:

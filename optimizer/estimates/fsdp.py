@@ -6,6 +6,8 @@ for FSDP1 (torch 2.13).
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+
 from .gathering import FIRST, LAST, Gathering, Unit
 from .shard_plan import Offload, ShardPlan
 from .tape import Event, Kind, Phase, Place, Tape
@@ -33,6 +35,7 @@ class Fsdp(Gathering):
         super().__init__(tape, plan)
         self.gathering_stream = 0 if plan.gathers_twice else GATHERING
         self.is_recomputed = plan.recomputes_units and not plan.gathers_twice
+        self.fetches_ahead = plan.gathers_twice or (plan.fetches_ahead and not self.is_recomputed)
         self.frozen = {
             event.place for event in self.model.divided.values() if event.block not in self.model.trained
         }
@@ -40,27 +43,36 @@ class Fsdp(Gathering):
         self.held: list[int] = []
         self.buffers: dict[Unit, int | None] = {}
         self.reduced: int | None = None
-        self.unreduced: list[int | None] = []
-        self.waiting: list[Event] = []
+        self.unreduced: dict[Unit, list[int | None]] = defaultdict(list)
+        self.waiting: dict[Unit, list[Event]] = defaultdict(list)
+        self.is_mixed = plan.mixes_units and not plan.gathers_twice
+        self.mixed: list[int | None] = []
+        self.flat: set[Place] = set()
+        self.expected = Counter((event.place, event.size_bytes) for event in self.model.trained.values())
 
     def begins(self) -> None:
         super().begins()
-        if self.phase is Phase.BACKWARD and self.layers and not self.is_recomputed:
+        if self.phase is Phase.BACKWARD and self.layers and self.fetches_ahead:
             self._fetch(self.layers[-1])
         elif not self.plan.gathers_twice and self.phase in (Phase.FORWARD, Phase.EVALUATION):
             self.gather(FIRST)
             self.gather(LAST)
 
-    def ends(self, following: Phase | None) -> None:
+    def ends(self) -> None:
         if self.phase is Phase.BACKWARD:
-            self._reduce(None)
+            for unit in list(self.waiting) if self.is_last_pass else ():
+                self._reduce(unit)
             self.free(self.reduced)
             self.reduced = None
-            for block in self.held:
-                self.free(block)
+            for held in self.held:
+                self.free(held)
             self.held = []
+        elif self.phase is Phase.OPTIMIZER:
+            for mixed in self.mixed:
+                self.free(mixed)
+            self.mixed = []
         self._free_buffers()
-        super().ends(following)
+        super().ends()
 
     def enters(self, place: Place | None) -> None:
         if place is not None or self.plan.gathers_twice:
@@ -86,7 +98,7 @@ class Fsdp(Gathering):
         else:
             self.gather(unit)
         following = self.next_layer(unit)
-        if following is not None and self.phase is Phase.BACKWARD and not self.is_recomputed:
+        if following is not None and self.phase is Phase.BACKWARD and self.fetches_ahead:
             self._fetch(following)
 
     def allocates(self, event: Event) -> None:
@@ -106,12 +118,36 @@ class Fsdp(Gathering):
 
     def leaves(self, place: Place | None) -> None:
         super().leaves(place)
-        if self.phase is Phase.BACKWARD and place is not None:
+        if self.phase is not Phase.BACKWARD or place is None:
+            return
+        if self.is_last_pass:
             self._reduce(place)
+        elif self.is_mixed and place not in self.flat:
+            self.flat.add(place)
+            self.unreduced[place].append(self.allocate(self._beside(place), Kind.GRADIENTS))
 
     def gradient(self, event: Event) -> None:
-        self.unreduced.append(self.allocate(event.size_bytes, Kind.GRADIENTS))
-        self.waiting.append(event)
+        # Whole until the last micro-batch of a step: accelerate reduces no earlier (no_sync).
+        unit = self._unit_of(event)
+        if unit == self.place and self.is_last_pass and self.plan.gathers_twice:
+            self._reduce(LAST)
+        self.unreduced[unit].append(self.allocate(event.size_bytes, Kind.GRADIENTS))
+        self.waiting[unit].append(event)
+
+    def _unit_of(self, event: Event) -> Unit:
+        """Whose gradient it is. A tape has what comes before the last layer and after the first in these."""
+        place = self.place
+        if place is not None and self.expected[place, event.size_bytes]:
+            self.expected[place, event.size_bytes] -= 1
+            return place
+        # FSDP1 has both in one unit, as FSDP2 has tied ones.
+        is_last = place == self.layers[-1] if self.layers else True
+        return LAST if is_last and self.plan.gathers_twice and not self.is_tied else FIRST
+
+    def _beside(self, unit: Unit) -> int:
+        """What the flat gradient of a unit has for its frozen weights; nothing where all are frozen."""
+        trained = sum(map(self.whole_bytes, self.waiting[unit]))
+        return max(0, self.unit_bytes(unit) - trained) if trained else 0
 
     def part_bytes(self, event: Event) -> int:
         if event.block in self.model.trained:
@@ -132,21 +168,25 @@ class Fsdp(Gathering):
             self.free(block)
         self.buffers = {}
 
-    def _reduce(self, place: Place | None) -> None:
+    def _reduce(self, unit: Unit) -> None:
         """Gradients are copied into one buffer, freed, and scattered (``foreach_reduce``).
 
         The buffer is kept until the next unit has its own (``reduce_scatter_states``).
         """
-        trained = [event for event in self.model.trained.values() if event.place == place]
-        if not trained:
+        if not self.waiting[unit]:
             return
         self.free(self.reduced)
         stream = 0 if self.plan.gathers_twice else REDUCING
-        self.reduced = self.allocate(sum(map(self.whole_bytes, trained)), Kind.GRADIENTS, stream=stream)
-        for block in self.unreduced:
+        size = sum(map(self.whole_bytes, self.waiting[unit]))
+        if self.is_mixed:
+            beside = self._beside(unit)
+            size += beside
+            shard = self.model.shard_bytes(beside, self.plan.master_item_bytes)
+            self.mixed.append(self.allocate(shard, Kind.GRADIENTS))
+        self.reduced = self.allocate(size, Kind.GRADIENTS, stream=stream)
+        for block in self.unreduced.pop(unit):
             self.free(block)
-        for event in self.waiting:
+        for event in self.waiting.pop(unit):
             is_away = self.plan.offload is Offload.ALL
             size = self.model.shard_bytes(event.size_bytes, self.plan.master_item_bytes)
             self.keep(event, 0 if is_away else size)
-        self.unreduced, self.waiting = [], []

@@ -47,8 +47,8 @@ class Gathering(Rank):
         self.was_in_layers = False
         super().begins()
 
-    def ends(self, following: Phase | None) -> None:
-        super().ends(following)
+    def ends(self) -> None:
+        super().ends()
         if self.phase in (Phase.BACKWARD, Phase.EVALUATION):
             for unit in list(self.gathered):
                 self.release(unit)

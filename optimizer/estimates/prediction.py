@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..domain import Candidate
+from .communication import NO_TRAFFIC, Traffic
 from .need import Need, need_of, reserved_bytes
 from .shard_plan import ShardPlan
 from .sharding import sharded
@@ -57,6 +58,7 @@ class Prediction:
     """Of one optimizer step, all its micro-batches."""
     host_bytes: int = 0
     """That offloading takes of the host's memory for each rank."""
+    traffic: Traffic = NO_TRAFFIC
     max_micro_batch: int | None
     """None without a limit, where not even one row is within it, and where it was not looked for."""
     max_length: int | None
@@ -74,6 +76,7 @@ class TrialPrediction:
     """Of one optimizer step with the heaviest batch."""
     host_bytes: int = 0
     """That offloading takes of the host's memory for each rank."""
+    traffic: Traffic = NO_TRAFFIC
     step_tokens: float
     """Tokens with content that such a step of one rank does, at the padding that the data have."""
     seconds: float

@@ -23,7 +23,7 @@ class Model:
     """The weights on a tape, by layer, and a rank's share of them."""
 
     def __init__(self, tape: Tape, plan: ShardPlan) -> None:
-        self.plan = plan
+        self.plan, self.tape = plan, tape
         weights = [
             event
             for event in tape.events
@@ -46,6 +46,25 @@ class Model:
             if event.size_bytes and tape.kinds[event.block] is Kind.OPTIMIZER_STATE
         )
         self.state_bytes = sum(map(self.state_part, states))
+
+    def flat_copies(self) -> int:
+        """Copies of what is trained that the optimizer needs at a time, if all of it is one tensor.
+
+        As many as it makes of a parameter: torch's AdamW two where it goes from one to the next, and one
+        where it takes all at once.
+        """
+        largest = max(self.trained_sizes, default=0)
+        live: set[int] = set()
+        made = most = 0
+        for event in self.tape.events:
+            if event.phase is not Phase.OPTIMIZER or self.tape.kinds[event.block] is not Kind.TEMPORARIES:
+                continue
+            if event.size_bytes == largest:
+                live.add(event.block)
+                made, most = made + 1, max(most, len(live))
+            elif not event.size_bytes:
+                live.discard(event.block)
+        return min(most, made // max(1, self.trained_sizes.count(largest)))
 
     @property
     def flat_share(self) -> int:
@@ -100,6 +119,8 @@ class Rank:
         self.phase = Phase.BUILD
         self.place: Place | None = None
         self.absent: set[int] = set()
+        self.is_last_pass = False
+        """No other micro-batch follows in this step."""
         self.layers = list(
             dict.fromkeys(
                 event.place
@@ -119,12 +140,13 @@ class Rank:
                 self.place = None
                 self.built()
             self.phase, self.place = phase, None
+            following = runs[number + 1][0] if number + 1 < len(runs) else None
+            self.is_last_pass = following is not Phase.FORWARD
             self.begins()
             for place, own in segments:
                 self._play_segment(place, own)
             self.place = None
-            following = runs[number + 1][0] if number + 1 < len(runs) else None
-            self.ends(following)
+            self.ends()
         return Tape(tuple(self.events), self.kinds, self.tape.work, self.streams)
 
     def _play_segment(self, place: Place | None, own: Sequence[Event]) -> None:
@@ -208,7 +230,7 @@ class Rank:
     def begins(self) -> None:
         """A phase begins."""
 
-    def ends(self, following: Phase | None) -> None:
+    def ends(self) -> None:
         """A phase ends."""
 
     def enters(self, place: Place | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ...errors import InputError
-from ..domain import Level, Quantization
+from ..domain import Candidate, Level, Method, Quantization
 from ..sizes import BYTES_PER_ELEMENT
 
 MIB = 2**20
@@ -46,6 +46,9 @@ _OFFLOADS = {
 }
 
 
+_WITH_VECTORS = {Method.FULL, Method.LAST_BLOCKS, Method.HEAD}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardPlan:
     """How a tape is shared out, and what it does not say itself. Sizes of buckets are DeepSpeed's defaults.
@@ -77,9 +80,18 @@ class ShardPlan:
     gathers_twice: bool = True
     """FSDP2 copies out of what it gathered; FSDP1 (transformers' default until 5) gathers in place, and keeps
     embeddings and head together."""
+    fetches_ahead: bool = True
+    """A backward pass of FSDP1 gathers the next unit while one is computed (``BACKWARD_PRE``, which files of
+    ``accelerate config`` have; accelerate by itself leaves it out). FSDP2 always does."""
     recomputes_units: bool = False
     """Re-entrant checkpointing is around FSDP1's units, as transformers has it, so that a backward pass runs
     them again with their hooks (:class:`Fsdp` says what follows). Of no account for FSDP2."""
+    mixes_units: bool = False
+    """FSDP1's units hold frozen weights beside trained ones (``transformer_based_wrap``): they are one flat
+    parameter, whose gradient is as large as both. Of no account for FSDP2."""
+    optimizer_groups: int = 1
+    """Of parameters that the optimizer treats alike, such as those with weight decay. DeepSpeed reduces the
+    gradients of all into one buffer, which is there until the last group is updated."""
     ddp_bucket_bytes: int = 25 * MIB
     """``DistributedDataParallel(bucket_cap_mb=25)``."""
     reduce_bucket_elements: int = 500_000_000
@@ -110,12 +122,13 @@ class ShardPlan:
             raise ValueError(f"{self.scheme} cannot offload {self.offload!r}: it can offload {known}")
 
 
-def plan_of(level: Level) -> ShardPlan | None:
+def plan_of(candidate: Candidate) -> ShardPlan | None:
     """How a level divides the model, for a tape of :func:`as_run`; None where one process has all to itself.
 
     Raises:
         InputError: the level offloads what its scheme cannot.
     """
+    level = candidate.level
     if not level.sharding:
         return None
     run = as_run(level)
@@ -132,6 +145,10 @@ def plan_of(level: Level) -> ShardPlan | None:
             state_follows=not level.optimizer.endswith("_8bit"),
             keeps_frozen=level.quantization is not Quantization.NONE,
             gathers_twice=level.fsdp != 1,
+            fetches_ahead=level.fsdp != 1,
+            mixes_units=level.fsdp == 1,
+            # Norms and biases are spared from weight decay; most adapters train neither.
+            optimizer_groups=2 if candidate.adapter.method in _WITH_VECTORS else 1,
         )
     except ValueError as error:
         raise InputError(str(error), next_step="choose another ZeRO stage, FSDP or offload") from error

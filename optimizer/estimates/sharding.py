@@ -8,10 +8,12 @@ freed where it does so. Knows nothing of torch, of how a tape is recorded, and o
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from .fsdp import Fsdp
 from .ranks import MASTER_BYTES, Ddp, Model, Rank
 from .shard_plan import Offload, Scheme, ShardPlan
-from .tape import Tape
+from .tape import Phase, Tape
 from .zero import Zero, Zero3
 
 _SCHEMES: dict[Scheme, type[Rank]] = {
@@ -55,10 +57,17 @@ def host_bytes(tape: Tape, plan: ShardPlan) -> int:
     share = model.stage_3_share if plan.scheme is Scheme.ZERO_3 else model.flat_share
     total = share * (2 * MASTER_BYTES + plan.trained_item_bytes) + model.state_bytes
     if plan.scheme is not Scheme.ZERO_3:
+        total += share * plan.trained_item_bytes * accumulates(tape)  # accumulated_grads_in_cpu
         total += max(model.trained_sizes, default=0)  # temp_grad_buffer_for_cpu_offload
     if plan.offload is Offload.ALL:
         total += share * plan.trained_item_bytes + sum(map(model.part, model.frozen_sizes))
     return total
+
+
+def accumulates(tape: Tape) -> bool:
+    """Whether a step has several micro-batches."""
+    phases = [phase for phase, _ in groupby(tape.events, key=lambda event: event.phase)]
+    return phases.count(Phase.BACKWARD) > 1
 
 
 def unfilled_bytes(plan: ShardPlan | None, trained_parameters: int) -> int:

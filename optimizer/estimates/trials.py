@@ -58,15 +58,18 @@ def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
     Args:
         gpu: the device's entry in the catalogue; None leaves speed as it is.
     """
-    every = [(t.estimate, t.measurement, t.candidate.level) for t in trials if t.estimate and t.measurement]
+    every = [(t.estimate, t.measurement, t.candidate) for t in trials if t.estimate and t.measurement]
     pairs = [(told, measured) for told, measured, _ in every if not measured.disturbances]
     allocated = [(e.peak_allocated_bytes, m.peak_allocated_bytes) for e, m in pairs]
     reserved = [(e.peak_reserved_bytes, m.peak_reserved_bytes) for e, m in pairs]
     steps = [
         (_step_work(estimate), estimate.step_tokens / measured.speed)
-        for estimate, measured, level in every
+        for estimate, measured, candidate in every
         # What several processes take is computing and talking: it says little of either.
-        if estimate.tokens_per_s and measured.speed and not measured.disturbances and not level.sharding
+        if estimate.tokens_per_s
+        and measured.speed
+        and not measured.disturbances
+        and not candidate.level.sharding
     ]
     return Learnt(
         allocated=_adjusted(ALLOCATED, allocated),
@@ -74,8 +77,8 @@ def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
         efficiency=START if gpu is None else efficiency_from(steps, gpu),
         host_overheads=tuple(
             overhead
-            for estimate, measured, level in every
-            if estimate.peak_tensor_bytes and (overhead := _host_overhead(measured, level)) is not None
+            for estimate, measured, candidate in every
+            if estimate.peak_tensor_bytes and (overhead := _host_overhead(measured, candidate)) is not None
         ),
         trials=len(pairs),
     )
@@ -151,6 +154,7 @@ class Judge:
             flops=dict(work.flops),
             moved_bytes=work.moved_bytes,
             kernels=work.kernels,
+            communication_bytes=prediction.traffic.between_ranks + prediction.traffic.with_host,
             step_tokens=ranks * prediction.step_tokens,
             unit="samples" if self.facts.dataset.task.kind.reads_arrays else "tokens",
             seconds=prediction.seconds,
@@ -203,7 +207,7 @@ class Judge:
 
     def _unfilled_bytes(self, candidate: Candidate) -> int:
         trained = estimated_trainable(candidate, self.facts.model)
-        return unfilled_bytes(plan_of(candidate.level), trained)
+        return unfilled_bytes(plan_of(candidate), trained)
 
 
 @lru_cache
@@ -228,7 +232,7 @@ def _on_gpu(told: Estimate, prediction: TrialPrediction, target: Target) -> Esti
         low_bytes=least,
         high_bytes=memory.device.high,
     )
-    speed = speed_of(prediction.work, told.step_tokens, target)
+    speed = speed_of(prediction.work, told.step_tokens, target, prediction.traffic)
     if speed is None:
         return told
     return replace(
@@ -245,12 +249,12 @@ def _cannot(least_bytes: int, capacity_bytes: int) -> str:
     return f"it needs at least {least:,.{digits}f} {unit} of {capacity:,.{digits}f} {unit}"
 
 
-def _host_overhead(measured: Measurement, level: Level) -> int | None:
+def _host_overhead(measured: Measurement, candidate: Candidate) -> int | None:
     """What each process held beside its tensors; None where it was not measured."""
     if not measured.peak_process_bytes or not measured.peak_tensor_bytes:
         return None
-    touched = measured.peak_tensor_bytes - unfilled_bytes(plan_of(level), measured.trainable_params or 0)
-    return max(0, measured.peak_process_bytes // level.processes - touched)
+    touched = measured.peak_tensor_bytes - unfilled_bytes(plan_of(candidate), measured.trainable_params or 0)
+    return max(0, measured.peak_process_bytes // candidate.level.processes - touched)
 
 
 def _step_work(estimate: Estimate) -> StepWork:
