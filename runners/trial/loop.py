@@ -178,8 +178,11 @@ def run_step(session: Session, examples: Sequence[Example], number: int) -> Step
             with session.autocast():
                 on_device = {name: value.to(device) for name, value in batch.items()}
                 loss = batch_loss(run_model(session.model, on_device), on_device)
-            session.accelerator.backward(loss * (share * session.loss_scale))
-            loss_sum += loss.detach() * share
+            weighted = loss * share
+            session.accelerator.backward(
+                weighted if session.loss_scale == 1 else weighted * session.loss_scale
+            )
+            loss_sum += weighted.detach()
     session.accelerator.clip_grad_norm_(
         session.model.parameters(), session.candidate["recipe"]["max_grad_norm"]
     )

@@ -21,6 +21,8 @@ import pytest
 import torch
 import transformers
 
+from rankwise.optimizer.codec import to_json
+from rankwise.optimizer.domain import Level
 from rankwise.optimizer.estimates.settings import Settings, candidate_from
 from rankwise.optimizer.estimates.tape import (
     STEP,
@@ -229,22 +231,9 @@ class Case:
 
     @property
     def candidate(self) -> dict[str, Any]:
-        level = {
-            "weight_dtype": "float32",
-            "compute_dtype": "float32",
-            "adapter_dtype": "float32",
-            "quantization": "none",
-            "double_quantization": False,
-            "skip_modules": [],
-            "gradient_checkpointing": False,
-            "attention": "sdpa",
-            "loss": "plain",
-            "optimizer": "adamw_torch",
-            "compile": False,
-        }
         heads = FAMILIES[self.family].per_row and self.method != "full"
         return {
-            "level": level | dict(self.level),
+            "level": to_json(Level()) | dict(self.level),
             "adapter": {
                 "method": self.method,
                 "trained_modules": ["classifier"] if heads else [],
