@@ -6,9 +6,9 @@ are those of ``c10/cuda/CUDACachingAllocator.cpp``, whose functions are named wh
 the constants that torch 2.13 ships in ``include/c10/core/AllocatorConfig.h`` and its default settings: no
 ``max_split_size_mb``, no rounding to powers of two, no garbage collection.
 
-One device and one stream: a block that is freed can be handed out at once. CUDA graphs and private pools are
-left out. Where the driver puts a segment is not known; here a later segment has a higher address, which
-matters only between free blocks of exactly the same size.
+One device: a block that is freed can be handed out at once, but for streams that are said to lag. CUDA graphs
+and private pools are left out. Where the driver puts a segment is not known; here a later segment has a
+higher address, which matters only between free blocks of exactly the same size.
 
 Knows nothing of tensors, of what asks for memory, and of what lies on the device besides the allocator's
 segments (see :mod:`.overheads`).
@@ -17,7 +17,7 @@ segments (see :mod:`.overheads`).
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
@@ -302,15 +302,25 @@ class CachingAllocator:
         expandable_segments: as ``PYTORCH_ALLOC_CONF=expandable_segments:True``.
         capacity_bytes: what the device has for segments, that is without the CUDA context and other
             processes; None is unlimited.
+        lagging: streams whose blocks another stream may still use when they are freed (``record_stream``):
+            each can be handed out again when the next one of its stream is freed.
     """
 
-    def __init__(self, *, expandable_segments: bool = False, capacity_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        expandable_segments: bool = False,
+        capacity_bytes: int | None = None,
+        lagging: Collection[int] = (),
+    ) -> None:
         if capacity_bytes is not None and capacity_bytes < 0:
             raise ValueError(f"capacity_bytes is {capacity_bytes}: give 0 or more, or None for no limit")
         self._kind = _ExpandablePool if expandable_segments else _Pool
         self._pools: dict[tuple[int, bool], _Pool] = {}
         self._capacity_bytes = capacity_bytes
-        self._live: dict[int, tuple[_Block, _Pool] | None] = {}
+        self._live: dict[int, tuple[_Block, _Pool, int] | None] = {}
+        self._lagging = lagging
+        self._used_elsewhere: dict[int, tuple[_Block, _Pool]] = {}
         self._allocated_bytes = 0
         self._peak_allocated_bytes = 0
         self._peak_reserved_bytes = 0
@@ -342,7 +352,7 @@ class CachingAllocator:
     def allocate(self, block_id: int, size_bytes: int, *, stream: int = 0) -> None:
         """Allocate a block. One of 0 bytes takes no memory, as in PyTorch, and must be freed like others.
 
-        Each stream has pools of its own. (What other streams still use when it is freed is not modelled.)
+        Each stream has pools of its own.
 
         Raises:
             OutOfMemory: it does not fit; the allocator can be used on, as after PyTorch's.
@@ -366,7 +376,7 @@ class CachingAllocator:
                 capacity_bytes=self._capacity_bytes or 0,
             )
         pool.hand_out(block, size)
-        self._live[block_id] = block, pool
+        self._live[block_id] = block, pool, stream
         # The whole block counts, also what was not worth splitting off.
         self._allocated_bytes += block.size
         if self._allocated_bytes > self._peak_allocated_bytes:
@@ -381,12 +391,24 @@ class CachingAllocator:
         if block_id not in self._live:
             raise ValueError(f"block {block_id} is not allocated: it was never, or was freed before")
         if held := self._live.pop(block_id):
-            block, pool = held
+            block, pool, stream = held
             self._allocated_bytes -= block.size
+            if stream in self._lagging:
+                self._wait_for(stream)
+                self._used_elsewhere[stream] = block, pool
+            else:
+                pool.give_back(block)
+
+    def _wait_for(self, stream: int) -> None:
+        """Until others have done with what was freed last in this stream."""
+        if freed := self._used_elsewhere.pop(stream, None):
+            block, pool = freed
             pool.give_back(block)
 
     def empty_cache(self) -> None:
         """Return what no block uses to the device, as ``torch.cuda.empty_cache``."""
+        for stream in list(self._used_elsewhere):
+            self._wait_for(stream)
         for pool in self._pools.values():
             pool.release()
 
@@ -423,6 +445,7 @@ def replay(
     events: Iterable[Event],
     *,
     streams: Mapping[int, int] = MappingProxyType({}),
+    lagging: Collection[int] = (),
     expandable_segments: bool = False,
     capacity_bytes: int | None = None,
 ) -> Reserved:
@@ -431,13 +454,16 @@ def replay(
     Args:
         events: see :data:`Event`. Blocks that are never freed are still allocated at the end.
         streams: blocks that another stream than the first allocates, and its number.
+        lagging: see :class:`CachingAllocator`.
         expandable_segments: as ``PYTORCH_ALLOC_CONF=expandable_segments:True``.
         capacity_bytes: what the device has for segments; None is unlimited.
 
     Raises:
         ValueError: an event frees what is not allocated, allocates an id twice, or has a negative size.
     """
-    allocator = CachingAllocator(expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
+    allocator = CachingAllocator(
+        expandable_segments=expandable_segments, capacity_bytes=capacity_bytes, lagging=lagging
+    )
     fits = True
     try:
         for block_id, size_bytes in events:

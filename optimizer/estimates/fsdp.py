@@ -26,14 +26,17 @@ class Fsdp(Gathering):
     ``_finalize_params``). A layer with frozen weights counts as a frozen unit: PEFT's
     ``fsdp_auto_wrap_policy`` gives what is trained units of its own.
 
-    FSDP1 gathers and reduces on streams of their own (``_unshard_stream``, ``_post_backward_stream``), FSDP2
-    gathers into a buffer on one (``all_gather_copy_in_stream``): the allocator keeps a pool for each, whose
-    memory no other can use.
+    FSDP1 gathers a unit as one flat parameter. It gathers and reduces on streams of their own
+    (``_unshard_stream``, ``_post_backward_stream``), FSDP2 gathers into a buffer on one
+    (``all_gather_copy_in_stream``): the allocator keeps a pool for each, whose memory no other can use.
     """
 
     def __init__(self, tape: Tape, plan: ShardPlan) -> None:
         super().__init__(tape, plan)
-        self.gathering_stream = 0 if plan.gathers_twice else GATHERING
+        if not plan.gathers_twice:
+            # What is computed with gathered weights may lag behind the host, which gathers on until two
+            # units were freed that are still in use (_FreeEventQueue): one more than without a host ahead.
+            self.gathering_stream, self.lagging = GATHERING, frozenset({GATHERING})
         self.is_recomputed = plan.recomputes_units and not plan.gathers_twice
         self.fetches_ahead = plan.gathers_twice or (plan.fetches_ahead and not self.is_recomputed)
         self.frozen = {
@@ -100,6 +103,15 @@ class Fsdp(Gathering):
         following = self.next_layer(unit)
         if following is not None and self.phase is Phase.BACKWARD and self.fetches_ahead:
             self._fetch(following)
+
+    def gather(self, unit: Unit) -> None:
+        if self.plan.gathers_twice:
+            super().gather(unit)
+        elif unit not in self.gathered:
+            weights = self.units[unit]
+            largest = max(weights, key=lambda event: event.size_bytes, default=None)
+            kind = Kind.BASE_WEIGHTS if largest is None else self.tape.kinds[largest.block]
+            self.gathered[unit] = [self.allocate(self.unit_bytes(unit), kind, stream=GATHERING)]
 
     def allocates(self, event: Event) -> None:
         self.made_in[event.block] = self.place

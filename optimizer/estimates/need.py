@@ -47,7 +47,9 @@ def need_of(
     events = steps_of(tape)
     peaks = peaks_in(events, tape.kinds)
     played = _played(tape, events, workspaces, loads_at_once=loads_at_once)
-    reserved = replay(played, streams=_streams_of(tape), expandable_segments=expandable_segments)
+    reserved = replay(
+        played, streams=_streams_of(tape), lagging=tape.lagging, expandable_segments=expandable_segments
+    )
     kept = sum(workspaces)
     by_phase = {phase: size + (0 if phase is Phase.BUILD else kept) for phase, size in peaks.by_phase.items()}
     breakdown = {**peaks.breakdown, Kind.WORKSPACE: kept} if kept else dict(peaks.breakdown)
@@ -68,8 +70,10 @@ def reserved_bytes(
 ) -> int:
     """As :func:`need_of`, of its reserved bytes alone."""
     played = _played(tape, steps_of(tape), workspaces, loads_at_once=loads_at_once)
-    streams = _streams_of(tape)
-    return replay(played, streams=streams, expandable_segments=expandable_segments).peak_reserved_bytes
+    replayed = replay(
+        played, streams=_streams_of(tape), lagging=tape.lagging, expandable_segments=expandable_segments
+    )
+    return replayed.peak_reserved_bytes
 
 
 def largest(need_bytes: Callable[[int], int], limit_bytes: int, *, most: int, start: int) -> int | None:

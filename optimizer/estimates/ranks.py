@@ -118,6 +118,7 @@ class Rank:
         self.events: list[Event] = []
         self.phase = Phase.BUILD
         self.place: Place | None = None
+        self.lagging: frozenset[int] = frozenset()
         self.absent: set[int] = set()
         self.is_last_pass = False
         """No other micro-batch follows in this step."""
@@ -147,7 +148,7 @@ class Rank:
                 self._play_segment(place, own)
             self.place = None
             self.ends()
-        return Tape(tuple(self.events), self.kinds, self.tape.work, self.streams)
+        return Tape(tuple(self.events), self.kinds, self.tape.work, self.streams, self.lagging)
 
     def _play_segment(self, place: Place | None, own: Sequence[Event]) -> None:
         self.place = place

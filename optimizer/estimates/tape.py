@@ -104,6 +104,8 @@ class Tape:
     """Of the training step alone, by layer."""
     streams: Mapping[int, int] = field(default_factory=dict)
     """Blocks that are allocated on another CUDA stream than the first, and its number."""
+    lagging: frozenset[int] = frozenset()
+    """Streams whose blocks others may still use when they are freed (see ``allocator.CachingAllocator``)."""
 
 
 def stretch(tape: Tape, depths: Mapping[str, int]) -> Tape:

@@ -642,3 +642,21 @@ def test_streams_cannot_use_each_others_memory():
     # Short of memory, what one stream has cached goes back to the device, for the other to take.
     short = replay(one_after_another, streams={2: 1}, capacity_bytes=size)
     assert (short.fits, short.retried) == (True, 1)
+
+
+def test_blocks_that_others_still_use_are_handed_out_again_after_the_next() -> None:
+    unit = 100 * MIB
+    events = [(n // 2, unit if n % 2 == 0 else 0) for n in range(12)]  # one after the other
+    streams = dict.fromkeys(range(6), 1)
+    alone, lagging = (replay(events, streams=streams, lagging=late) for late in ((), {1}))
+    assert alone.peak_reserved_bytes == unit
+    assert lagging.peak_reserved_bytes == 2 * unit
+    assert lagging.peak_allocated_bytes == alone.peak_allocated_bytes == unit
+    assert lagging.final_allocated_bytes == 0
+    assert replay(events, lagging={1}).peak_reserved_bytes == unit, "the first stream does not lag"
+
+
+def test_short_of_memory_it_is_waited_for_those_who_use_a_block() -> None:
+    events = [(0, 100 * MIB), (0, 0), (1, 120 * MIB)]
+    found = replay(events, streams={0: 1, 1: 1}, lagging={1}, capacity_bytes=130 * MIB)
+    assert (found.fits, found.retried) == (True, 1)

@@ -485,3 +485,12 @@ def test_buckets_are_allocated_whole_however_little_is_trained():
     assert unfilled_bytes(replace(plan, overlap_comm=True), 10) == 2 * 990 * ITEM
     assert unfilled_bytes(replace(plan, overlap_comm=True, scheme=Scheme.ZERO_3), 10) == 990 * ITEM
     assert unfilled_bytes(plan, 5000) == 0
+
+
+def test_fsdp_1_gathers_a_unit_as_one_block_that_is_read_after_it_is_freed():
+    tape = written(layers=3, frozen_bytes=8 * MIB, trained_bytes=2 * MIB, outside_bytes=4 * MIB)
+    first, second = (sharded(tape, plan_of(Scheme.FSDP, 2, gathers_twice=twice)) for twice in (False, True))
+    gathered = {event.size_bytes for event in first.events if first.streams.get(event.block) == 1}
+    assert gathered - {0} == {10 * MIB, 4 * MIB}
+    assert first.lagging == {1}
+    assert not second.lagging
