@@ -175,8 +175,9 @@ def running_job(
     rung = Rung.PROBE if train_steps is None else Rung.TRAIN
     plan = TrialPlan(candidate=candidate, rung=rung, train_steps=train_steps or 0, reason=name)
     trial = bench.store.plan_trial(run.study.id, plan)
-    spec = run.spec(prepared.facts, trial, bench.device)
-    limits = replace(run.limits(bench.device), grace_s=1.0)
+    devices = (bench.device,) if bench.device else ()
+    spec = run.spec(prepared.facts, trial, devices)
+    limits = replace(run.limits(devices), grace_s=1.0)
     job = bench.server().start("trial", spec.to_mapping(), bench.home.trial_folder(name), limits)
     try:
         yield job

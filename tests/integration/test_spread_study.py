@@ -69,7 +69,7 @@ def test_a_study_of_two_processes(
         max_length=64,
         effective_batch=8,
         epochs=1.0,
-        budget_s=90.0,
+        budget_s=600.0,
         max_trials=5,
     )
     with closing(Store.open(home.database)) as store:
