@@ -7,7 +7,7 @@ from typing import Any
 
 from ..optimizer.baseline import place
 from ..optimizer.domain import Candidate, Comparison, Measurement, Recommendation, Relation, Study, Trial
-from .response_schemas import BaselineDocument, SettingChange
+from .response_schemas.recommendations import BaselineDocument, SettingChange
 from .units import format_bytes
 from .wording import describe_comparison, describe_settings
 

@@ -24,7 +24,8 @@ from ..probes.paths import resolve_path
 from ..probes.profiles import GpuProfile
 from ..runners.jobs import Inquiries
 from .estimates import EstimateOptions, TrialsOn, answer, no_trials, read_question
-from .response_schemas import CheckDocument, CheckFinding, EstimateDocument
+from .response_schemas.checks import CheckDocument, CheckFinding
+from .response_schemas.estimates import EstimateDocument
 from .submission import InvalidRequest
 from .trainer_files import TrainerFile
 from .trainer_options import better_split, estimate_options, leaner, model_of

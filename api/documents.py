@@ -20,7 +20,9 @@ from ..optimizer.exports.peft import adapter_config
 from ..optimizer.overview import funnel, rate_sweeps
 from ..optimizer.recipe import steps_for
 from .baseline_outcome import baseline_document
-from .response_schemas import RecommendationDocument, RuledOut, StudyDocument, TrialDocument
+from .response_schemas.recommendations import RecommendationDocument
+from .response_schemas.studies import StudyDocument
+from .response_schemas.trials import RuledOut, TrialDocument
 
 _ONLY_HTTP = {"links", "schema_version"}
 

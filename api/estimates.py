@@ -35,7 +35,8 @@ from ..runners.jobs import Estimation, estimate_once
 from .asking import choice
 from .own_lora import simple_expression
 from .request_schemas import MOST_TOKENS
-from .response_schemas import Between, EstimateDocument, GpuChoice, ModelSummary
+from .response_schemas.estimates import Between, EstimateDocument, GpuChoice
+from .response_schemas.studies import ModelSummary
 from .submission import BOUNDS, InvalidRequest, RequestProblem
 from .units import format_bytes, parse_bytes
 

@@ -28,7 +28,7 @@ from .documents import adapter_config_of, report_document
 from .estimates import EstimateOptions, answer_alone, read_question
 from .following import failure_of, follow
 from .handover import write_results
-from .response_schemas import EstimateDocument
+from .response_schemas.estimates import EstimateDocument
 from .submission import check_request
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from .console import EXIT_NOTHING_FITS, EXIT_TOO_CLOSE, EXIT_USAGE, print_json, 
 from .options import AsJson
 
 if TYPE_CHECKING:
-    from ..response_schemas import CheckDocument, CheckFinding
+    from ..response_schemas.checks import CheckDocument, CheckFinding
 
 EXAMPLES = """\
 [bold]Examples[/bold]

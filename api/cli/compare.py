@@ -41,7 +41,7 @@ def compare(
         then_id, now_id = (find_earlier(store, first), first) if second is None else (first, second)
         found = compare_studies(store, then_id, now_id)
     if as_json:
-        from ..response_schemas import DifferenceDocument
+        from ..response_schemas.recommendations import DifferenceDocument
 
         print_json(DifferenceDocument.of(found).model_dump(mode="json"))
         return

@@ -16,7 +16,7 @@ from .console import EXIT_NOTHING_FITS, EXIT_TOO_CLOSE, print_json, print_note, 
 from .options import AsJson
 
 if TYPE_CHECKING:
-    from ..response_schemas import Between, EstimateDocument
+    from ..response_schemas.estimates import Between, EstimateDocument
 
 EXAMPLES = """\
 [bold]Examples[/bold]

@@ -57,7 +57,7 @@ def export(
     folder = Path(wanted.value) if out is None and not as_json else out
     paths = [] if folder is None else write_texts(exported.files, folder)
     if as_json:
-        from ..response_schemas import ExportDocument
+        from ..response_schemas.exports import ExportDocument
 
         document = ExportDocument.of(exported).model_dump(mode="json")
         results.print_json(json.dumps({**document, "written": [str(path) for path in paths]}))

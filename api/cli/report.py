@@ -53,7 +53,7 @@ from .console import results
 if TYPE_CHECKING:
     from ...runners.lock import LockHolder
     from ...store import Store
-    from ..response_schemas import BaselineDocument
+    from ..response_schemas.recommendations import BaselineDocument
 
 Value = TypeVar("Value", int, float)
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from ..checking import Where, check, estimator
 from ..problems import problem_docs
 from ..request_schemas import CheckBody
-from ..response_schemas import CheckDocument
+from ..response_schemas.checks import CheckDocument
 from ..trainer_files import read_trainer_text
 from .dependencies import InquiriesDep, SettingsDep, StoreDep, require_json
 from .turns import Turns, busy

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from ..estimates import answer, read_question
 from ..problems import problem_docs
 from ..request_schemas import ESTIMATE_EXAMPLES, EstimateBody
-from ..response_schemas import EstimateDocument
+from ..response_schemas.estimates import EstimateDocument
 from .dependencies import InquiriesDep, SettingsDep, StoreDep, require_json
 from .turns import Turns, busy
 

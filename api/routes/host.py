@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from ... import __version__
 from ...probes.host import read_hardware
-from ..response_schemas import HardwareDocument, HealthDocument
+from ..response_schemas.host import HardwareDocument, HealthDocument
 from ..supervision import SupervisionState
 from .dependencies import SettingsDep, SupervisionDep
 

@@ -17,7 +17,7 @@ from ...probes.profiles import TaskKind
 from ..inspection import inspection_document
 from ..own_lora import simple_expression
 from ..problems import problem_docs
-from ..response_schemas import InspectionDocument
+from ..response_schemas.inspections import InspectionDocument
 from .dependencies import InquiriesDep, SettingsDep
 from .turns import Turns, busy
 

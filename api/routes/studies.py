@@ -25,19 +25,12 @@ from ..handover import report_of
 from ..problems import problem_docs, problem_of, problem_response
 from ..report_page import CONTENT_SECURITY_POLICY
 from ..request_schemas import STUDY_EXAMPLES, StudyBody
-from ..response_schemas import (
-    DifferenceDocument,
-    EventList,
-    ExportDocument,
-    RecommendationDocument,
-    RuledOut,
-    StudyDocument,
-    StudyLinks,
-    StudyList,
-    TrialDocument,
-    TrialList,
-    study_path,
-)
+from ..response_schemas.events import EventList
+from ..response_schemas.exports import ExportDocument
+from ..response_schemas.parts import StudyLinks, study_path
+from ..response_schemas.recommendations import DifferenceDocument, RecommendationDocument
+from ..response_schemas.studies import StudyDocument, StudyList
+from ..response_schemas.trials import RuledOut, TrialDocument, TrialList
 from ..settings import ServerSettings
 from ..submission import InvalidRequest, examine_request
 from .dependencies import SettingsDep, StoreDep, require_json

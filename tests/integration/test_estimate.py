@@ -19,7 +19,7 @@ from rankwise import estimate
 from rankwise.api.app import create_app
 from rankwise.api.cli.main import app as program
 from rankwise.api.estimates import answer, read_question
-from rankwise.api.response_schemas import EstimateDocument
+from rankwise.api.response_schemas.estimates import EstimateDocument
 from rankwise.api.settings import ServerSettings
 from rankwise.errors import InputError, ModelError
 from rankwise.home import Home

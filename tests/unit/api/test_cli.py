@@ -18,7 +18,7 @@ import pytest
 import rankwise
 from rankwise.api.cli.console import exit_code, results
 from rankwise.api.cli.report import Report
-from rankwise.api.response_schemas import StudyDocument
+from rankwise.api.response_schemas.studies import StudyDocument
 from rankwise.errors import (
     Conflict,
     DatasetError,

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from rankwise.api.request_schemas import StudyBody
-from rankwise.api.response_schemas import StudyDocument, TrialDocument
+from rankwise.api.response_schemas.studies import StudyDocument
+from rankwise.api.response_schemas.trials import TrialDocument
 from rankwise.optimizer.domain import (
     ASKED_FIELDS,
     Baseline,

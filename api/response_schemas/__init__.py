@@ -1,0 +1,1 @@
+"""The wire, outwards: one file a subject."""
