@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .attempts import LEASE_S, Claim
 from .schema import upgrade
-from .store import LEASE_S, Claim, Store
+from .store import Store
 
 __all__ = ["LEASE_S", "Claim", "Store", "upgrade"]

@@ -1,0 +1,42 @@
+"""A connection to the database and the two kinds of transaction: what the store's subjects are built on.
+
+Knows nothing about tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from .clock import Clock
+from .sqlite import for_writes, trouble_reported
+from .transaction import Transaction
+
+
+class Database:
+    """An engine, a clock, and transactions that report trouble as StoreError."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        """A transaction that sees one state of the database throughout."""
+        with trouble_reported(self._engine), Session(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Transaction]:
+        """A transaction that no other writer comes between; committed at the end, rolled back on an error."""
+        engine = for_writes(self._engine)
+        with trouble_reported(engine), Session(engine, expire_on_commit=False) as session:
+            yield Transaction(session, self._clock.utc())
+            session.commit()

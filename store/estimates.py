@@ -1,0 +1,62 @@
+"""Estimates: what dry runs told of shapes, kept beside what was then measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import select
+from sqlmodel import col
+
+from ..optimizer.domain import Candidate, Estimate, Outcome, Rung, Trial
+from .database import Database
+from .mapping import estimate_of, trial_of
+from .tables import EstimateRow, StudyRow, TrialRow
+from .transaction import find_study, require_running
+
+
+class Estimates(Database):
+    """What the store does with estimates."""
+
+    def save_estimates(self, study_id: str, estimates: Mapping[Candidate, Estimate]) -> None:
+        """Keep what dry runs told of shapes; a shape that something was told of before keeps that.
+
+        Raises:
+            NotFound: no study has this id.
+            Conflict: the study is not running.
+        """
+        with self._write() as transaction:
+            study = transaction.lock_study(study_id)
+            require_running(study)
+            for candidate, estimate in estimates.items():
+                if transaction.find_estimate(study, candidate) is None:
+                    transaction.add_estimate(study, candidate, estimate)
+
+    def list_estimates(self, study_id: str) -> dict[Candidate, Estimate]:
+        """What dry runs told, in the order of telling: a candidate of each shape, and its estimate.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        with self._read() as session:
+            study = find_study(session, study_id)
+            query = (
+                select(EstimateRow).where(col(EstimateRow.study_id) == study.id).order_by(col(EstimateRow.id))
+            )
+            return dict(estimate_of(row) for row in session.scalars(query))
+
+    def list_estimated(self, device: str) -> list[Trial]:
+        """Probes, of any study, that measured on this device what had been estimated before."""
+        query = (
+            select(TrialRow, col(StudyRow.ulid))
+            .join(StudyRow, col(StudyRow.id) == TrialRow.study_id)
+            .join(EstimateRow, col(EstimateRow.id) == TrialRow.estimate_id)
+            .where(
+                col(EstimateRow.device) == device,
+                col(TrialRow.rung) == Rung.PROBE,
+                col(TrialRow.outcome) == Outcome.OK,
+                col(TrialRow.reused_from).is_(None),
+            )
+            .order_by(col(TrialRow.id))
+        )
+        with self._read() as session:
+            return [trial_of(row, study_id) for row, study_id in session.execute(query)]

@@ -1,0 +1,45 @@
+"""The numbered events of a study, appended and read. What the store's own say stands in ``events.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select
+from sqlmodel import col
+
+from ..optimizer.domain import Event
+from .database import Database
+from .mapping import event_of
+from .tables import EventRow
+from .transaction import find_study
+
+
+class History(Database):
+    """What the store does with events."""
+
+    def append_event(self, study_id: str, kind: str, payload: Mapping[str, Any]) -> Event:
+        """Add a line to a study's history.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        with self._write() as transaction:
+            row = transaction.append_event(transaction.lock_study(study_id), kind, payload)
+            return event_of(row, study_id)
+
+    def events_after(self, study_id: str, seq: int, *, limit: int = 1000) -> list[Event]:
+        """Events with a greater number than ``seq`` (0 for all), in order, ``limit`` at most.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        with self._read() as session:
+            study = find_study(session, study_id)
+            query = (
+                select(EventRow)
+                .where(col(EventRow.study_id) == study.id, col(EventRow.seq) > seq)
+                .order_by(col(EventRow.seq))
+                .limit(limit)
+            )
+            return [event_of(row, study_id) for row in session.scalars(query)]

@@ -1,0 +1,51 @@
+"""Measurements that other studies have made already, found by key and taken over."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlmodel import col
+
+from ..optimizer.domain import Outcome, Trial
+from .database import Database
+from .mapping import trial_of
+from .tables import StudyRow, TrialRow
+from .transaction import require_running
+
+
+class Measurements(Database):
+    """What the store does with measurements made before."""
+
+    def find_measurement(self, measurement_key: str) -> Trial | None:
+        """The newest trial, of any study, that measured this undisturbed; None if there is none.
+
+        Trials that took over a measurement are left out: it is the trial which measured that is found.
+        """
+        query = (
+            select(TrialRow, col(StudyRow.ulid))
+            .join(StudyRow)
+            .where(
+                col(TrialRow.measurement_key) == measurement_key,
+                col(TrialRow.outcome) == Outcome.OK,
+                col(TrialRow.reused_from).is_(None),
+            )
+            .order_by(col(TrialRow.finished_at).desc(), col(TrialRow.id).desc())
+        )
+        with self._read() as session:
+            trials = (trial_of(row, study_id) for row, study_id in session.execute(query))
+            return next((it for it in trials if it.measurement and not it.measurement.disturbances), None)
+
+    def reuse_measurement(self, trial_id: str, source: Trial) -> Trial:
+        """Finish a queued trial of a running study as ok, with what another trial has measured.
+
+        Args:
+            trial_id: the trial, of which no attempt is made.
+            source: as :meth:`find_measurement` finds it.
+
+        Raises:
+            NotFound: no trial has this id.
+            Conflict: its study is not running, or it is not queued.
+        """
+        with self._write() as transaction:
+            study = transaction.lock_study_of_trial(trial_id)
+            require_running(study)
+            return transaction.reuse_measurement(study, trial_id, source)

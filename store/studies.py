@@ -1,0 +1,220 @@
+"""Studies: created, claimed, cancelled, ended. Knows nothing about how their trials are run."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select, update
+from sqlmodel import col
+
+from ..errors import NotFound
+from ..optimizer.domain import (
+    Recommendation,
+    Study,
+    StudyFacts,
+    StudyRequest,
+    StudyState,
+)
+from . import events
+from .database import Database
+from .events import EventKind
+from .mapping import document, recommendation_of, study_of
+from .tables import AttemptRow, RecommendationRow, StudyRow, TrialRow
+from .transaction import find_study, new_id, require_running
+from .transitions import STUDY_SOURCES
+
+
+class Studies(Database):
+    """What the store does with studies."""
+
+    def create_study(self, request: StudyRequest) -> Study:
+        """Put a study into the queue."""
+        with self._write() as transaction:
+            row = StudyRow(
+                ulid=new_id(),
+                request=document(request),
+                state=StudyState.QUEUED,
+                created_at=transaction.now,
+                updated_at=transaction.now,
+            )
+            transaction.session.add(row)
+            transaction.session.flush()
+            transaction.append_event(row, EventKind.STUDY_CREATED, events.study_created(request))
+            return study_of(row)
+
+    def get_study(self, study_id: str) -> Study:
+        """One study.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        with self._read() as session:
+            return study_of(find_study(session, study_id))
+
+    def list_studies(
+        self, *, limit: int = 50, before: str | None = None, state: StudyState | None = None
+    ) -> list[Study]:
+        """Studies, newest first.
+
+        Args:
+            limit: how many at most.
+            before: only studies older than the one with this id: the last of the previous page.
+            state: only studies in this state.
+
+        Raises:
+            NotFound: no study has the id ``before``.
+        """
+        query = select(StudyRow).order_by(col(StudyRow.id).desc()).limit(limit)
+        if state is not None:
+            query = query.where(col(StudyRow.state) == state)
+        with self._read() as session:
+            if before is not None:
+                query = query.where(col(StudyRow.id) < find_study(session, before).id)
+            return [study_of(row) for row in session.scalars(query)]
+
+    def claim_study(self, *, only: str | None = None, include_running: bool = False) -> Study | None:
+        """Take the oldest queued study in hand: queued → running. None if there is none.
+
+        Args:
+            only: claim no other than this one, whether it is queued or was left running.
+            include_running: adopt studies that were left running, too. For the elected supervisor, which
+                knows that whoever ran them is dead.
+        """
+        claimable = set(STUDY_SOURCES[StudyState.RUNNING])
+        if include_running or only is not None:
+            claimable.add(StudyState.RUNNING)
+        oldest = select(col(StudyRow.id)).where(col(StudyRow.state).in_(claimable))
+        if only is not None:
+            oldest = oldest.where(col(StudyRow.ulid) == only)
+        oldest = oldest.order_by(col(StudyRow.id)).limit(1).with_for_update(skip_locked=True)
+        claim = (
+            update(StudyRow)
+            .where(col(StudyRow.id) == oldest.scalar_subquery())
+            .values(state=StudyState.RUNNING)
+            .returning(StudyRow)
+        )
+        with self._write() as transaction:
+            row = transaction.session.scalars(claim).one_or_none()
+            if row is None:
+                return None
+            transaction.append_event(row, EventKind.STUDY_RUNNING)
+            return study_of(row)
+
+    def release_study(self, study_id: str) -> Study:
+        """Put a study back into the queue, for the next supervisor: running → queued.
+
+        Raises:
+            NotFound: no study has this id.
+            Conflict: it is not running, or one of its trials still is.
+        """
+        with self._write() as transaction:
+            row = transaction.lock_study(study_id)
+            transaction.move_study(row, StudyState.QUEUED)
+            transaction.append_event(row, EventKind.STUDY_RELEASED)
+            return study_of(row)
+
+    def request_cancel(self, study_id: str) -> Study:
+        """Cancel a queued study at once; ask the supervisor to cancel a running one.
+
+        Raises:
+            NotFound: no study has this id.
+            Conflict: it has ended.
+        """
+        with self._write() as transaction:
+            row = transaction.lock_study(study_id)
+            if row.state is not StudyState.RUNNING:
+                transaction.end_study(row, StudyState.CANCELLED, "cancelled on request")
+            elif not row.cancel_requested:
+                transaction.append_event(row, EventKind.STUDY_CANCEL_REQUESTED)
+            row.cancel_requested = True
+            return study_of(row)
+
+    def save_facts(self, study_id: str, facts: StudyFacts) -> Study:
+        """Keep what the probes found for a running study, in place of facts found before.
+
+        Raises:
+            NotFound: no study has this id.
+            Conflict: it is not running.
+        """
+        with self._write() as transaction:
+            row = transaction.lock_study(study_id)
+            require_running(row)
+            row.facts = document(facts)
+            transaction.append_event(row, EventKind.STUDY_FACTS, events.study_facts(facts))
+            return study_of(row)
+
+    def add_wall(self, study_id: str, wall_s: float) -> float:
+        """Add to the study's wall time, so that it survives restarts. Returns the sum over all its runs.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        with self._write() as transaction:
+            row = transaction.lock_study(study_id)
+            row.wall_s += wall_s
+            return row.wall_s
+
+    def attempts_wall_s(self, study_id: str) -> float:
+        """Time in attempts at the study's trials that ended, whatever came of them.
+
+        Unknown, and counted as none, is that of attempts whose worker died.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        with self._read() as session:
+            study = find_study(session, study_id)
+            query = (
+                select(func.sum(AttemptRow.wall_s))
+                .join(TrialRow, col(TrialRow.id) == AttemptRow.trial_id)
+                .where(col(TrialRow.study_id) == study.id)
+            )
+            return session.scalars(query).one() or 0.0
+
+    def finish_study(
+        self,
+        study_id: str,
+        state: StudyState,
+        reason: str | None = None,
+        recommendation: Recommendation | None = None,
+    ) -> Study:
+        """End a running study. Trials of it that are still queued are finished as cancelled.
+
+        Args:
+            study_id: a study none of whose trials is running.
+            state: succeeded, failed or cancelled.
+            reason: why it failed or ended early, in a sentence.
+            recommendation: what it recommends; given exactly when it succeeded.
+
+        Raises:
+            NotFound: no study has this id.
+            Conflict: it is not running, or one of its trials still is.
+        """
+        if not state.is_final or (state is StudyState.SUCCEEDED) != (recommendation is not None):
+            given = "with" if recommendation else "without"
+            raise ValueError(f"a study cannot end as {state} {given} a recommendation")
+        with self._write() as transaction:
+            row = transaction.lock_study(study_id)
+            require_running(row)
+            transaction.end_study(row, state, reason, recommendation)
+            return study_of(row)
+
+    def get_recommendation(self, study_id: str) -> Recommendation:
+        """What a study recommends.
+
+        Raises:
+            NotFound: no study has this id, or it has no recommendation (yet).
+        """
+        with self._read() as session:
+            study = find_study(session, study_id)
+            row = session.get(RecommendationRow, study.id)
+        if row is not None:
+            return recommendation_of(row)
+        if study.state.is_final:
+            why = f" ({study.reason})" if study.reason else ""
+            raise NotFound(
+                f"study {study_id} has no recommendation: it ended as {study.state}{why}",
+                next_step=f"see its trials with `rankwise studies show {study_id}`",
+            )
+        raise NotFound(
+            f"study {study_id} has no recommendation yet: it is {study.state}",
+            next_step=f"run it to its end with `rankwise recommend --resume {study_id}`",
+        )
