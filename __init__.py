@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Client",
     "Recommendation",
     "__version__",
     "apply",
@@ -25,6 +26,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .api.applying import apply, optimizer_for
+    from .api.client import Client
     from .api.python import Recommendation, estimate, estimate_module, recommend
 
 
@@ -38,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from .api import applying
 
         return getattr(applying, name)
+    if name == "Client":
+        from .api.client import Client
+
+        return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

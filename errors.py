@@ -10,7 +10,8 @@
     ├── NothingFits               no candidate meets the constraints           exit 3 / HTTP 409
     ├── StoreError                the database is unusable (newer, locked …)   exit 2 / HTTP 503
     ├── StaleFence                a late write by a worker that lost its lease (never shown to users)
-    └── RunnerError               a process of ours could not do its work      exit 1 / HTTP 500
+    ├── RunnerError               a process of ours could not do its work      exit 1 / HTTP 500
+    └── RemoteError               a server cannot be reached, or is none       exit 1 / HTTP 502
 
 Every message names the value, the cause and the next step. This module knows nothing about HTTP or
 terminals: the numbers above are applied by the edges.
@@ -74,3 +75,7 @@ class StaleFence(RankwiseError):
 
 class RunnerError(RankwiseError):
     """One of our own processes could not do its work."""
+
+
+class RemoteError(RankwiseError):
+    """A server cannot be reached, or what answered is not rankwise."""

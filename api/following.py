@@ -8,10 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from .. import errors
-from ..errors import RankwiseError, RunnerError
+from ..errors import RunnerError
 from ..home import Home
-from ..optimizer.domain import Event, Study, StudyState, Trial
+from ..optimizer.domain import Event, Study, Trial
 from ..runners.supervisor_process import SupervisorProcess, lock_holder
 from ..store import Store
 from ..store.events import BASELINE_LEFT_OUT, EventKind
@@ -126,20 +125,3 @@ class _Keeper:
     def stop(self) -> None:
         if self._process is not None:
             self._process.stop()
-
-
-def failure_of(study: Study) -> RankwiseError | None:
-    """Why a final study has no recommendation, as the error that ended it; None if it has one.
-
-    The reason of a failed study starts with the name of that error's class.
-    """
-    if study.state is StudyState.SUCCEEDED:
-        return None
-    if study.state is StudyState.CANCELLED:
-        return RunnerError(f"study {study.id} was cancelled")
-    name, _, text = (study.reason or "").partition(": ")
-    kind = getattr(errors, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, RankwiseError)):
-        return RunnerError(study.reason or f"study {study.id} failed for no known reason")
-    message, _, next_step = text.partition(" — ")
-    return kind(message, next_step=next_step)

@@ -18,7 +18,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ..errors import Conflict, InputError, NotFound, NothingFits, PathNotAllowed, RankwiseError, StoreError
+from ..errors import (
+    Conflict,
+    InputError,
+    NotFound,
+    NothingFits,
+    PathNotAllowed,
+    RankwiseError,
+    RemoteError,
+    StoreError,
+)
 from .request_schemas import POINTERS, UNIT_ERROR
 from .submission import InvalidRequest
 
@@ -31,6 +40,7 @@ _STATUS_BY_ERROR: Sequence[tuple[type[RankwiseError], int]] = (
     (Conflict, HTTPStatus.CONFLICT),
     (NothingFits, HTTPStatus.CONFLICT),
     (StoreError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (RemoteError, HTTPStatus.BAD_GATEWAY),
     (RankwiseError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 """The table of :mod:`rankwise.errors`; the first class that matches decides."""

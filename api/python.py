@@ -26,7 +26,8 @@ from ..store import Store
 from .asking import StudyOptions, read_request
 from .documents import adapter_config_of, report_document
 from .estimates import EstimateOptions, answer_alone, read_question
-from .following import failure_of, follow
+from .failure import failure_of
+from .following import follow
 from .handover import write_results
 from .response_schemas.estimates import EstimateDocument
 from .submission import check_request

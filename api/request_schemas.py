@@ -5,11 +5,11 @@ Sizes are bytes and durations seconds, or text with a unit. Knows nothing of rou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from ..errors import InputError
@@ -70,9 +70,13 @@ def _parsed_by(parse: Callable[[Any], float], *, written_as: Any) -> BeforeValid
     return BeforeValidator(validate, json_schema_input_type=written_as)
 
 
-def _refused_command(command: tuple[str, ...]) -> tuple[str, ...]:
+ANSWERED: Mapping[str, Any] = {"answered": True}
+"""Context in which a body is validated that a server wrote, of a study that it has."""
+
+
+def _refused_command(command: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
     """A program that a body named would run with the server's rights."""
-    if command:
+    if command and info.context is not ANSWERED:
         message = "no command can be asked for over HTTP: the server would run it with its own rights"
         step = "ask on the server's machine, with rankwise recommend --eval-command"
         raise PydanticCustomError(UNIT_ERROR, "{message}", {"message": message, "next_step": step})

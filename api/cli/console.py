@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ...errors import NothingFits, RankwiseError, RunnerError, StaleFence
+from ...errors import NothingFits, RankwiseError, RemoteError, RunnerError, StaleFence
 
 # Text is shown as it is: file names and log lines may contain brackets or :words: that rich would interpret.
 results = Console(highlight=False, markup=False, emoji=False)
@@ -55,4 +55,4 @@ def exit_code(error: RankwiseError) -> int:
     """What the process exits with after this error."""
     if isinstance(error, NothingFits):
         return EXIT_NOTHING_FITS
-    return EXIT_FAILED if isinstance(error, RunnerError | StaleFence) else EXIT_USAGE
+    return EXIT_FAILED if isinstance(error, RunnerError | StaleFence | RemoteError) else EXIT_USAGE

@@ -378,7 +378,8 @@ def _run(
     resume += [flag for flag, is_given in flags.items() if is_given]
     try:
         with _terminated_like_interrupted():
-            from ..following import failure_of, follow
+            from ..failure import failure_of
+            from ..following import follow
             from ..handover import write_results
 
             if out is not None:

@@ -20,7 +20,7 @@ from ...store import Store
 from ..baseline_outcome import baseline_document
 from ..comparing import compare_studies
 from ..documents import adapter_config_of
-from ..following import failure_of
+from ..failure import failure_of
 from ..handover import report_of
 from ..problems import problem_docs, problem_of, problem_response
 from ..report_page import CONTENT_SECURITY_POLICY

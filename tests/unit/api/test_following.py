@@ -6,7 +6,8 @@ import pytest
 
 from rankwise import errors
 from rankwise.api import following
-from rankwise.api.following import MAX_FRUITLESS_STARTS, failure_of, follow
+from rankwise.api.failure import failure_of
+from rankwise.api.following import MAX_FRUITLESS_STARTS, follow
 from rankwise.errors import DatasetError, NothingFits, RankwiseError, RunnerError
 from rankwise.home import Home
 from rankwise.optimizer.domain import Estimate, Outcome, Rung, Study, StudyState, Trial
