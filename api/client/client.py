@@ -21,16 +21,12 @@ from ...optimizer.domain import StudyRequest, StudyState
 from ..asking import StudyOptions, read_request
 from ..failure import failure_of
 from ..request_schemas import ANSWERED, StudyBody
-from ..response_schemas import (
-    EventDocument,
-    EventList,
-    ExportDocument,
-    HardwareDocument,
-    RecommendationDocument,
-    StudyDocument,
-    StudyList,
-    TrialList,
-)
+from ..response_schemas.events import EventDocument, EventList
+from ..response_schemas.exports import ExportDocument
+from ..response_schemas.host import HardwareDocument
+from ..response_schemas.recommendations import RecommendationDocument
+from ..response_schemas.studies import StudyDocument, StudyList
+from ..response_schemas.trials import TrialList
 from .connection import READ_S, Connection
 from .server import Server
 
