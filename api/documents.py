@@ -19,8 +19,9 @@ from ..optimizer.domain import (
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.overview import funnel, rate_sweeps
 from ..optimizer.recipe import steps_for
+from ..optimizer.resources import asked_for
 from .baseline_outcome import baseline_document
-from .response_schemas.recommendations import RecommendationDocument
+from .response_schemas.recommendations import BaselineDocument, RecommendationDocument
 from .response_schemas.studies import StudyDocument
 from .response_schemas.trials import RuledOut, TrialDocument
 
@@ -48,9 +49,7 @@ def report_document(
         ranking=recommendation.ranking if recommendation else (),
         memory_limit_bytes=study.request.memory_limit_bytes,
     )
-    best = recommendation and RecommendationDocument.of(
-        recommendation, adapter_config=adapter_config_of(study, recommendation), baseline=baseline
-    )
+    best = recommendation and recommendation_of(study, recommendation, baseline)
     return {
         "schema_version": SCHEMA_VERSION,
         "study": study_document(study, Counter(trial.state for trial in trials)),
@@ -60,6 +59,18 @@ def report_document(
         "sweeps": [to_json(sweep) for sweep in rate_sweeps(trials)],
         "recommendation": best and best.model_dump(mode="json", exclude=_ONLY_HTTP),
     }
+
+
+def recommendation_of(
+    study: Study, recommendation: Recommendation, baseline: BaselineDocument | None
+) -> RecommendationDocument:
+    """What a study recommends, with its adapter as a file and what it asks of a scheduler."""
+    return RecommendationDocument.of(
+        recommendation,
+        adapter_config=adapter_config_of(study, recommendation),
+        resources=asked_for(study, recommendation),
+        baseline=baseline,
+    )
 
 
 def study_document(study: Study, counts: Mapping[TrialState, int]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..optimizer.domain import (
     Trial,
 )
 from ..optimizer.overview import Place, Stage, Sweep
+from ..optimizer.resources import Resources
 from .units import format_bytes, format_seconds
 
 UNKNOWN = "–"
@@ -118,6 +119,19 @@ def describe_finish(finish: Finish, epochs: float) -> str:
     between = f"{format_seconds(finish.low_s)} … {format_seconds(finish.high_s)}"
     cost = "" if finish.cost is None else f", about {describe_cost(finish.cost)}"
     return f"{passes}: {format_seconds(finish.seconds)} ({between}){cost}"
+
+
+def describe_resources(asked: Resources) -> str:
+    """``1 GPU of 24 GB (18.4 GiB needed), 8 cores, 10.0 GiB of host memory, 3 h 20 m``."""
+    parts = []
+    if asked.gpus:
+        size = "" if asked.gpu_card_gb is None else f" of {asked.gpu_card_gb} GB"
+        needed = "" if asked.gpu_bytes is None else f" ({format_bytes(asked.gpu_bytes)} needed)"
+        parts.append(f"{asked.gpus} GPU{'' if asked.gpus == 1 else 's'}{size}{needed}")
+    parts.append(f"{asked.cpus} core{'' if asked.cpus == 1 else 's'}")
+    parts.append(f"{format_bytes(asked.host_bytes)} of host memory")
+    parts.append(format_seconds(asked.limit_s))
+    return ", ".join(parts)
 
 
 def describe_cost(cost: float) -> str:

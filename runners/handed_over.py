@@ -9,7 +9,7 @@ from ..optimizer.domain import Candidate, Measurement, Study, StudyFacts, Trial
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.keys import derive_seed
 from ..optimizer.recipe import steps_for
-from ..optimizer.scorer import finish_of
+from ..optimizer.resources import resources_of
 from ..optimizer.trainers.settings import Training
 
 
@@ -22,9 +22,8 @@ def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Meas
     facts = study.facts
     if facts is None:
         raise Conflict(f"study {study.id} never came to look at its model", next_step="export another one")
-    model, host, gpus = facts.model, facts.hardware.host, facts.hardware.gpus
+    model, gpus = facts.model, facts.hardware.gpus
     total_steps = steps_for(facts.train_rows, facts.recipe)
-    finish = finish_of(measured, total_steps, None) if measured else None
     return Training(
         candidate=candidate,
         task=facts.dataset.task.kind,
@@ -38,11 +37,9 @@ def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Meas
         seed=derive_seed(study.request.seed, "model", trial.plan.replicate),
         on_cpu=not gpus,
         gpu_name=gpus[0].name if gpus else None,
-        cpus=host.usable_cores,
-        host_memory_bytes=measured.peak_process_bytes if measured else None,
-        finish_s=finish.high_s if finish else None,
+        resources=resources_of(candidate, measured, total_steps=total_steps, hardware=facts.hardware),
         study_id=study.id,
-        libraries=host.libraries,
+        libraries=facts.hardware.host.libraries,
     )
 
 

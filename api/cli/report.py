@@ -29,6 +29,7 @@ from ...optimizer.domain import (
     TrialState,
 )
 from ...optimizer.overview import Place, Stage, Sweep, enumerated_of, funnel, leaderboard, rate_sweeps
+from ...optimizer.resources import Resources, asked_for
 from ...optimizer.spreading import devices_of
 from ..units import format_bytes, format_seconds
 from ..wording import (
@@ -44,6 +45,7 @@ from ..wording import (
     describe_loss,
     describe_place,
     describe_request,
+    describe_resources,
     describe_settings,
     describe_sweep,
     name_source,
@@ -170,7 +172,7 @@ class Report:
                     results.print(Text(footnote, "yellow"))
         _print_sweeps(sweeps)
         if best is not None:
-            _print_recommendation(best, request)
+            _print_recommendation(best, request, asked_for(self.study, best))
         if best is not None and request.baseline is not None:
             from ..baseline_outcome import baseline_document
 
@@ -426,7 +428,7 @@ def _remarks(trial: Trial, sources: Mapping[str, Trial]) -> Iterator[str]:
         yield f"{DISTURBED}: {disturbance}"
 
 
-def _print_recommendation(best: Recommendation, request: StudyRequest) -> None:
+def _print_recommendation(best: Recommendation, request: StudyRequest, asked: Resources | None) -> None:
     heading = "Recommended: " if best.quality_measured else "Recommended by speed and memory alone: "
     adapter = best.candidate.adapter.describe()
     results.print(Text.assemble("\n", (heading, "bold green"), (adapter, "bold")))
@@ -434,6 +436,8 @@ def _print_recommendation(best: Recommendation, request: StudyRequest) -> None:
     if best.finish is not None:
         line = f"{describe_finish(best.finish, request.epochs)}, evaluation and saving not counted"
         _print_wrapped(as_sentence(line), "  ", "  ")
+    if asked is not None:
+        _print_wrapped(as_sentence(f"to ask of a scheduler: {describe_resources(asked)}"), "  ", "  ")
     for reason in best.reasons:
         _print_wrapped(reason, "  • ", "    ")
     if confidence := describe_confidence(best):

@@ -17,6 +17,7 @@ from ...optimizer.domain import (
     Scoring,
     Weights,
 )
+from ...optimizer.resources import Resources
 from .parts import Document, StudyLinks, fields_of
 
 
@@ -79,6 +80,8 @@ class RecommendationDocument(Document):
     """What would be recommended under other objectives, from the same trials."""
     finish: Finish | None
     """How long the whole training takes, and what it costs."""
+    resources: Resources | None
+    """What the whole training asks of a scheduler: GPUs, memory, time, with margins."""
     stopped: str | None
     """Why the search ended."""
     evidence: Measurement
@@ -104,6 +107,7 @@ class RecommendationDocument(Document):
         recommendation: Recommendation,
         *,
         adapter_config: dict[str, Any] | None,
+        resources: Resources | None,
         baseline: BaselineDocument | None = None,
     ) -> RecommendationDocument:
         """A stored recommendation with its export."""
@@ -113,6 +117,7 @@ class RecommendationDocument(Document):
             description=recommendation.candidate.describe(),
             overhead_share=recommendation.overhead_share,
             adapter_config=adapter_config,
+            resources=resources,
             baseline=baseline,
             links=StudyLinks.of(recommendation.study_id),
         )

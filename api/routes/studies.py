@@ -19,7 +19,7 @@ from ...runners.exporting import export
 from ...store import Store
 from ..baseline_outcome import baseline_document
 from ..comparing import compare_studies
-from ..documents import adapter_config_of
+from ..documents import recommendation_of
 from ..failure import failure_of
 from ..handover import report_of
 from ..problems import problem_docs, problem_of, problem_response
@@ -207,11 +207,7 @@ def _study_document(store: Store, study: Study) -> StudyDocument:
 def _recommendation_document(store: Store, study: Study) -> RecommendationDocument:
     recommendation = store.get_recommendation(study.id)
     trials = store.list_trials(study.id) if study.request.baseline else ()
-    return RecommendationDocument.of(
-        recommendation,
-        adapter_config=adapter_config_of(study, recommendation),
-        baseline=baseline_document(study, trials, recommendation),
-    )
+    return recommendation_of(study, recommendation, baseline_document(study, trials, recommendation))
 
 
 def _why_none(study: Study) -> RankwiseError:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Quantization, Recipe
 from rankwise.optimizer.exports.peft import adapter_config
+from rankwise.optimizer.resources import Resources
 from rankwise.optimizer.trainers.settings import Training
 from rankwise.probes.profiles import TaskKind
 
@@ -72,9 +73,7 @@ def training(
         "seed": 7,
         "on_cpu": False,
         "gpu_name": "Some GPU",
-        "cpus": 8,
-        "host_memory_bytes": 6 * GIB,
-        "finish_s": 5_000.0,
+        "resources": Resources(gpus=candidate.level.processes, cpus=8, host_bytes=10 * GIB, limit_s=8_400),
         "study_id": "01K5ZJ9V0M3Q8R7T6Y2X4W1N0B",
         "libraries": MappingProxyType({"torch": "2.13.0+cu130", "transformers": "5.23.0", "peft": "0.21.2"}),
     }

@@ -16,6 +16,7 @@ from ..estimates.intervals import Fits
 from ..keys import environment_key, measurement_key
 from ..overview import funnel, rate_sweeps
 from ..priors import PRIOR_SOURCE, published_quality
+from ..resources import asked_for
 
 MEASURED, ESTIMATED, PUBLISHED = "measured here", "estimated by a dry run", "published prior"
 """Where a figure came from."""
@@ -67,6 +68,7 @@ def recommendation_document(
         "confidence": recommendation.confidence,
         "named": [to_json(named) for named in recommendation.named],
         "finish": to_json(recommendation.finish) if recommendation.finish else None,
+        "resources": to_json(resources) if (resources := asked_for(study, recommendation)) else None,
         "stopped": recommendation.stopped,
         "baseline": baseline,
         "funnel": [to_json(stage) for stage in stages],

@@ -11,14 +11,6 @@ import yaml
 from .settings import Training
 
 GIB = 2**30
-HOST_RESERVE_BYTES = 4 * GIB
-"""For Python, its libraries and the data, over what a trial was seen to take."""
-UNKNOWN_HOST_BYTES = 16 * GIB
-TIME_RESERVE = 1.5
-"""Times the measured duration: evaluation, saving, a slower node."""
-UNKNOWN_TIME_S = 24 * 3600
-START_S = 900
-"""For installing, loading and reading."""
 STOP_S = 120
 """Before a job is killed it is asked to stop, and train.py then writes a checkpoint."""
 
@@ -31,20 +23,6 @@ def name_of(training: Training) -> str:
     return f"rankwise-{training.study_id.lower()}"
 
 
-def host_bytes(training: Training) -> int:
-    """Memory to ask of the node."""
-    if training.host_memory_bytes is None:
-        return UNKNOWN_HOST_BYTES
-    return training.host_memory_bytes + HOST_RESERVE_BYTES
-
-
-def seconds(training: Training) -> int:
-    """Time to ask for; a day where the duration is not known."""
-    return (
-        UNKNOWN_TIME_S if training.finish_s is None else math.ceil(training.finish_s * TIME_RESERVE) + START_S
-    )
-
-
 def slurm_script(training: Training, command: tuple[str, ...], output: str) -> str:
     """A batch script that goes on where it was stopped, when Slurm starts it again.
 
@@ -52,24 +30,26 @@ def slurm_script(training: Training, command: tuple[str, ...], output: str) -> s
         command: what starts the program, as arguments.
         output: the folder of its results.
     """
+    asked_for = training.resources
     asked = [
         f"--job-name={name_of(training)}",
         "--nodes=1",
         "--ntasks=1",
-        f"--cpus-per-task={training.cpus}",
-        f"--mem={math.ceil(host_bytes(training) / 2**20)}M",
-        f"--time={_slurm_time(seconds(training))}",
+        f"--cpus-per-task={asked_for.cpus}",
+        f"--mem={math.ceil(asked_for.host_bytes / 2**20)}M",
+        f"--time={_slurm_time(asked_for.limit_s)}",
         "--requeue",
         "--open-mode=append",
         "--output=%x-%j.log",
         f"--signal=TERM@{STOP_S}",
     ]
     if not training.on_cpu:
-        asked.insert(3, f"--gpus-per-node={training.candidate.level.processes}")
+        asked.insert(3, f"--gpus-per-node={asked_for.gpus}")
     lines = [
         "#!/usr/bin/env bash",
         f"# {training.candidate.describe()}",
         f"# Measured by rankwise{_where(training)} (study {training.study_id}).",
+        *(line.rstrip() for line in _card(training)),
         "#",
         *(f"#SBATCH {option}" for option in asked),
         "",
@@ -94,13 +74,14 @@ def kubernetes_job(training: Training, command: tuple[str, ...]) -> str:
     Args:
         command: what starts the program, as arguments; files in it are those beside the program.
     """
-    name, memory = name_of(training), f"{math.ceil(host_bytes(training) / GIB)}Gi"
+    name, asked_for = name_of(training), training.resources
+    memory = f"{math.ceil(asked_for.host_bytes / GIB)}Gi"
     resources: dict[str, dict[str, Any]] = {
-        "requests": {"cpu": str(training.cpus), "memory": memory},
+        "requests": {"cpu": str(asked_for.cpus), "memory": memory},
         "limits": {"memory": memory},
     }
     if not training.on_cpu:
-        resources["limits"]["nvidia.com/gpu"] = training.candidate.level.processes
+        resources["limits"]["nvidia.com/gpu"] = asked_for.gpus
     steps = [
         f"pip install --quiet {' '.join(_requirements(training))}",
         f"cd {WORK_FOLDER} || exit",
@@ -139,13 +120,14 @@ def kubernetes_job(training: Training, command: tuple[str, ...]) -> str:
         "metadata": {"name": name},
         "spec": {
             "backoffLimit": 3,
-            "activeDeadlineSeconds": seconds(training),
+            "activeDeadlineSeconds": asked_for.limit_s,
             "template": {"spec": pod},
         },
     }
     head = (
         f"# {training.candidate.describe()}\n"
         f"# Measured by rankwise{_where(training)} (study {training.study_id}).\n"
+        f"{''.join(_card(training))}"
         f"# Model and data are read below {WORK_FOLDER}: put them into the volume, or name others in args.\n"
     )
     body: str = yaml.safe_dump_all([claim, job], sort_keys=False, allow_unicode=True, width=100)
@@ -172,6 +154,15 @@ def _requirements(training: Training) -> list[str]:
 def _where(training: Training) -> str:
     count = training.candidate.level.processes
     return " on a CPU" if training.on_cpu else f" on {'one' if count == 1 else count} {training.gpu_name}"
+
+
+def _card(training: Training) -> Iterator[str]:
+    """Schedulers are asked for memory of GPUs in as many ways as there are clusters."""
+    needed = training.resources.gpu_bytes
+    if needed is not None:
+        card = training.resources.gpu_card_gb
+        enough = "no card is known to have so much" if card is None else f"a card of {card} GB has it"
+        yield f"# Each GPU needs {needed / GIB:.1f} GiB of memory: {enough}.\n"
 
 
 def _slurm_time(duration_s: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...probes.profiles import TaskKind
 from ..domain import Candidate
+from ..resources import Resources
 
 Settings = Mapping[str, Any]
 """Name of a setting → its value; see :data:`SETTINGS`."""
@@ -94,11 +95,8 @@ class Training:
     on_cpu: bool
     gpu_name: str | None
     """That was measured on; None on a CPU."""
-    cpus: int
-    host_memory_bytes: int | None
-    """That the measured training's process took; None where it was not measured."""
-    finish_s: float | None
-    """How long the whole training takes, as measured; None where that is unknown."""
+    resources: Resources
+    """What the whole training asks for."""
     study_id: str
     libraries: Mapping[str, str]
     """Versions that were measured with."""

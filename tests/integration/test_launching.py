@@ -15,6 +15,7 @@ from peft import PeftConfig
 
 from rankwise.optimizer.codec import from_json, to_json
 from rankwise.optimizer.domain import Candidate, Level
+from rankwise.optimizer.resources import Resources
 from rankwise.optimizer.trainers.formats import launched
 from rankwise.optimizer.trainers.settings import Training
 from rankwise.optimizer.trainers.writing import deepspeed_config
@@ -84,9 +85,7 @@ def make_training(candidate: Any, values: dict[str, Any]) -> Training:
         seed=values["seed"],
         on_cpu=True,
         gpu_name=None,
-        cpus=2,
-        host_memory_bytes=None,
-        finish_s=None,
+        resources=Resources(gpus=0, cpus=2, host_bytes=2**34, limit_s=3600),
         study_id="01J0000000000000000000TEST",
         libraries={},
     )

@@ -17,6 +17,7 @@ import pytest
 
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Method, Quantization, Recipe
 from rankwise.optimizer.exports.peft import adapter_config
+from rankwise.optimizer.resources import Resources
 from rankwise.optimizer.trainers.settings import Training
 from rankwise.optimizer.trainers.snippets import can_be_shown, lightning_snippet, pytorch_snippet
 from rankwise.probes.profiles import TaskKind
@@ -48,9 +49,7 @@ def make_training(
         seed=7,
         on_cpu=True,
         gpu_name=None,
-        cpus=2,
-        host_memory_bytes=None,
-        finish_s=None,
+        resources=Resources(gpus=0, cpus=2, host_bytes=2**34, limit_s=3600),
         study_id="01STUDY",
         libraries={},
     )

@@ -146,7 +146,11 @@ def test_a_kubernetes_job_that_was_stopped_goes_on_with_its_arguments(tmp_path: 
 
 
 def test_slurm_is_asked_for_what_was_measured() -> None:
-    lines = slurm_script(replace(training(), host_memory_bytes=6 * GIB, finish_s=4_000.0))
+    asked = replace(
+        training().resources, gpu_bytes=30 * GIB, gpu_card_gb=32, host_bytes=10 * GIB, limit_s=6_900
+    )
+    lines = slurm_script(replace(training(), resources=asked))
+    assert "# Each GPU needs 30.0 GiB of memory: a card of 32 GB has it." in lines
     assert "#SBATCH --mem=10240M" in lines
     assert "#SBATCH --time=0-01:55:00" in lines
     assert "#SBATCH --gpus-per-node=1" in lines
@@ -163,7 +167,8 @@ def test_kubernetes_is_asked_for_a_gpu_and_for_the_volume_that_it_is_given() -> 
 def test_several_processes_get_a_gpu_each_and_are_launched() -> None:
     alone = training().candidate
     candidate = replace(alone, level=replace(alone.level, processes=4))
-    spread = replace(training(), candidate=candidate, on_cpu=False, gpu_name="A100")
+    asked = replace(training().resources, gpus=4)
+    spread = replace(training(), candidate=candidate, on_cpu=False, gpu_name="A100", resources=asked)
     script = slurm_script(spread)
     assert "#SBATCH --gpus-per-node=4\n" in script
     assert "accelerate launch --config_file accelerate.yaml train.py --out trained" in script
