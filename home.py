@@ -6,17 +6,23 @@ Knows paths only; creates folders on request and opens nothing.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import InputError
 
 
+def _database_url() -> str | None:
+    return os.environ.get("RANKWISE_DATABASE_URL") or None
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The folders and files below one ``RANKWISE_HOME``."""
+    """The folders and files below one ``RANKWISE_HOME``, and the database that belongs to it."""
 
     root: Path
+    database_url: str | None = field(default_factory=_database_url, repr=False)
+    """``$RANKWISE_DATABASE_URL``: where studies are kept if not in a file below ``root``."""
 
     @classmethod
     def from_environment(cls) -> Home:
@@ -28,9 +34,9 @@ class Home:
         return cls((base / "rankwise").resolve())
 
     @property
-    def database(self) -> Path:
-        """The SQLite file."""
-        return self.root / "rankwise.db"
+    def database(self) -> Path | str:
+        """What the store is opened with: the URL if there is one, else the SQLite file."""
+        return self.database_url or self.root / "rankwise.db"
 
     @property
     def tokens(self) -> Path:

@@ -29,6 +29,9 @@ class SupervisorProcess:
         a session of its own, so that Ctrl-C in a terminal reaches only us.
         """
         home.create()
+        environment = {**os.environ, "RANKWISE_HOME": str(home.root)}
+        if home.database_url is not None:
+            environment["RANKWISE_DATABASE_URL"] = home.database_url
         lifeline, ours = os.pipe()
         command = [sys.executable, "-m", "rankwise.runners.supervisor", str(lifeline)]
         if study_id is not None:
@@ -40,7 +43,7 @@ class SupervisorProcess:
                 process = subprocess.Popen(
                     command,
                     pass_fds=[lifeline],
-                    env={**os.environ, "RANKWISE_HOME": str(home.root)},
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .attempts import LEASE_S, Claim
+from .backends import described
 from .schema import upgrade
 from .store import Store
 
-__all__ = ["LEASE_S", "Claim", "Store", "upgrade"]
+__all__ = ["LEASE_S", "Claim", "Store", "described", "upgrade"]

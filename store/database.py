@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from .backends import backend_of, trouble_reported
 from .clock import Clock
-from .sqlite import for_writes, trouble_reported
 from .transaction import Transaction
 
 
@@ -30,13 +30,14 @@ class Database:
     @contextmanager
     def _read(self) -> Iterator[Session]:
         """A transaction that sees one state of the database throughout."""
-        with trouble_reported(self._engine), Session(self._engine, expire_on_commit=False) as session:
+        engine = backend_of(self._engine).for_reads(self._engine)
+        with trouble_reported(engine), Session(engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def _write(self) -> Iterator[Transaction]:
         """A transaction that no other writer comes between; committed at the end, rolled back on an error."""
-        engine = for_writes(self._engine)
+        engine = backend_of(self._engine).for_writes(self._engine)
         with trouble_reported(engine), Session(engine, expire_on_commit=False) as session:
             yield Transaction(session, self._clock.utc())
             session.commit()

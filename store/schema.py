@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine, String, column, inspect, select, table
 
 from ..errors import StoreError
-from .sqlite import connect_engine, for_writes, sqlite_url, switch_to_wal, trouble_reported
+from .backends import backend_of, database_url, described, trouble_reported
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -39,11 +39,11 @@ def stored_version(connection: Connection) -> str | None:
     names = inspect(connection).get_table_names()
     if not names:
         return None
-    place = connection.engine.url.database
+    place = described(connection.engine.url)
     if VERSION_TABLE not in names:
         raise StoreError(
             f"{place} is not a database of rankwise: it holds the tables {', '.join(names[:5])}",
-            next_step="set RANKWISE_HOME to another folder",
+            next_step="set RANKWISE_HOME (or RANKWISE_DATABASE_URL) to a place of its own",
         )
     query = select(column("version_num", String)).select_from(table(VERSION_TABLE))
     version = connection.scalars(query).one()
@@ -62,7 +62,8 @@ def upgrade(url_or_path: Path | str) -> tuple[str | None, str]:
     Raises:
         StoreError: it is newer than this rankwise, of another program, or unusable. It is unchanged.
     """
-    engine = connect_engine(sqlite_url(url_or_path))
+    url = database_url(url_or_path)
+    engine = backend_of(url).connect_engine(url)
     try:
         with trouble_reported(engine):
             return bring_up_to_date(engine)
@@ -83,8 +84,9 @@ def bring_up_to_date(engine: Engine) -> tuple[str | None, str]:
 
     from alembic import command
 
-    switch_to_wal(engine)
-    with for_writes(engine).connect() as connection:
+    backend = backend_of(engine)
+    backend.before_upgrade(engine)
+    with backend.for_writes(engine).connect() as connection:
         config = alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -9,10 +9,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -25,22 +24,9 @@ BUSY_TIMEOUT_S = 30.0
 _WRITES = "rankwise_writes"
 
 
-def sqlite_url(url_or_path: Path | str) -> URL:
-    """The database's URL. A string without ``://`` is a path.
-
-    Raises:
-        StoreError: for any other database, and for one in memory, which processes cannot share.
-    """
-    if isinstance(url_or_path, str) and "://" in url_or_path:
-        url = make_url(url_or_path)
-    else:
-        url = URL.create("sqlite", database=str(url_or_path))
-    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
-        raise StoreError(
-            f"cannot use the database {url.render_as_string()}: only files of SQLite are supported",
-            next_step="pass a path, or sqlite:///PATH",
-        )
-    return url
+def described(url: URL) -> str:
+    """The file's path."""
+    return str(url.database)
 
 
 def connect_engine(url: URL) -> Engine:
@@ -57,6 +43,11 @@ def connect_engine(url: URL) -> Engine:
     )
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
+    return engine
+
+
+def for_reads(engine: Engine) -> Engine:
+    """The same engine: a transaction sees one state of the database throughout."""
     return engine
 
 
@@ -77,8 +68,8 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
-def switch_to_wal(engine: Engine) -> None:
-    """Readers and the writer no longer wait for each other. Kept in the file, so once is enough."""
+def before_upgrade(engine: Engine) -> None:
+    """Switch to a write-ahead log: readers and the writer no longer wait for each other. Kept in the file."""
     connection = engine.raw_connection()
     try:
         connection.cursor().execute("PRAGMA journal_mode = WAL")
@@ -87,7 +78,7 @@ def switch_to_wal(engine: Engine) -> None:
 
 
 @contextmanager
-def foreign_keys_set_aside(connection: Connection) -> Iterator[None]:
+def upgrading(connection: Connection) -> Iterator[None]:
     """Foreign keys are off inside, which must hold the whole transaction, and checked before it ends.
 
     Rebuilding a table drops the old one, and with foreign keys on SQLite then deletes the rows that refer
@@ -111,18 +102,20 @@ def foreign_keys_set_aside(connection: Connection) -> Iterator[None]:
         driver.execute("PRAGMA foreign_keys = ON")
 
 
-@contextmanager
-def trouble_reported(engine: Engine) -> Iterator[None]:
-    """Turn the driver's "locked", "disk full" or "not a database" into StoreError.
+def check(connection: Connection) -> list[str]:
+    """What SQLite finds wrong with the file, and rows that refer to nothing."""
+    found = [str(line) for line in connection.exec_driver_sql("PRAGMA integrity_check").scalars()]
+    orphans = {row[0] for row in connection.exec_driver_sql("PRAGMA foreign_key_check")}
+    return [line for line in found if line != "ok"] + [
+        f"rows of {name} refer to nothing" for name in sorted(orphans)
+    ]
 
-    What only a mistake of ours can cause (a constraint, a statement) goes through as it is.
-    """
-    try:
-        yield
-    except (IntegrityError, ProgrammingError):
-        raise
-    except DatabaseError as error:
-        raise StoreError(
-            f"the database {engine.url.database} cannot be used: {error.orig}",
-            next_step="check that it is writable, that its disk has space and that no other program holds it",
-        ) from error
+
+def trouble(error: DatabaseError, url: URL) -> StoreError | None:
+    """The driver's error in our words; None for what only a mistake of ours can cause."""
+    if isinstance(error, IntegrityError | ProgrammingError):
+        return None
+    return StoreError(
+        f"the database {described(url)} cannot be used: {error.orig}",
+        next_step="check that it is writable, that its disk has space and that no other program holds it",
+    )

@@ -10,17 +10,17 @@ from pathlib import Path
 from ..errors import StoreError
 from . import schema
 from .attempts import Attempts
+from .backends import backend_of, database_url, trouble_reported
 from .clock import Clock, SystemClock
 from .estimates import Estimates
 from .history import History
 from .measurements import Measurements
-from .sqlite import connect_engine, sqlite_url, trouble_reported
 from .studies import Studies
 from .trials import Trials
 
 
 class Store(Studies, Estimates, Trials, Measurements, Attempts, History):
-    """The memory of one ``RANKWISE_HOME``, safe to share between threads and processes.
+    """The memory of one ``RANKWISE_HOME``, or of several: safe to share between threads and processes.
 
     What it promises, whichever database is behind it:
 
@@ -31,17 +31,18 @@ class Store(Studies, Estimates, Trials, Measurements, Attempts, History):
     * a study has a recommendation exactly when it succeeded;
     * events of a study are numbered 1, 2, 3 … (``events.py`` lists those that the store appends itself).
 
-    Every method raises StoreError when the database cannot be used: locked, full, damaged.
+    Every method raises StoreError when the database cannot be used: locked, full, damaged, out of reach.
     """
 
     @classmethod
     def open(cls, url_or_path: Path | str, *, clock: Clock | None = None) -> Store:
-        """Connect to a database; create it where there is none, upgrade it where it is older.
+        """Connect to a database; create its tables where there are none, upgrade them where they are older.
 
         Raises:
             StoreError: it is newer than this rankwise, of another program, or unusable. It is unchanged.
         """
-        engine = connect_engine(sqlite_url(url_or_path))
+        url = database_url(url_or_path)
+        engine = backend_of(url).connect_engine(url)
         try:
             with trouble_reported(engine):
                 schema.bring_up_to_date(engine)

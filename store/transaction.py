@@ -307,6 +307,7 @@ class Transaction:
             .where(col(AttemptRow.fence) == fence)
         )
         study = self.session.scalars(_locking(query)).one_or_none()
+        wall_s = without_nan(wall_s)
         end = (
             update(AttemptRow)
             .where(col(AttemptRow.fence) == fence, col(AttemptRow.outcome).is_(None))

@@ -10,16 +10,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from rankwise.home import Home
+from rankwise.store import upgrade
+
+from .databases import HOW_TO_HAVE_ONE, PostgresServer, empty_tables, running_server
 
 # Set before any test imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests keep to databases that they make.
+os.environ.pop("RANKWISE_DATABASE_URL", None)
 # As in trials: OpenMP's spinning threads make anything else on the machine slow them down twentyfold.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
@@ -72,6 +77,37 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("RANKWISE_HOME", str(folder))
     return Home(folder).create()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A server to create databases on; without one, tests that need it are skipped and say how to get one."""
+    with running_server(tmp_path_factory.mktemp("postgres")) as found:
+        if found is None:
+            pytest.skip(HOW_TO_HAVE_ONE)
+        yield found
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A database without tables."""
+    with postgres_server.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A database with the newest schema, which tests use one after the other."""
+    with postgres_server.database() as url:
+        upgrade(url)
+        yield url
+
+
+@pytest.fixture
+def postgres_url(migrated_postgres_url: str) -> str:
+    """A database with the newest schema and nothing in it."""
+    empty_tables(migrated_postgres_url)
+    return migrated_postgres_url
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,10 @@ import typer
 
 from .console import print_json, results
 
-app = typer.Typer(no_args_is_help=True, help="Look after the database below $RANKWISE_HOME.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Look after the database: $RANKWISE_DATABASE_URL, else a file below $RANKWISE_HOME.",
+)
 
 
 @app.callback()
@@ -22,13 +25,15 @@ def upgrade(
 ) -> None:
     """Bring the database to the schema of this version of rankwise."""
     from ...home import Home
+    from ...store import described
     from ...store import upgrade as upgrade_database
 
     home = Home.from_environment().create()
+    place = described(home.database)
     old, new = upgrade_database(home.database)
     if as_json:
-        print_json({"schema_version": 1, "database": str(home.database), "old": old, "new": new})
+        print_json({"schema_version": 1, "database": place, "old": old, "new": new})
     elif old == new:
-        results.print(f"{home.database} is at version {new} already", soft_wrap=True)
+        results.print(f"{place} is at version {new} already", soft_wrap=True)
     else:
-        results.print(f"{home.database}: version {old or 'none'} → {new}", soft_wrap=True)
+        results.print(f"{place}: version {old or 'none'} → {new}", soft_wrap=True)

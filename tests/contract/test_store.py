@@ -1,4 +1,4 @@
-"""What every backend of the store promises. A second backend joins by one more parameter of ``url``."""
+"""What every backend of the store promises. Another one joins by one more parameter of ``url``."""
 
 from __future__ import annotations
 
@@ -71,9 +71,18 @@ class HandClock:
         return datetime.fromtimestamp(1_700_000_000 + self.seconds, UTC)
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return {"sqlite": f"sqlite:///{tmp_path / 'rankwise.db'}"}[request.param]
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path / 'rankwise.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("empty_postgres_url"))
+    return f"sqlite:///{tmp_path / 'rankwise.db'}"
 
 
 @pytest.fixture
@@ -973,8 +982,8 @@ class TestProcesses:
         assert sorted(claimed) == sorted(ids)
         assert all(trial.attempts == 1 for trial in store.list_trials(study.id))
 
-    def test_several_may_create_the_database_at_once(self, url: str) -> None:
-        assert run_at_once(OPEN, url) == [None] * 4
-        store = Store.open(url)
+    def test_several_may_create_the_database_at_once(self, empty_url: str) -> None:
+        assert run_at_once(OPEN, empty_url) == [None] * 4
+        store = Store.open(empty_url)
         assert store.list_studies() == []
         store.close()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from rankwise.optimizer.domain import (
     StudyState,
 )
 from rankwise.runners.lock import take_lock
+from rankwise.store import Store
 
 FILES = {"recommendation.json", "adapter_config.json", "training_args.json", "train.py", "report.html"}
 HEAVY = {"torch", "transformers", "fastapi", "sqlalchemy", "sqlmodel", "uvicorn", "pyarrow"}
@@ -629,6 +631,35 @@ def test_db_upgrade_creates_the_database_and_then_finds_it_current(run: Run, hom
 
     assert first == {"schema_version": 1, "database": str(home.database), "old": None, "new": first["new"]}
     assert f"is at version {first['new']} already" in second
+
+
+def test_commands_use_the_database_that_the_environment_names(
+    run: Run, monkeypatch: pytest.MonkeyPatch, postgres_url: str, home
+):
+    monkeypatch.setenv("RANKWISE_DATABASE_URL", postgres_url)
+    with closing(Store.open(postgres_url)) as store:
+        study = store.create_study(StudyRequest(model="m", dataset="d"))
+
+    (listed,) = run("studies", "list", "--json").document["studies"]
+    upgraded = run("db", "upgrade", "--json").document
+
+    assert listed["id"] == study.id
+    assert upgraded["database"].startswith("postgresql://")
+    assert upgraded["old"] == upgraded["new"]
+    assert list(home.root.glob("*.db")) == []
+
+
+def test_a_database_out_of_reach_is_bad_input_and_keeps_its_password(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RANKWISE_DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
+
+    result = run("studies", "list")
+
+    assert result.code == 2
+    assert "127.0.0.1:1/x" in result.err
+    assert "RANKWISE_DATABASE_URL" in result.err
+    assert "secret" not in result.err
 
 
 def test_probe_shows_the_hardware(run: Run):

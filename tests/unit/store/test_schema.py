@@ -16,7 +16,8 @@ from rankwise import migrations
 from rankwise.errors import StoreError
 from rankwise.optimizer.domain import Measurement, Outcome, StudyRequest, StudyState, TrialState
 from rankwise.store import Store, schema, upgrade
-from rankwise.store.sqlite import connect_engine, for_writes, sqlite_url
+from rankwise.store.backends import database_url
+from rankwise.store.sqlite import connect_engine, for_writes
 from rankwise.store.tables import Row
 
 
@@ -46,7 +47,7 @@ def execute(path: Path, statement: str) -> list[tuple[object, ...]]:
 
 def test_the_migrations_build_what_the_code_expects(path: Path, tmp_path: Path) -> None:
     upgrade(path)
-    engine = connect_engine(sqlite_url(tmp_path / "created.db"))
+    engine = connect_engine(database_url(tmp_path / "created.db"))
     Row.metadata.create_all(engine)
     engine.dispose()
     assert definitions(path) == definitions(tmp_path / "created.db")
@@ -109,7 +110,7 @@ def test_a_file_that_is_no_database(path: Path) -> None:
 
 
 def upgrade_to(path: Path, version: str) -> None:
-    engine = for_writes(connect_engine(sqlite_url(path)))
+    engine = for_writes(connect_engine(database_url(path)))
     with engine.connect() as connection:
         config = schema.alembic_config()
         config.attributes["connection"] = connection
