@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..optimizer.overview import enumerated_of
-from ..runners.ready_files import write_ready_files
+from ..runners.ready_files import ready_files, write_texts
 from ..store import Store
 from .baseline_outcome import baseline_document
 from .documents import adapter_config_of
@@ -57,9 +57,24 @@ def write_results(store: Store, study_id: str, folder: Path) -> list[Path]:
         NotFound: the study has no recommendation.
         InputError: the folder cannot be written to.
     """
+    return write_texts(result_texts(store, study_id), folder)
+
+
+def result_texts(store: Store, study_id: str) -> dict[str, str]:
+    """File name → text of everything.
+
+    Raises:
+        NotFound: the study has no recommendation.
+    """
     study, best = store.get_study(study_id), store.get_recommendation(study_id)
-    found = baseline_document(study, store.list_trials(study_id), best)
-    baseline = None if found is None else found.model_dump(mode="json")
-    paths = write_ready_files(store, study_id, folder, baseline=baseline)
-    write_report(store, study_id, folder / REPORT)
-    return [*paths, folder / REPORT]
+    trials = store.list_trials(study_id)
+    found = baseline_document(study, trials, best)
+    texts = ready_files(
+        best,
+        study,
+        trials,
+        store.list_estimates(study_id),
+        enumerated=enumerated_of(store.events_after(study_id, 0)),
+        baseline=None if found is None else found.model_dump(mode="json"),
+    )
+    return {**texts, REPORT: report_of(store, study_id)}

@@ -15,6 +15,7 @@ from ... import __version__
 from ...errors import RankwiseError
 from . import (
     check,
+    client,
     compare,
     db,
     estimate,
@@ -73,6 +74,7 @@ app.command(epilog=page.EXAMPLES)(page.report)
 app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
+app.add_typer(client.app, name="client")
 app.add_typer(db.app, name="db")
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,10 +24,12 @@ from ...optimizer.domain import (
     StudyRequest,
 )
 from ...probes.profiles import TaskKind
-from .console import EXIT_INTERRUPTED, EXIT_TERMINATED, print_json, print_note
+from .answers import AnswerForm, Form, print_recommended
+from .console import print_json, print_note
 from .plan import show_plan
 from .progress import show_progress
 from .report import Report
+from .signals import stopped_by_signals
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -55,6 +54,8 @@ rankwise recommend --baseline axolotl.yaml --data chats.jsonl
 rankwise recommend --config study.yaml --budget 30m
 
 rankwise recommend --resume 01K5ZJ9V0M3Q8R7T6Y2X4W1N0B
+
+rankwise recommend --remote --wait --model /models/llama --data /data/chats.jsonl --format env
 """
 
 _PARAMETERS = {
@@ -69,8 +70,11 @@ _PARAMETERS = {
 }
 """Parameters that are called otherwise than what is asked with them."""
 
-WITH_RESUME = {"resume", "out", "as_json", "allow_remote_code", "quiet"}
+WITH_RESUME = {"resume", "out", "as_json", "form", "allow_remote_code", "quiet"}
 """Parameters that mean something where a study goes on as it was asked for."""
+
+_ONLY_HERE = {"resume", "plan", "allow_remote_code"}
+_ONLY_THERE = {"wait", "key"}
 
 _default = StudyRequest(model="", dataset="")
 _task_option = partial(typer.Option, rich_help_panel="What to learn")
@@ -78,6 +82,8 @@ _choice_option = partial(typer.Option, rich_help_panel="How to choose", case_sen
 _limit_option = partial(typer.Option, rich_help_panel="Limits")
 _run_option = partial(typer.Option, rich_help_panel="Running and results")
 _run_flag = partial(_run_option, metavar="")
+_remote_option = partial(typer.Option, rich_help_panel="On a server")
+_remote_flag = partial(_remote_option, metavar="")
 
 
 def recommend(
@@ -243,6 +249,16 @@ def recommend(
         Path | None, _run_option(metavar="DIR", help="Write the files to train with here.")
     ] = None,
     as_json: Annotated[bool, _run_flag("--json", help="Print one JSON document instead of text.")] = False,
+    form: AnswerForm = Form.TEXT,
+    remote: Annotated[
+        bool,
+        _remote_flag("--remote", help="Ask the server at $RANKWISE_URL; paths are its machine's."),
+    ] = False,
+    wait: Annotated[bool, _remote_flag("--wait", help="Stay until the server has an answer.")] = False,
+    key: Annotated[
+        str | None,
+        _remote_option(metavar="KEY", help="The same key asks for the same study, however often."),
+    ] = None,
     allow_remote_code: Annotated[
         bool, _run_flag("--allow-remote-code", help="Run code that comes with the model. Trust its author.")
     ] = False,
@@ -257,11 +273,20 @@ def recommend(
     from ..study_file import read_study_file
     from ..submission import check_request
 
-    home = Home.from_environment().create()
-    run = partial(_run, home=home, out=out, as_json=as_json, quiet=quiet, allow_remote_code=allow_remote_code)
+    _refuse_contradictions(context)
+    home = Home.from_environment()
+    run = partial(
+        _run,
+        home=home,
+        out=out,
+        as_json=as_json,
+        form=form,
+        quiet=quiet,
+        allow_remote_code=allow_remote_code,
+    )
     if resume is not None:
         _refuse_beside_resume(context)
-        with closing(Store.open(home.database)) as store:
+        with closing(Store.open(home.create().database)) as store:
             run(store, resume)
         return
     options: dict[str, Any] = {
@@ -315,6 +340,12 @@ def recommend(
     if missing := " and ".join(option for name, option in names.items() if options.get(name) is None):
         raise InputError(f"{missing} missing", next_step="see rankwise recommend --help")
     asked = read_request(**options)
+    if remote:
+        from .remote import recommend_remotely
+
+        recommend_remotely(asked, key=key, wait=wait, form=form, as_json=as_json, out=out, quiet=quiet)
+        return
+    home.create()
     request = check_request(asked, roots=None, allow_remote_code=allow_remote_code)
     if plan:
         show_plan(home, request, as_json=as_json, allow_remote_code=allow_remote_code)
@@ -332,6 +363,22 @@ def _with_baseline(context: typer.Context, options: dict[str, Any], path: Path) 
     framed = {name for name in ("effective_batch", "epochs") if not _is_given(context, name)}
     kept = {name: value for name, value in options.items() if name not in framed and value is not None}
     return {**sources_in(file), **kept, "baseline": baseline_in(file)}
+
+
+def _refuse_contradictions(context: typer.Context) -> None:
+    """Options that exclude each other, or mean something on a server only, or only without one."""
+    given = {name for name in context.params if _is_given(context, name)}
+    if {"as_json", "form"} <= given:
+        raise InputError("--json and --format both say how to print", next_step="keep one of them")
+    if "remote" in given and (here := given & _ONLY_HERE):
+        names = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in here))
+        raise InputError(
+            f"{names} cannot be asked of a server",
+            next_step="leave it out; rankwise client recommend ID goes on with a study of a server",
+        )
+    if "remote" not in given and (there := given & _ONLY_THERE):
+        names = ", ".join(sorted(f"--{name}" for name in there))
+        raise InputError(f"{names} is for a server", next_step="add --remote, or leave it out")
 
 
 def _refuse_beside_resume(context: typer.Context) -> None:
@@ -370,57 +417,40 @@ def _run(
     home: Home,
     out: Path | None,
     as_json: bool,
+    form: Form,
     quiet: bool,
     allow_remote_code: bool,
 ) -> None:
     flags = {"--json": as_json, "--allow-remote-code": allow_remote_code, "--quiet": quiet}
     resume = ["rankwise", "recommend", "--resume", study_id, *([] if out is None else ["--out", str(out)])]
+    resume += [] if form is Form.TEXT else ["--format", form.value]
     resume += [flag for flag, is_given in flags.items() if is_given]
-    try:
-        with _terminated_like_interrupted():
-            from ..failure import failure_of
-            from ..following import follow
-            from ..handover import write_results
+    with stopped_by_signals(f"what was measured is kept. Go on with: {shlex.join(resume)}"):
+        from ..failure import failure_of
+        from ..following import follow
+        from ..handover import write_results
 
-            if out is not None:
-                _create_folder(out)
-            with show_progress(store.get_trial, quiet=quiet) as display:
-                study = follow(
-                    store, study_id, home, display.update, display.note, allow_remote_code=allow_remote_code
-                )
-    except KeyboardInterrupt as interrupt:
-        is_terminated = isinstance(interrupt, _Terminated)
-        print_note(
-            f"{'terminated' if is_terminated else 'interrupted'}; what was measured is kept. "
-            f"Go on with: {shlex.join(resume)}"
-        )
-        raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
+        if out is not None:
+            _create_folder(out)
+        with show_progress(store.get_trial, quiet=quiet) as display:
+            study = follow(
+                store, study_id, home, display.update, display.note, allow_remote_code=allow_remote_code
+            )
     report = Report.load(store, study)
     if report.recommendation is not None and out is not None:
         report = replace(report, files=tuple(write_results(store, study_id, out)))
     if as_json:
         print_json(report.document())
-    else:
+    elif form is Form.TEXT:
         report.print()
+    elif report.recommendation is not None:
+        from ..baseline_outcome import baseline_document
+        from ..documents import recommendation_of
+
+        baseline = baseline_document(study, report.trials, report.recommendation)
+        found = recommendation_of(study, report.recommendation, baseline)
+        print_recommended(found, form, epochs=study.request.epochs)
     if error := failure_of(study):
         raise error
     if out is None and not quiet:
         print_note(f"files to train with: rankwise recommend --resume {study_id} --out DIR")
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM arrived."""
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM unwind the block as Ctrl-C does, so that the supervisor hands the study back."""
-
-    def unwind(_number: int, _frame: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, unwind)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -172,7 +172,7 @@ class Report:
                     results.print(Text(footnote, "yellow"))
         _print_sweeps(sweeps)
         if best is not None:
-            _print_recommendation(best, request, asked_for(self.study, best))
+            print_recommendation(best, request.epochs, asked_for(self.study, best))
         if best is not None and request.baseline is not None:
             from ..baseline_outcome import baseline_document
 
@@ -428,13 +428,18 @@ def _remarks(trial: Trial, sources: Mapping[str, Trial]) -> Iterator[str]:
         yield f"{DISTURBED}: {disturbance}"
 
 
-def _print_recommendation(best: Recommendation, request: StudyRequest, asked: Resources | None) -> None:
+def print_recommendation(best: Recommendation, epochs: float, asked: Resources | None) -> None:
+    """The configuration, why it is recommended, and what it asks of a scheduler.
+
+    Args:
+        epochs: that were asked for.
+    """
     heading = "Recommended: " if best.quality_measured else "Recommended by speed and memory alone: "
     adapter = best.candidate.adapter.describe()
     results.print(Text.assemble("\n", (heading, "bold green"), (adapter, "bold")))
     results.print(f"  {describe_settings(best.candidate)}")
     if best.finish is not None:
-        line = f"{describe_finish(best.finish, request.epochs)}, evaluation and saving not counted"
+        line = f"{describe_finish(best.finish, epochs)}, evaluation and saving not counted"
         _print_wrapped(as_sentence(line), "  ", "  ")
     if asked is not None:
         _print_wrapped(as_sentence(f"to ask of a scheduler: {describe_resources(asked)}"), "  ", "  ")

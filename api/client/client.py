@@ -22,7 +22,7 @@ from ..asking import StudyOptions, read_request
 from ..failure import failure_of
 from ..request_schemas import ANSWERED, StudyBody
 from ..response_schemas.events import EventDocument, EventList
-from ..response_schemas.exports import ExportDocument
+from ..response_schemas.exports import ExportDocument, FilesDocument
 from ..response_schemas.host import HardwareDocument
 from ..response_schemas.recommendations import RecommendationDocument
 from ..response_schemas.studies import StudyDocument, StudyList
@@ -229,6 +229,14 @@ class Client:
             InputError: there is no such format, or the trainer would train something else.
         """
         return self._get(ExportDocument, _path(study_id, "exports", form))
+
+    def files(self, study_id: str) -> FilesDocument:
+        """What ``rankwise recommend --out`` writes: evidence, report, adapter, training script.
+
+        Raises:
+            NotFound: there is no such study, or it has not succeeded.
+        """
+        return self._get(FilesDocument, _path(study_id, "files"))
 
     def report(self, study_id: str) -> str:
         """A finished study as one page of HTML."""

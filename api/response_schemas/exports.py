@@ -51,3 +51,11 @@ class ExportDocument(Document):
             not_expressible=tuple(GapDocument(**fields_of(gap)) for gap in exported.gaps),
             warnings=exported.warnings,
         )
+
+
+class FilesDocument(Document):
+    """What a finished study is handed over as."""
+
+    study_id: str
+    files: Mapping[str, str]
+    """Name → text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 from ...optimizer.differences import Difference, EnvironmentChange, ShapeChange
@@ -121,6 +122,11 @@ class RecommendationDocument(Document):
             baseline=baseline,
             links=StudyLinks.of(recommendation.study_id),
         )
+
+    def to_recommendation(self) -> Recommendation:
+        """The stored form again."""
+        names = (field.name for field in dataclasses.fields(Recommendation))
+        return Recommendation(**{name: getattr(self, name) for name in names})
 
 
 class DifferenceDocument(Document):

@@ -21,12 +21,12 @@ from ..baseline_outcome import baseline_document
 from ..comparing import compare_studies
 from ..documents import recommendation_of
 from ..failure import failure_of
-from ..handover import report_of
+from ..handover import report_of, result_texts
 from ..problems import problem_docs, problem_of, problem_response
 from ..report_page import CONTENT_SECURITY_POLICY
 from ..request_schemas import STUDY_EXAMPLES, StudyBody
 from ..response_schemas.events import EventList
-from ..response_schemas.exports import ExportDocument
+from ..response_schemas.exports import ExportDocument, FilesDocument
 from ..response_schemas.parts import StudyLinks, study_path
 from ..response_schemas.recommendations import DifferenceDocument, RecommendationDocument
 from ..response_schemas.studies import StudyDocument, StudyList
@@ -142,6 +142,12 @@ def read_report(store: StoreDep, study_id: str) -> HTMLResponse:
     """One HTML file that loads and runs nothing. 404 until the study has succeeded."""
     headers = {"Content-Security-Policy": f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'"}
     return HTMLResponse(report_of(store, study_id), headers=headers)
+
+
+@router.get("/{study_id}/files", summary="A finished study as files", responses=problem_docs(404))
+def read_files(store: StoreDep, study_id: str) -> FilesDocument:
+    """What ``rankwise recommend --out`` writes. 404 until the study has succeeded."""
+    return FilesDocument(study_id=study_id, files=result_texts(store, study_id))
 
 
 @router.get(

@@ -92,6 +92,11 @@ def test_help_imports_nothing_heavy():
         "report",
         "compare",
         "db upgrade",
+        "client",
+        "client studies watch",
+        "client recommend",
+        "client export",
+        "client devices",
     ],
 )
 def test_every_command_explains_itself(run: Run, command: str):
