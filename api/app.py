@@ -14,8 +14,9 @@ from starlette.types import ASGIApp
 from .. import __version__
 from ..runners.jobs import Inquiries
 from ..store import Store
+from .lookout import Lookout
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
-from .routes import checks, estimates, host, models, studies
+from .routes import checks, estimates, events, host, models, studies
 from .routes.turns import Turns
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
@@ -61,12 +62,14 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
             Supervision(settings.home, allow_remote_code=settings.allow_remote_code) if supervise else None
         )
         app.state.store, app.state.supervision = store, supervision
+        app.state.lookout = lookout = Lookout(store)
         app.state.inquiries = inquiries = Inquiries(settings.home)
         try:
             if supervision:
                 supervision.start()
             yield
         finally:
+            await lookout.close()
             if supervision:
                 await run_in_threadpool(supervision.stop)
             await run_in_threadpool(inquiries.stop)
@@ -85,6 +88,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.state.settings = settings
     app.state.turns = Turns()
     app.include_router(studies.router)
+    app.include_router(events.router)
     app.include_router(estimates.router)
     app.include_router(checks.router)
     app.include_router(models.router)

@@ -14,12 +14,13 @@ from .backends import backend_of, database_url, trouble_reported
 from .clock import Clock, SystemClock
 from .estimates import Estimates
 from .history import History
+from .marks import Marks
 from .measurements import Measurements
 from .studies import Studies
 from .trials import Trials
 
 
-class Store(Studies, Estimates, Trials, Measurements, Attempts, History):
+class Store(Studies, Marks, Estimates, Trials, Measurements, Attempts, History):
     """The memory of one ``RANKWISE_HOME``, or of several: safe to share between threads and processes.
 
     What it promises, whichever database is behind it:

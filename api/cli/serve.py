@@ -21,9 +21,6 @@ rankwise serve
 rankwise serve --port 9000 --allow-root ~/models --allow-root ~/data
 """
 
-GRACEFUL_SHUTDOWN_S = 5
-"""An open event stream would otherwise hold the server for as long as its client likes."""
-
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; loopback only.")] = "127.0.0.1",
@@ -53,10 +50,9 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the HTTP API on this machine until interrupted."""
-    import uvicorn
-
     from ...store import Store
     from ..app import create_app
+    from ..server import Server
     from ..settings import ServerSettings
 
     settings = ServerSettings(
@@ -68,11 +64,7 @@ def serve(
         allowed_factories=tuple(allow_factory or ()),
     )
     Store.open(settings.home.database).close()  # an unusable database is said here, not in a traceback later
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings), timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S, log_level="warning"
-        )
-    )
+    server = Server(create_app(settings))
     with _listen(host, port) as listener, suppress(KeyboardInterrupt):
         url = _url(listener)
         print_note(f"rankwise serves {url}, described at {url}/openapi.json; stop it with Ctrl-C")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from os import PathLike
 from typing import Any, TypeVar, Unpack
 from urllib.parse import quote
@@ -316,6 +317,8 @@ class Client:
         headers = {"Accept": f"{EVENT_STREAM}, application/json;q=0.5", "Last-Event-ID": str(after)}
         path = f"{_path(study_id, 'events')}?after={after}"
         with self._connection.stream(path, headers=headers, read_s=read_s) as response:
+            if response.status_code == HTTPStatus.NO_CONTENT:
+                return  # the study has ended, and all of it was read
             if response.headers.get("Content-Type", "").partition(";")[0].strip() != EVENT_STREAM:
                 response.read()
                 raise _NotStreamed(_read(EventList, response).events)

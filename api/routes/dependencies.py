@@ -8,6 +8,7 @@ from fastapi import Depends, HTTPException, Request
 
 from ...runners.jobs import Inquiries
 from ...store import Store
+from ..lookout import Lookout
 from ..settings import ServerSettings
 from ..supervision import Supervision
 
@@ -32,6 +33,11 @@ def _inquiries(request: Request) -> Inquiries:
     return inquiries
 
 
+def _lookout(request: Request) -> Lookout:
+    lookout: Lookout = request.app.state.lookout
+    return lookout
+
+
 def require_json(request: Request) -> None:
     """Tell a forgotten ``-H 'Content-Type: application/json'`` from a body that is wrong."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -43,3 +49,4 @@ StoreDep = Annotated[Store, Depends(_store)]
 SettingsDep = Annotated[ServerSettings, Depends(_settings)]
 InquiriesDep = Annotated[Inquiries, Depends(_inquiries)]
 SupervisionDep = Annotated[Supervision | None, Depends(_supervision)]
+LookoutDep = Annotated[Lookout, Depends(_lookout)]

@@ -25,7 +25,6 @@ from ..handover import report_of, result_texts
 from ..problems import problem_docs, problem_of, problem_response
 from ..report_page import CONTENT_SECURITY_POLICY
 from ..request_schemas import STUDY_EXAMPLES, StudyBody
-from ..response_schemas.events import EventList
 from ..response_schemas.exports import ExportDocument, FilesDocument
 from ..response_schemas.parts import StudyLinks, study_path
 from ..response_schemas.recommendations import DifferenceDocument, RecommendationDocument
@@ -33,11 +32,10 @@ from ..response_schemas.studies import StudyDocument, StudyList
 from ..response_schemas.trials import RuledOut, TrialDocument, TrialList
 from ..settings import ServerSettings
 from ..submission import InvalidRequest, examine_request
-from .dependencies import SettingsDep, StoreDep, require_json
+from .dependencies import LookoutDep, SettingsDep, StoreDep, require_json
 from .waiting import preferred_wait, wait_until_final
 
 MAX_PAGE = 200
-MAX_EVENTS = 1000
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 
@@ -59,6 +57,7 @@ async def create_study(
     response: Response,
     store: StoreDep,
     settings: SettingsDep,
+    lookout: LookoutDep,
     body: Annotated[StudyBody, Body(openapi_examples=STUDY_EXAMPLES)],
     prefer: Annotated[
         list[str] | None, Header(description="`wait=N` waits up to N seconds (at most 600) for the result.")
@@ -70,7 +69,7 @@ async def create_study(
     wait_s = preferred_wait(prefer or [])
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s}"
-        study = await wait_until_final(store, study.id, wait_s=wait_s, request=request)
+        study = await wait_until_final(lookout, store, study.id, wait_s=wait_s, request=request)
     if not study.state.is_final:
         response.headers.update(headers)
         return await run_in_threadpool(_study_document, store, study)
@@ -181,17 +180,6 @@ def read_trial_export(store: StoreDep, study_id: str, trial_id: str, form: Forma
 def compare_with(store: StoreDep, study_id: str, other: str) -> DifferenceDocument:
     """``other`` is the older: same model and rows, another environment. Shapes that both measured."""
     return DifferenceDocument.of(compare_studies(store, other, study_id))
-
-
-@router.get("/{study_id}/events", summary="A study's history", responses=problem_docs(404))
-def list_events(
-    store: StoreDep,
-    study_id: str,
-    after: Annotated[int, Query(ge=0, lt=2**63, description="Only events after this number.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
-) -> EventList:
-    """Numbered 1, 2, 3 …; ask again with ``after`` set to ``last_seq`` to read on."""
-    return EventList.of(study_id, store.events_after(study_id, after, limit=limit), after=after)
 
 
 def _submit(store: Store, settings: ServerSettings, body: StudyBody) -> Study:

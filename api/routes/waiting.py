@@ -10,9 +10,11 @@ from fastapi.concurrency import run_in_threadpool
 
 from ...optimizer.domain import Study
 from ...store import Store
+from ..lookout import Lookout
 
 LONGEST_WAIT_S = 600
-POLL_S = 0.2
+STILL_THERE_S = 2.0
+"""How often it is looked whether the client still waits."""
 
 _WAIT = re.compile(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:;.*)?', re.IGNORECASE | re.ASCII)
 
@@ -28,12 +30,15 @@ def preferred_wait(prefer: list[str]) -> int | None:
     return None
 
 
-async def wait_until_final(store: Store, study_id: str, *, wait_s: float, request: Request) -> Study:
-    """The study once it is final, ``wait_s`` are over or the client has gone, whichever is first."""
+async def wait_until_final(
+    lookout: Lookout, store: Store, study_id: str, *, wait_s: float, request: Request
+) -> Study:
+    """The study once it is final, ``wait_s`` are over, the client has gone or the server ends, whichever is
+    first."""
+    mark = await run_in_threadpool(store.get_mark, study_id)
     deadline = anyio.current_time() + wait_s
-    while True:
-        study = await run_in_threadpool(store.get_study, study_id)
-        left_s = deadline - anyio.current_time()
-        if study.state.is_final or left_s <= 0 or await request.is_disconnected():
-            return study
-        await anyio.sleep(min(POLL_S, left_s))
+    while (left_s := deadline - anyio.current_time()) > 0 and not lookout.is_closed:
+        is_final = await lookout.wait_until_final(mark, wait_s=min(STILL_THERE_S, left_s))
+        if is_final or await request.is_disconnected():
+            break
+    return await run_in_threadpool(store.get_study, study_id)

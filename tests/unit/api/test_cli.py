@@ -553,7 +553,7 @@ def test_no_studies_yet(run: Run):
 
 def test_a_list_counts_trials_without_reading_them(run: Run, script, monkeypatch):
     script.play()
-    monkeypatch.delattr("rankwise.store.Store.list_trials")
+    monkeypatch.delattr("rankwise.store.trials.Trials.list_trials")
 
     [study] = run("studies", "list", "--json").document["studies"]
 

@@ -278,7 +278,7 @@ def test_a_list_counts_trials_without_reading_them(
     client: TestClient, script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script.play()
-    monkeypatch.delattr("rankwise.store.Store.list_trials")
+    monkeypatch.delattr("rankwise.store.trials.Trials.list_trials")
     [study] = client.get("/v1/studies").json()["studies"]
     assert study["progress"] == {"planned": 3, "running": 0, "finished": 3}
 

@@ -1,0 +1,26 @@
+"""The process's HTTP server: uvicorn, whose open streams end when it is told to. Knows nothing of routes."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+GRACEFUL_SHUTDOWN_S = 5
+"""For answers that are under way. Streams and waits end at once."""
+
+
+class Server(uvicorn.Server):
+    """Serves one application until SIGTERM or Ctrl-C."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(app, timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S, log_level="warning")
+        )
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End streams first: their clients would hold the server for as long as they like."""
+        await self._app.state.lookout.close()
+        await super().shutdown(sockets)

@@ -1,0 +1,46 @@
+"""The server with a socket, in a thread of the test."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+from fastapi import FastAPI
+
+from rankwise.api.app import create_app
+from rankwise.api.server import Server
+from rankwise.api.settings import ServerSettings
+from rankwise.home import Home
+from rankwise.optimizer.domain import StudyRequest
+from rankwise.store import Store
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[tuple[Server, str]]:
+    server = Server(app)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_an_open_stream_tells_what_happens_and_ends_whole_when_the_server_is_told_to_end(home: Home) -> None:
+    app = create_app(ServerSettings(home=home), supervise=False)
+    with served(app) as (server, url), httpx.stream("GET", f"{url}/v1/events/stream", timeout=60) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("retry")
+        store: Store = app.state.store
+        study = store.create_study(StudyRequest(model="models/MiniLM", dataset="data/reviews.csv"))
+        told = next(line for line in lines if line.startswith("data: "))
+        assert json.loads(told.removeprefix("data: "))["id"] == study.id
+        server.should_exit = True
+        for _ in lines:  # raises where the connection is cut off in the middle of an answer
+            pass
