@@ -604,6 +604,8 @@ class Estimate:
     low_bytes: int | None = None
     """Least that it takes of what the memory limit is held against."""
     high_bytes: int | None = None
+    capacity_bytes: int | None = None
+    """What there was then of what the memory limit is held against; None where it is unknown."""
     tokens_per_s: float | None = None
     """Where rows are no text, samples: see ``unit``."""
     tokens_per_s_low: float | None = None

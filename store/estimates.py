@@ -45,7 +45,8 @@ class Estimates(Database):
             return dict(estimate_of(row) for row in session.scalars(query))
 
     def list_estimated(self, device: str) -> list[Trial]:
-        """Probes, of any study, that measured on this device what had been estimated before."""
+        """Probes, of any study, of which something had been estimated on this device, and that measured it or
+        ran out of memory."""
         query = (
             select(TrialRow, col(StudyRow.ulid))
             .join(StudyRow, col(StudyRow.id) == TrialRow.study_id)
@@ -53,7 +54,7 @@ class Estimates(Database):
             .where(
                 col(EstimateRow.device) == device,
                 col(TrialRow.rung) == Rung.PROBE,
-                col(TrialRow.outcome) == Outcome.OK,
+                col(TrialRow.outcome).in_((Outcome.OK, Outcome.OOM)),
                 col(TrialRow.reused_from).is_(None),
             )
             .order_by(col(TrialRow.id))

@@ -14,14 +14,25 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ...errors import InputError
-from ..domain import Candidate, Estimate, Level, Measurement, Method, StudyFacts, StudyRequest, Trial
+from ..domain import (
+    Candidate,
+    Estimate,
+    Level,
+    Measurement,
+    Method,
+    Outcome,
+    StudyFacts,
+    StudyRequest,
+    Trial,
+)
 from ..keys import trial_device
 from ..sizes import BYTES_PER_ELEMENT, device_bytes, estimated_trainable
+from .allocator import SMALL_SEGMENT_BYTES
 from .calibration import ALLOCATED, RESERVED
 from .estimate import Target, fits, memory_of, speed_of
 from .gpus import Gpu, find_gpu
 from .intervals import Factors, Fits, conformal_factors, least_residuals, log_ratios
-from .overheads import TRAINING_THREADS, cublas_workspace_bytes
+from .overheads import TRAINING_THREADS, context_bytes, cublas_workspace_bytes
 from .prediction import Terms, TrialPrediction
 from .shard_plan import plan_of
 from .sharding import unfilled_bytes
@@ -46,7 +57,9 @@ class Learnt:
     host_overheads: tuple[int, ...] = ()
     """Bytes that each process on this CPU held beside its tensors: libraries, threads, unused memory."""
     trials: int = 0
-    """That it rests on."""
+    """That were measured and that it rests on …"""
+    out_of_memory: int = 0
+    """… and that ran out of memory although they had been told to fit."""
 
 
 def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
@@ -54,11 +67,19 @@ def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
 
     From 19 on (``intervals.least_residuals``) they set the intervals by themselves; fewer only widen them.
     Of disturbed ones only what the process held on the host counts: others on the machine do not change that.
+    One that ran out of memory needed more than there was: where it had been told to need less, that counts as
+    an estimate that was too low, by that much at least and no less than the worst that was measured.
 
     Args:
+        trials: those that ended well, and those that ran out of memory.
         gpu: the device's entry in the catalogue; None leaves speed as it is.
     """
-    every = [(t.estimate, t.measurement, t.candidate) for t in trials if t.estimate and t.measurement]
+    failed = [trial for trial in trials if trial.outcome is Outcome.OOM]
+    every = [
+        (trial.estimate, trial.measurement, trial.candidate)
+        for trial in trials
+        if trial.estimate and trial.measurement and trial.outcome is not Outcome.OOM
+    ]
     pairs = [(told, measured) for told, measured, _ in every if not measured.disturbances]
     allocated = [(e.peak_allocated_bytes, m.peak_allocated_bytes) for e, m in pairs]
     reserved = [(e.peak_reserved_bytes, m.peak_reserved_bytes) for e, m in pairs]
@@ -71,16 +92,20 @@ def learnt_from(trials: Sequence[Trial], gpu: Gpu | None) -> Learnt:
         and not measured.disturbances
         and not candidate.level.sharding
     ]
+    overheads = [
+        overhead
+        for estimate, measured, candidate in every
+        if estimate.peak_tensor_bytes and (overhead := _host_overhead(measured, candidate)) is not None
+    ]
+    too_low = [ratio for trial in failed if (ratio := _too_low_by(trial, gpu)) is not None]
+    beyond = [excess for trial in failed if (excess := _overhead_beyond(trial)) is not None]
     return Learnt(
         allocated=_adjusted(ALLOCATED, allocated),
-        reserved=_adjusted(RESERVED, reserved),
+        reserved=_adjusted(RESERVED, reserved, at_least=too_low),
         efficiency=START if gpu is None else efficiency_from(steps, gpu),
-        host_overheads=tuple(
-            overhead
-            for estimate, measured, candidate in every
-            if estimate.peak_tensor_bytes and (overhead := _host_overhead(measured, candidate)) is not None
-        ),
+        host_overheads=(*overheads, *(max([excess, *overheads]) for excess in beyond)),
         trials=len(pairs),
+        out_of_memory=len(too_low) + len(beyond),
     )
 
 
@@ -161,7 +186,9 @@ class Judge:
         )
         target = self.target_for(candidate.level)
         if target is None:
+            told = replace(told, capacity_bytes=self._host_bytes)
             return self._on_host(told, prediction, candidate)
+        told = replace(told, capacity_bytes=target.capacity_bytes)
         return self._beside_host(_on_gpu(told, prediction, target))
 
     def _on_host(self, told: Estimate, prediction: TrialPrediction, candidate: Candidate) -> Estimate:
@@ -257,15 +284,55 @@ def _host_overhead(measured: Measurement, candidate: Candidate) -> int | None:
     return max(0, measured.peak_process_bytes // candidate.level.processes - touched)
 
 
+def _too_low_by(trial: Trial, gpu: Gpu | None) -> float | None:
+    """ln(needed / estimated) of reserved bytes, at least, of what ran out of a GPU's memory.
+
+    None where it had been told to need more than there was, or where others held some of it.
+    """
+    told = trial.estimate
+    if told is None or not told.capacity_bytes or not told.peak_reserved_bytes or _is_disturbed(trial):
+        return None
+    if trial.candidate.level.sharding:  # what others of a team hold and send is no part of the estimate
+        return None
+    # The context may have been as large as contexts are: the rest was needed by tensors, and so was the least
+    # that is asked of a device, which it did not get.
+    beside = context_bytes(None if gpu is None else gpu.compute_capability).high
+    ratio = max(0, told.capacity_bytes + SMALL_SEGMENT_BYTES - beside) / told.peak_reserved_bytes
+    return math.log(ratio) if ratio > 1 else None
+
+
+def _overhead_beyond(trial: Trial) -> int | None:
+    """What each process of a trial that outgrew its limit on a CPU held beside its tensors, at least.
+
+    None where the tensors alone were told to need as much.
+    """
+    told, candidate = trial.estimate, trial.candidate
+    if told is None or not told.capacity_bytes or not told.peak_tensor_bytes or _is_disturbed(trial):
+        return None
+    beyond = told.capacity_bytes // candidate.level.processes - told.peak_tensor_bytes
+    return beyond if beyond > 0 else None
+
+
+def _is_disturbed(trial: Trial) -> bool:
+    return bool(trial.measurement and trial.measurement.disturbances)
+
+
 def _step_work(estimate: Estimate) -> StepWork:
     return StepWork(
         flops_by_dtype=dict(estimate.flops), bytes_moved=estimate.moved_bytes, kernels=estimate.kernels
     )
 
 
-def _adjusted(before: Factors, pairs: Sequence[tuple[int | None, int | None]]) -> Factors:
-    """The factors after (estimated, measured) pairs were seen."""
+def _adjusted(
+    before: Factors, pairs: Sequence[tuple[int | None, int | None]], *, at_least: Sequence[float] = ()
+) -> Factors:
+    """The factors after (estimated, measured) pairs were seen, and residuals of which only a least is known.
+
+    Those count as no smaller than any that was measured: how much more there was nobody knows.
+    """
     residuals = log_ratios((told, measured) for told, measured in pairs if told and measured)
+    most = max(residuals, default=0.0)
+    residuals = (*residuals, *(max(most, each) for each in at_least))
     if len(residuals) >= least_residuals():
         return conformal_factors(residuals)
     return replace(

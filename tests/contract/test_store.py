@@ -750,8 +750,12 @@ class TestEstimates:
         with pytest.raises(Conflict):
             store.save_estimates(study.id, {make_plan().candidate: told()})
 
-    @pytest.mark.parametrize(("outcome", "found"), [(Outcome.OK, True), (Outcome.OOM, False)])
-    def test_measurements_are_found_by_device(self, store: Store, outcome: Outcome, found: bool) -> None:
+    @pytest.mark.parametrize(
+        ("outcome", "found"), [(Outcome.OK, True), (Outcome.OOM, True), (Outcome.DIVERGED, False)]
+    )
+    def test_what_teaches_of_estimates_is_found_by_device(
+        self, store: Store, outcome: Outcome, found: bool
+    ) -> None:
         study_id = start_study(store).id
         store.save_estimates(study_id, {make_plan().candidate: told()})
         trial = store.plan_trial(study_id, make_plan())

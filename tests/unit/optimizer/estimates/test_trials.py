@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.optimizer.domain import Candidate, Estimate, Measurement, StudyFacts, Trial
+from rankwise.optimizer.domain import Candidate, Estimate, Measurement, Outcome, StudyFacts, Trial
 from rankwise.optimizer.estimates.calibration import ALLOCATED, RESERVED
 from rankwise.optimizer.estimates.gpus import find_gpu
 from rankwise.optimizer.estimates.intervals import Fits
@@ -141,6 +141,78 @@ def test_few_trials_widen_the_intervals_and_many_set_them(
     assert many.allocated.calibrated
     assert (many.allocated.low, many.allocated.high) == (1.0, 1.0)
     assert many.trials == 40
+
+
+def out_of_memory(build, candidate: Candidate, told: Estimate) -> Trial:
+    return replace(build.trial(candidate, outcome=Outcome.OOM), estimate=told, measurement=None)
+
+
+def test_what_ran_out_of_memory_raises_later_estimates(
+    build, candidates: list[Candidate], on_a100: StudyFacts
+) -> None:
+    judge = Judge(facts=on_a100, request=build.request())
+    told = judge.estimate(prediction(40 * GIB), candidates[0])
+    assert (told.fits, told.capacity_bytes) == (Fits.YES, 60 * GIB)
+    learnt = learnt_from([out_of_memory(build, candidates[0], told)], A100)
+    assert (learnt.trials, learnt.out_of_memory) == (0, 1)
+    assert learnt.reserved.low == RESERVED.low
+    assert 1.4 < learnt.reserved.high < 60 / 40, "it needed what there is beside a context, at least"
+    warned = Judge(facts=on_a100, request=build.request(), learnt=learnt)
+    again = warned.estimate(prediction(40 * GIB), candidates[0])
+    assert again.fits is Fits.TOO_CLOSE
+    assert again.high_bytes == pytest.approx(60 * GIB, rel=0.001)
+    assert warned.estimate(prediction(20 * GIB), candidates[0]).fits is Fits.YES
+
+
+def test_what_ran_out_of_memory_counts_as_no_less_than_the_worst_that_was_measured(
+    build, candidates: list[Candidate], on_a100: StudyFacts
+) -> None:
+    told = Judge(facts=on_a100, request=build.request()).estimate(prediction(40 * GIB), candidates[0])
+    exact = measured(build, candidates[0], told, peak_reserved_bytes=40 * GIB)
+    worst = measured(build, candidates[0], told, peak_reserved_bytes=58 * GIB)
+    failed = out_of_memory(build, candidates[0], replace(told, capacity_bytes=50 * GIB))
+    assert learnt_from([exact] * 39, A100).reserved.high == 1.0
+    assert learnt_from([exact] * 37 + [worst, failed], A100).reserved.high == pytest.approx(58 / 40)
+    alone = learnt_from([exact] * 37 + [failed] * 2, A100).reserved
+    assert 1.15 < alone.high < 50 / 40
+    assert alone.calibrated
+
+
+def test_what_was_told_not_to_fit_or_met_others_teaches_nothing_by_failing(
+    build, candidates: list[Candidate], on_a100: StudyFacts
+) -> None:
+    judge = Judge(facts=on_a100, request=build.request())
+    large = out_of_memory(build, candidates[0], judge.estimate(prediction(59 * GIB), candidates[0]))
+    failed = out_of_memory(build, candidates[0], judge.estimate(prediction(40 * GIB), candidates[0]))
+    busy = replace(failed, measurement=Measurement(disturbances=("another program held memory",)))
+    old = replace(failed, estimate=replace(failed.estimate, capacity_bytes=None))
+    two = spread(candidates[0], processes=2)
+    team = out_of_memory(build, two, judge.estimate(prediction(20 * GIB), two))
+    assert learnt_from([large, busy, old, team], A100) == learnt_from([], A100)
+
+
+def test_what_outgrew_its_limit_on_a_cpu_held_that_much_beside_its_tensors(
+    build, candidates: list[Candidate]
+) -> None:
+    facts, request = build.facts(), build.request(memory_limit_bytes=GIB)
+    lora = next(c for c in candidates if c.adapter.rank)
+    told = Judge(facts=facts, request=request).estimate(prediction(GIB // 2), lora)
+    failed = out_of_memory(build, lora, told)
+    assert learnt_from([failed], None).host_overheads == (GIB // 2,)
+    light = measured(build, lora, told, peak_tensor_bytes=GIB // 2, peak_process_bytes=GIB // 2 + GIB // 4)
+    learnt = learnt_from([light, failed], None)
+    assert learnt.host_overheads == (GIB // 4, GIB // 2)
+    heavy = measured(build, lora, told, peak_tensor_bytes=GIB // 4, peak_process_bytes=GIB)
+    assert learnt_from([heavy, failed], None).host_overheads == (3 * GIB // 4,) * 2
+    again = Judge(facts=facts, request=request, learnt=learnt).estimate(prediction(GIB // 2), lora)
+    assert (
+        again.peak_process_bytes
+        > Judge(facts=facts, request=request, learnt=learnt_from([light], None))
+        .estimate(prediction(GIB // 2), lora)
+        .peak_process_bytes
+    )
+    hopeless = replace(told, peak_tensor_bytes=2 * GIB)
+    assert learnt_from([out_of_memory(build, lora, hopeless)], None).host_overheads == ()
 
 
 def test_disturbed_speed_and_memory_teach_nothing(
