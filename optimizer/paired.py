@@ -48,16 +48,18 @@ class Difference:
 
     value: float
     of_rows: float
-    """Variance that the choice of rows contributes, …"""
+    """Variance that the choice of rows contributes whatever the seed, …"""
     row_degrees: float
     of_seeds: float = 0.0
-    """… and that of seeds."""
+    """… and that of seeds, with what a seed does to single rows."""
     seed_degrees: float = 1.0
+    seen_in_rows: float = 0.0
+    """Variance that rows alone show, what seeds do to single ones included: there is no less."""
 
     @property
     def error(self) -> float:
         """The standard error."""
-        return math.sqrt(self.of_rows + self.of_seeds)
+        return math.sqrt(max(self.of_rows + self.of_seeds, self.seen_in_rows))
 
     def halfwidth(self, confidence: float) -> float:
         """Of the two-sided interval with this confidence.
@@ -65,11 +67,13 @@ class Difference:
         Each part by its own quantile of Student's t, the squares added up (MOVER: Zou & Donner 2008). One
         quantile for both, at Satterthwaite's degrees of freedom, is too small where seeds happen to agree.
         """
-        parts = ((self.of_rows, self.row_degrees), (self.of_seeds, self.seed_degrees))
         quantile = (1 + confidence) / 2
-        return math.sqrt(
-            sum(student_t(quantile, degrees) ** 2 * variance for variance, degrees in parts if variance)
-        )
+
+        def squared(variance: float, degrees: float) -> float:
+            return student_t(quantile, degrees) ** 2 * variance if variance else 0.0
+
+        both = squared(self.of_rows, self.row_degrees) + squared(self.of_seeds, self.seed_degrees)
+        return math.sqrt(max(both, squared(self.seen_in_rows, self.row_degrees)))
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Where the true difference lies, with this confidence."""
@@ -102,8 +106,9 @@ def seed_spread(
     """What seeds do, from candidates that were each run with the same seeds, and a prior.
 
     The residual of a two-way table (candidates × seeds): what a seed does to all alike cancels in every
-    difference. Shrunk towards the prior as in moderated t-tests (Smyth 2004, eq. 3), since two seeds of
-    three candidates leave two degrees of freedom.
+    difference. Where that is less than was seen elsewhere, it is shrunk towards that as in moderated t-tests
+    (Smyth 2004, eq. 3), since two seeds of three candidates leave two degrees of freedom and may agree by
+    chance. Where it is more, it stands alone: what was seen elsewhere makes no interval shorter.
 
     Args:
         candidates: each one's runs, at equal positions with equal seeds; later ones may be missing.
@@ -126,6 +131,8 @@ def seed_spread(
         for row in table
         for value, column in zip(row, columns, strict=True)
     )
+    if squares / degrees > prior / prior_degrees:
+        return Spread(squares / degrees, degrees)
     return Spread((prior + squares) / (prior_degrees + degrees), prior_degrees + degrees)
 
 
@@ -134,7 +141,7 @@ def compare(first: Sequence[Run], second: Sequence[Run], spread: Spread) -> Diff
 
     Its variance adds what the rows contribute (of differences row by row, a ratio estimate where rows hold
     different numbers of items) and what the seeds do; what single rows of single seeds differ by is in both,
-    and counted once.
+    and counted once: as the seeds', since of a few seeds it is known no better than they are.
 
     Args:
         first: runs of one candidate.
@@ -146,10 +153,11 @@ def compare(first: Sequence[Run], second: Sequence[Run], spread: Spread) -> Diff
     of_rows, degrees, in_both = _row_variance(first, second)
     return Difference(
         value,
-        of_rows=of_rows,
+        of_rows=max(of_rows - in_both, 0.0),
         row_degrees=max(1, degrees),
-        of_seeds=max(of_seeds - in_both, 0.0),
+        of_seeds=of_seeds,
         seed_degrees=spread.degrees,
+        seen_in_rows=of_rows,
     )
 
 

@@ -25,11 +25,17 @@ class Task:
     """Draws trainings whose rows and seeds differ as asked; every candidate has loss 1 unless shifted."""
 
     def __init__(
-        self, seed: int, *, of_rows: float = 0.5, of_pairs: float = 0.1, of_seeds: float = 0.01
+        self,
+        seed: int,
+        *,
+        of_rows: float = 0.5,
+        of_pairs: float = 0.1,
+        of_seeds: float = 0.01,
+        of_both: float = 0.05,
     ) -> None:
         self.chance = random.Random(seed)
         self.rows = [self.chance.gauss(0.0, of_rows) for _ in range(ROWS)]
-        self.of_pairs, self.of_seeds = of_pairs, of_seeds
+        self.of_pairs, self.of_seeds, self.of_both = of_pairs, of_seeds, of_both
 
     def candidate(self, seeds: int, *, shift: float = 0.0) -> list[Run]:
         own = [self.chance.gauss(0.0, self.of_pairs) for _ in range(ROWS)]
@@ -37,7 +43,9 @@ class Task:
 
     def run(self, own: list[float], shift: float) -> Run:
         level = 1.0 + shift + self.chance.gauss(0.0, self.of_seeds)
-        losses = [level + a + b + self.chance.gauss(0.0, 0.05) for a, b in zip(self.rows, own, strict=True)]
+        losses = [
+            level + a + b + self.chance.gauss(0.0, self.of_both) for a, b in zip(self.rows, own, strict=True)
+        ]
         rows = HeldoutScores(losses=tuple(losses), items=(1,) * ROWS)
         return Run(rows.loss, rows)
 
@@ -108,6 +116,36 @@ def test_one_seed_each_rests_on_the_prior():
     difference = compare([Run(2.0)], [Run(4.0)], spread)
     assert difference.error == pytest.approx((2 * 0.09) ** 0.5)
     assert difference.halfwidth(0.95) == pytest.approx(student_t(0.975, 3.0) * difference.error)
+
+
+def test_what_was_seen_elsewhere_makes_no_interval_shorter():
+    """Seeds that move losses more than elsewhere count with their own degrees of freedom alone."""
+    runs = [[Run(1.0), Run(1.5)], [Run(1.4), Run(0.9)], [Run(1.2), Run(1.3)]]
+    spread = seed_spread(runs)
+    alone = seed_spread(runs, prior_share=1e-9, prior_degrees=1e-9)
+    assert spread.degrees == 2
+    assert spread.variance == pytest.approx(alone.variance, rel=1e-6)
+    agreeing = [[Run(1.0), Run(1.001)], [Run(1.4), Run(1.4)], [Run(1.2), Run(1.201)]]
+    assert seed_spread(agreeing).degrees == 2.5
+    assert (
+        seed_spread(agreeing).variance
+        > 10 * seed_spread(agreeing, prior_share=1e-9, prior_degrees=1e-9).variance
+    )
+
+
+def test_what_seeds_do_to_single_rows_is_known_no_better_than_seeds():
+    """A seed gets some rows very wrong, each seed others, as of images: pairs of equal candidates."""
+    wrong = held = 0
+    for seed in range(400):
+        task = Task(seed, of_pairs=0.0, of_seeds=0.1, of_both=1.0)
+        runs = [task.candidate(2) for _ in range(2)]
+        difference = compare(runs[0], runs[1], seed_spread(runs))
+        wrong += difference.relation(0.95) is not Relation.NO_DIFFERENCE
+        low, high = difference.interval(0.9)
+        held += low <= 0.0 <= high
+        assert difference.error >= difference.seen_in_rows**0.5
+    assert wrong / 400 <= 0.05
+    assert held / 400 >= 0.88
 
 
 def test_a_candidate_with_one_seed_does_not_hide_what_seeds_do_to_others():
