@@ -147,6 +147,25 @@ def outline(candidates: Sequence[Candidate], limits: SearchLimits) -> PlanOutlin
     )
 
 
+def price_of(
+    plan: TrialPlan,
+    candidates: Sequence[Candidate],
+    evidence: Evidence,
+    weights: Weights,
+    limits: SearchLimits,
+) -> float:
+    """Wall time that a trial may be expected to take, in seconds."""
+    if plan.rung is Rung.PROBE:
+        return _probe_s(evidence, limits)
+    training = Training(candidates, evidence, weights, _room(evidence, limits, launched=0))
+    return training.price_s(plan.candidate, plan.train_steps)
+
+
+def _probe_s(evidence: Evidence, limits: SearchLimits) -> float:
+    durations = [trial.wall_s for trial in evidence.launched_probes if trial.wall_s]
+    return fmean(durations) if durations else limits.probe_s_guess
+
+
 def _room(evidence: Evidence, limits: SearchLimits, launched: int) -> Room:
     besides = [
         trial.wall_s - trial.measurement.measured_s
@@ -170,10 +189,8 @@ def _probes_left(candidates: Sequence[Candidate], evidence: Evidence, limits: Se
     if not evidence.has_measured():
         reserve = min(reserve, 1, limits.max_trials - 1)
     by_count = limits.max_trials - reserve - len(evidence.launched_probes)
-    durations = [trial.wall_s for trial in evidence.launched_probes if trial.wall_s]
-    probe_s = fmean(durations) if durations else limits.probe_s_guess
     share = PROBE_BUDGET_SHARE if limits.can_learn else 1.0
-    by_time = math.ceil((limits.budget_s * share - limits.spent_s) / probe_s)
+    by_time = math.ceil((limits.budget_s * share - limits.spent_s) / _probe_s(evidence, limits))
     return min(by_count, by_time)
 
 

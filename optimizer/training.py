@@ -118,7 +118,7 @@ class Training:
     def _most_promising(self, arms: Sequence[Arm], goal: int) -> TrialPlan | None:
         """The training with the most hope for its time, among those that leave time for two second seeds."""
         reserve_s = self._reserve_s(goal)
-        prices_s = {move: self._price_s(move.candidate, goal) for move in self._moves(arms, goal)}
+        prices_s = {move: self.price_s(move.candidate, goal) for move in self._moves(arms, goal)}
         for move in sorted(prices_s, key=lambda each: -each.hope / (prices_s[each] or 1.0)):
             if not self._affords(move.candidate, goal, reserve_s):
                 continue
@@ -133,9 +133,8 @@ class Training:
         for arm in arms:
             if not arm.rates:
                 hope = hope_untried(arm)
-                reason = (
-                    "its method's usual rate" if shares else "the front-runner, at its method's usual rate"
-                )
+                is_first = not self.evidence.trainings
+                reason = f"{'the front-runner, at ' if is_first else ''}its method's usual rate"
                 yield _Move(arm.candidate, hope, reason)
                 continue
             step = arm.next_rate()
@@ -357,7 +356,7 @@ class Training:
             return steps
         goal, seconds = self.room.full_steps, GOAL_SHARE * self.room.seconds
         while goal // 2 >= MIN_TRAIN_STEPS:
-            costs = [self._price_s(arm.candidate, goal) for arm in arms[:LEAST_ADAPTERS]]
+            costs = [self.price_s(arm.candidate, goal) for arm in arms[:LEAST_ADAPTERS]]
             if sum(costs) + LEAST_RATES * fmean(costs) <= seconds:
                 break
             goal //= 2
@@ -368,16 +367,16 @@ class Training:
             return True  # without any training there is nothing to recommend
         if self.room.trials < (SEEDS + 1 if reserve_s else 1):
             return False
-        return self._price_s(candidate, steps) + reserve_s <= self.room.seconds
+        return self.price_s(candidate, steps) + reserve_s <= self.room.seconds
 
     def _reserve_s(self, goal: int) -> float:
         """What second seeds of two finalists will cost, if they take what the best does; at first nothing."""
         shares = self._behind(self._at_first_seed(goal))
         if not shares:
             return 0.0
-        return (SEEDS - 1) * 2 * self._price_s(min(shares, key=shares.__getitem__), goal)
+        return (SEEDS - 1) * 2 * self.price_s(min(shares, key=shares.__getitem__), goal)
 
-    def _price_s(self, candidate: Candidate, steps: int) -> float:
+    def price_s(self, candidate: Candidate, steps: int) -> float:
         """What this training takes, with the probe that must come before it."""
         measurement = self.evidence.measured(candidate)
         step_s = measurement.step_s_mean if measurement else None
