@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from ..errors import RunnerError
 from ..home import Home
-from ..optimizer.domain import Event, Study, Trial
+from ..optimizer.domain import Event, Study, StudyRequest, StudyState, Trial
 from ..runners.supervisor_process import SupervisorProcess, lock_holder
 from ..store import Store
 from ..store.events import BASELINE_LEFT_OUT, EventKind
 
 POLL_S = 0.2
+_UNFINISHED = (StudyState.QUEUED, StudyState.RUNNING)
 MAX_FRUITLESS_STARTS = 3
 """A supervisor that ends this often in a row without a new event will not do better the next time."""
 
@@ -65,6 +67,20 @@ def follow(
             time.sleep(POLL_S)
     finally:
         keeper.stop()
+
+
+def find_unfinished(store: Store, request: StudyRequest) -> str | None:
+    """The id of the newest study that asked for the same and has not ended; None if there is none.
+
+    How long it may take does not matter: a scheduler leaves each job another time.
+    """
+    unfinished = [study for state in _UNFINISHED for study in store.list_studies(state=state)]
+    same = [
+        study
+        for study in unfinished
+        if replace(study.request, budget_s=0.0) == replace(request, budget_s=0.0)
+    ]
+    return max((study.id for study in same), default=None)
 
 
 def _notices(events: Sequence[Event]) -> Iterator[str]:

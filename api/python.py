@@ -29,6 +29,7 @@ from .estimates import EstimateOptions, answer_alone, read_question
 from .failure import failure_of
 from .following import follow
 from .handover import write_results
+from .homes import working_home
 from .response_schemas.estimates import EstimateDocument
 from .submission import check_request
 
@@ -187,8 +188,7 @@ def recommend(
     request = check_request(
         read_request(model, dataset, **options), roots=None, allow_remote_code=allow_remote_code
     )
-    place = _home(home)
-    with closing(Store.open(place.database)) as store:
+    with working_home(_home(home)) as place, closing(Store.open(place.database)) as store:
         study = follow(store, store.create_study(request).id, place, allow_remote_code=allow_remote_code)
         if error := failure_of(study):
             raise error

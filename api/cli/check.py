@@ -8,11 +8,11 @@ import typer
 from rich.text import Text
 
 from ...errors import InputError
-from ...home import Home
 from ...optimizer.trainers.reading import FORMATS
 from ..units import format_bytes
 from .console import EXIT_NOTHING_FITS, EXIT_TOO_CLOSE, EXIT_USAGE, print_json, results
 from .options import AsJson
+from .places import home_to_read
 
 if TYPE_CHECKING:
     from ..response_schemas.checks import CheckDocument, CheckFinding
@@ -87,7 +87,7 @@ def check(
         is_quick=quick,
         allow_remote_code=allow_remote_code,
     )
-    home = Home.from_environment()
+    home = home_to_read()
     home = home if quick else home.create()
     documents: list[CheckDocument] = []
     refused: list[InputError] = []

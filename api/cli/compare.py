@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ...home import Home
 from ...optimizer.differences import Change, Difference, Figures, ShapeChange
 from ..units import format_bytes
 from ..wording import UNKNOWN
 from .console import print_json, print_note, results
 from .options import AsJson
+from .places import home_to_read
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -36,7 +36,7 @@ def compare(
     from ...store import Store
     from ..comparing import compare_studies, find_earlier
 
-    with closing(Store.open(Home.from_environment().create().database)) as store:
+    with closing(Store.open(home_to_read().database)) as store:
         # Where only one is named, it is the newer.
         then_id, now_id = (find_earlier(store, first), first) if second is None else (first, second)
         found = compare_studies(store, then_id, now_id)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import print_json, results
+from .places import home_to_work_in
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,14 +22,14 @@ def root() -> None:
 
 @app.command()
 def upgrade(
+    context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Bring the database to the schema of this version of rankwise."""
-    from ...home import Home
     from ...store import described
     from ...store import upgrade as upgrade_database
 
-    home = Home.from_environment().create()
+    home = home_to_work_in(context)
     place = described(home.database)
     old, new = upgrade_database(home.database)
     if as_json:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ...home import Home
 from ...optimizer.domain import Method, Quantization
 from ...probes.profiles import TaskKind
 from ..units import format_bytes, format_seconds
 from .console import EXIT_NOTHING_FITS, EXIT_TOO_CLOSE, print_json, print_note, results
 from .options import AsJson
+from .places import home_to_read
 
 if TYPE_CHECKING:
     from ..response_schemas.estimates import Between, EstimateDocument
@@ -177,7 +177,7 @@ def estimate(
     question = read_question(model, allow_remote_code=allow_remote_code, **options)
     if is_hub_id(model):
         print_note(f"Looking {model} up on the hub; its configuration is fetched, its weights are not.")
-    home = Home.from_environment().create()
+    home = home_to_read()
     document = answer_alone(home, question, allow_remote_code=allow_remote_code)
     if as_json:
         print_json(document.model_dump(mode="json"))

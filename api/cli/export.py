@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from ...home import Home
 from .console import print_note, results
+from .places import home_to_read
 
 if TYPE_CHECKING:
     from ...runners.exporting import Export
@@ -52,7 +52,7 @@ def export(
     from ...store import Store
 
     wanted = named_format(form)
-    with closing(Store.open(Home.from_environment().create().database)) as store:
+    with closing(Store.open(home_to_read().database)) as store:
         exported = make_export(store, some_id, wanted)
     folder = Path(wanted.value) if out is None and not as_json else out
     paths = [] if folder is None else write_texts(exported.files, folder)

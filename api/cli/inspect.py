@@ -10,11 +10,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ...home import Home
 from ...probes.profiles import TaskKind
 from ..units import format_bytes
 from .console import print_json, print_note, results
 from .options import AsJson
+from .places import home_to_read
 
 if TYPE_CHECKING:
     from ...optimizer.domain import Adapter
@@ -89,7 +89,7 @@ def inspect(
 
     if is_hub_id(model):
         print_note(f"Looking {model} up on the hub; its configuration is fetched, its weights are not.")
-    home = Home.from_environment().create()
+    home = home_to_read()
     inspection = inspect_once(
         home,
         model,

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ...home import Home
 from .console import results
+from .places import home_to_read
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -28,6 +28,6 @@ def report(
     from ...store import Store
     from ..handover import write_report
 
-    with closing(Store.open(Home.from_environment().create().database)) as store:
+    with closing(Store.open(home_to_read().database)) as store:
         write_report(store, study_id, out)
     results.print(f"Written to {out}", soft_wrap=True)

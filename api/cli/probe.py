@@ -9,12 +9,12 @@ import typer
 from rich.table import Table
 
 from ...errors import InputError
-from ...home import Home
 from ...optimizer.codec import to_json
 from ...optimizer.domain import StudyFacts, StudyRequest
 from ..units import format_bytes
 from .console import print_json, results
 from .options import AsJson
+from .places import home_to_read
 from .progress import describe_rows, describe_task
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def probe(
         raise InputError(
             "--model and --data go together", next_step="give both, or none for the hardware alone"
         )
-    home = Home.from_environment().create()
+    home = home_to_read()
     facts: StudyFacts | None = None
     if model is not None and data is not None:
         from ...runners.jobs import prepare_once

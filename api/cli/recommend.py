@@ -26,6 +26,7 @@ from ...optimizer.domain import (
 from ...probes.profiles import TaskKind
 from .answers import AnswerForm, Form, print_recommended
 from .console import print_json, print_note
+from .places import home_to_work_in
 from .plan import show_plan
 from .progress import show_progress
 from .report import Report
@@ -73,7 +74,7 @@ _PARAMETERS = {
 WITH_RESUME = {"resume", "out", "as_json", "form", "allow_remote_code", "quiet"}
 """Parameters that mean something where a study goes on as it was asked for."""
 
-_ONLY_HERE = {"resume", "plan", "allow_remote_code"}
+_ONLY_HERE = {"resume", "resume_or_start", "plan", "allow_remote_code"}
 _ONLY_THERE = {"wait", "key"}
 
 _default = StudyRequest(model="", dataset="")
@@ -245,6 +246,10 @@ def recommend(
     seed: Annotated[int, _limit_option(metavar="N", help="Equal seeds make equal choices.")] = _default.seed,
     plan: Annotated[bool, _run_flag("--plan", help="Show what would run, and stop.")] = False,
     resume: Annotated[str | None, _run_option(metavar="ID", help="Go on with this study.")] = None,
+    resume_or_start: Annotated[
+        bool,
+        _run_flag("--resume-or-start", help="Go on with a study that asked for the same, if one is left."),
+    ] = False,
     out: Annotated[
         Path | None, _run_option(metavar="DIR", help="Write the files to train with here.")
     ] = None,
@@ -270,24 +275,17 @@ def recommend(
     """
     from ...store import Store
     from ..asking import parse_arguments, read_request
+    from ..following import find_unfinished
     from ..study_file import read_study_file
     from ..submission import check_request
 
     _refuse_contradictions(context)
-    home = Home.from_environment()
-    run = partial(
-        _run,
-        home=home,
-        out=out,
-        as_json=as_json,
-        form=form,
-        quiet=quiet,
-        allow_remote_code=allow_remote_code,
-    )
+    run = partial(_run, out=out, as_json=as_json, form=form, quiet=quiet, allow_remote_code=allow_remote_code)
     if resume is not None:
         _refuse_beside_resume(context)
-        with closing(Store.open(home.create().database)) as store:
-            run(store, resume)
+        home = home_to_work_in(context)
+        with closing(Store.open(home.database)) as store:
+            run(store, resume, home=home)
         return
     options: dict[str, Any] = {
         "model": model,
@@ -345,13 +343,29 @@ def recommend(
 
         recommend_remotely(asked, key=key, wait=wait, form=form, as_json=as_json, out=out, quiet=quiet)
         return
-    home.create()
+    home = home_to_work_in(context)
     request = check_request(asked, roots=None, allow_remote_code=allow_remote_code)
     if plan:
         show_plan(home, request, as_json=as_json, allow_remote_code=allow_remote_code)
         return
     with closing(Store.open(home.database)) as store:
-        run(store, store.create_study(request).id)
+        study_id = find_unfinished(store, request) if resume_or_start else None
+        if study_id is None:
+            study_id = store.create_study(_in_time(request)).id
+        else:
+            print_note(f"going on with study {study_id}, which asked for the same")
+        run(store, study_id, home=home)
+
+
+def _in_time(request: StudyRequest) -> StudyRequest:
+    """With no larger budget than the scheduler leaves time for."""
+    from ..time_limit import VARIABLE, bounded_budget
+    from ..units import format_seconds
+
+    budget_s = bounded_budget(request.budget_s)
+    if budget_s < request.budget_s:
+        print_note(f"budget {format_seconds(budget_s)}: the job ends soon after ({VARIABLE})")
+    return replace(request, budget_s=budget_s)
 
 
 def _with_baseline(context: typer.Context, options: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -421,11 +435,14 @@ def _run(
     quiet: bool,
     allow_remote_code: bool,
 ) -> None:
+    from ..time_limit import stop_after_s
+
     flags = {"--json": as_json, "--allow-remote-code": allow_remote_code, "--quiet": quiet}
     resume = ["rankwise", "recommend", "--resume", study_id, *([] if out is None else ["--out", str(out)])]
     resume += [] if form is Form.TEXT else ["--format", form.value]
     resume += [flag for flag, is_given in flags.items() if is_given]
-    with stopped_by_signals(f"what was measured is kept. Go on with: {shlex.join(resume)}"):
+    go_on = f"what was measured is kept. Go on with: {shlex.join(resume)}"
+    with stopped_by_signals(go_on, after_s=stop_after_s()):
         from ..failure import failure_of
         from ..following import follow
         from ..handover import write_results

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from ...errors import InputError
-from ...home import Home
 from .console import EXIT_FAILED, print_note
+from .places import home_to_work_in
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -23,6 +23,7 @@ rankwise serve --port 9000 --allow-root ~/models --allow-root ~/data
 
 
 def serve(
+    context: typer.Context,
     host: Annotated[str, typer.Option(help="Address to listen on; loopback only.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)
@@ -56,7 +57,7 @@ def serve(
     from ..settings import ServerSettings
 
     settings = ServerSettings(
-        home=Home.from_environment().create(),
+        home=home_to_work_in(context),
         host=host,
         port=port,
         allowed_roots=tuple(allow_root or ()),

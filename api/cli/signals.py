@@ -13,12 +13,16 @@ from .console import EXIT_INTERRUPTED, EXIT_TERMINATED, print_note
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived."""
+    """SIGTERM arrived, or the time is over."""
 
 
 @contextmanager
-def stopped_by_signals(sentence: str) -> Iterator[None]:
+def stopped_by_signals(sentence: str, *, after_s: float | None = None) -> Iterator[None]:
     """Let SIGTERM unwind the block as Ctrl-C does, say ``sentence`` and end the command.
+
+    Args:
+        sentence: how to go on.
+        after_s: do the same by oneself then.
 
     Raises:
         typer.Exit: with 130 or 143.
@@ -27,7 +31,9 @@ def stopped_by_signals(sentence: str) -> Iterator[None]:
     def unwind(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, unwind)
+    before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGALRM)}
+    if after_s is not None:
+        signal.setitimer(signal.ITIMER_REAL, after_s)
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -35,4 +41,6 @@ def stopped_by_signals(sentence: str) -> Iterator[None]:
         print_note(f"{'terminated' if is_terminated else 'interrupted'}; {sentence}")
         raise typer.Exit(EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

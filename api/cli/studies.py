@@ -14,6 +14,7 @@ from ...optimizer.domain import SCHEMA_VERSION, StudyState
 from ..wording import describe_request
 from .console import print_json, print_note, results
 from .options import AsJson
+from .places import home_to_read, home_to_work_in
 from .report import STATE_STYLES, Report, is_interrupted, state_text
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def list_(
     """List studies, newest first."""
     from ...runners.lock import lock_holder
 
-    home = Home.from_environment()
+    home = home_to_read()
     with closing(_open_store(home)) as store:
         studies = store.list_studies(limit=limit, state=state)
         if as_json:
@@ -77,7 +78,7 @@ def show(
     """Show what a study compared and what it recommends; its trials while it is under way."""
     from ...runners.lock import lock_holder
 
-    home = Home.from_environment()
+    home = home_to_read()
     with closing(_open_store(home)) as store:
         report = Report.load(store, store.get_study(study_id))
     if as_json:
@@ -94,9 +95,9 @@ def show(
 
 
 @app.command()
-def cancel(study_id: StudyId, as_json: AsJson = False) -> None:
+def cancel(context: typer.Context, study_id: StudyId, as_json: AsJson = False) -> None:
     """Cancel a study; its running trial is ended, what was measured is kept."""
-    with closing(_open_store(Home.from_environment())) as store:
+    with closing(_open_store(home_to_work_in(context))) as store:
         study = store.request_cancel(study_id)
         if as_json:
             from ..documents import study_document
@@ -111,4 +112,4 @@ def cancel(study_id: StudyId, as_json: AsJson = False) -> None:
 def _open_store(home: Home) -> Store:
     from ...store import Store
 
-    return Store.open(home.create().database)
+    return Store.open(home.database)

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from rankwise import errors
 from rankwise.api import following
 from rankwise.api.failure import failure_of
-from rankwise.api.following import MAX_FRUITLESS_STARTS, follow
+from rankwise.api.following import MAX_FRUITLESS_STARTS, find_unfinished, follow
 from rankwise.errors import DatasetError, NothingFits, RankwiseError, RunnerError
 from rankwise.home import Home
-from rankwise.optimizer.domain import Estimate, Outcome, Rung, Study, StudyState, Trial
+from rankwise.optimizer.domain import Estimate, Outcome, Rung, Study, StudyRequest, StudyState, Trial
 from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.runners.lock import LockHolder
+from rankwise.store import Store
 
 
 class FakeSupervisor:
@@ -197,3 +199,17 @@ def test_a_cancelled_study_is_no_success(store, script):
 
 def test_a_study_with_a_recommendation_has_not_failed(script):
     assert failure_of(script.play()) is None
+
+
+def test_the_newest_unfinished_study_of_the_same_request_is_found(store: Store) -> None:
+    asked = StudyRequest(model="m", dataset="d", budget_s=600.0)
+    assert find_unfinished(store, asked) is None
+    first, second = (store.create_study(replace(asked, budget_s=budget_s)).id for budget_s in (60.0, 90.0))
+    store.create_study(replace(asked, seed=1))
+    assert find_unfinished(store, asked) == second
+    store.request_cancel(second)
+    assert find_unfinished(store, asked) == first
+    store.claim_study(only=first)
+    assert find_unfinished(store, asked) == first
+    store.finish_study(first, StudyState.FAILED, "RunnerError: gone")
+    assert find_unfinished(store, asked) is None
