@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt examples/assets.txt tests/consumers
 # What DeepSpeed compiles, with all cores and before any test waits for it.
 $(EXTENSIONS): $(INSTALLED)
 	@echo "building DeepSpeed's extensions, once: a minute or two"
-	PATH="$(CURDIR)/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(VENV)/torch_extensions" \
+	TORCH_EXTENSIONS_DIR="$(CURDIR)/$(VENV)/torch_extensions" \
 		$(BIN)/python -m rankwise.runners.extensions > $(VENV)/extensions.log 2>&1 || (cat $(VENV)/extensions.log; false)
 	touch $@
 

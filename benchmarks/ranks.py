@@ -48,6 +48,7 @@ from rankwise.probes.model import inspect_model, natural_task
 from rankwise.probes.profiles import ModelProfile, TaskProfile
 from rankwise.runners.dry_run import Batch
 from rankwise.runners.dry_runner import DryRunner
+from rankwise.runners.extensions import own_tools_first
 
 GOAL = 0.05
 ROWS, LENGTH, ACCUMULATION, STEPS = 2, 64, 2, 6
@@ -220,6 +221,7 @@ def main() -> int:
     schemes = [s for s in SCHEMES if s.name in (arguments.only or (QUICK if arguments.quick else [s.name]))]
     methods = arguments.method or (("lora",) if arguments.quick else tuple(METHODS))
     precisions = arguments.precision or (("float32",) if arguments.quick else tuple(PRECISIONS))
+    os.environ["PATH"] = own_tools_first(os.environ.get("PATH"))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))

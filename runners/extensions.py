@@ -57,6 +57,14 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
     report("result", seconds=built)
 
 
+def own_tools_first(path: str | None) -> str:
+    """A ``PATH`` on which the interpreter's own ninja comes first.
+
+    Another version reads the log of what was built otherwise, and would build everything again.
+    """
+    return os.pathsep.join(filter(None, (str(Path(sys.executable).parent), path)))
+
+
 def build_folder(name: str) -> Path:
     """Where PyTorch keeps a library of this name, to be built again if sources or flags change."""
     from torch.utils.cpp_extension import _get_build_directory
@@ -84,6 +92,7 @@ def open_files() -> Iterator[Path]:
 def main() -> int:
     """Build what any study on this machine might need; returns the process's exit code."""
     has_gpu = Path("/proc/driver/nvidia/version").exists()
+    os.environ["PATH"] = own_tools_first(os.environ.get("PATH"))
     try:
         run({"on_cpu": not has_gpu, "offloads": True}, Report(sys.stdout.fileno()))
     except InputError as error:

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from ..errors import RunnerError
 from ..probes.host import SPEED_VARIABLES
+from .extensions import own_tools_first
 from .guard import Limits
 from .line_reader import LineReader
 from .messages import last_line
@@ -60,8 +61,7 @@ def trial_environment() -> dict[str, str]:
         # (figures in docs/decisions/0004-processes.md).
         "GOMP_SPINCOUNT": "1000",
         **kept,
-        # DeepSpeed calls ninja, which stands beside the interpreter.
-        "PATH": os.pathsep.join(filter(None, (str(Path(sys.executable).parent), kept.get("PATH")))),
+        "PATH": own_tools_first(kept.get("PATH")),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 
 from rankwise.home import Home
+from rankwise.runners.extensions import own_tools_first
 from rankwise.store import upgrade
 
 from .databases import HOW_TO_HAVE_ONE, PostgresServer, empty_tables, running_server
@@ -27,6 +28,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("RANKWISE_DATABASE_URL", None)
 # As in trials: OpenMP's spinning threads make anything else on the machine slow them down twentyfold.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# As in trials: what was built by one version of ninja would be built again by another.
+os.environ["PATH"] = own_tools_first(os.environ.get("PATH"))
 
 # What DeepSpeed compiles stays with the environment: with another one's paths it would be built anew.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))

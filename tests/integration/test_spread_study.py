@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -26,8 +27,12 @@ from rankwise.store import Store
 
 
 def only_spread(facts: StudyFacts, request: StudyRequest) -> tuple[Candidate, ...]:
-    """A small study would not come to them: here two processes are slower than one with two threads."""
-    found = enumerate_candidates(facts, request)
+    """A small study would not come to them: here two processes are slower than one with two threads.
+
+    They may share a core: beside other tests there is only one, on which nobody would spread a training.
+    """
+    host = replace(facts.hardware.host, logical_cores=2)
+    found = enumerate_candidates(replace(facts, hardware=replace(facts.hardware, host=host)), request)
     return tuple(each for each in found if each.level.processes == 2 and each.level.zero_stage in (0, 3))
 
 
