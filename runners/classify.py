@@ -48,6 +48,10 @@ def classify(
         return Ending(Outcome.OOM, "its host memory grew over the study's memory limit")
     if cause == "host-memory":
         return Ending(Outcome.HOST_OOM, "the host ran short of memory while it ran")
+    if cause == "disk-limit":
+        return Ending(Outcome.CRASHED, "its folder took more of the disk than a trial may")
+    if cause == "disk-space":
+        return Ending(Outcome.LOST, "the disk below RANKWISE_HOME ran short of space while it ran")
     if cause == "cancelled":
         return Ending(Outcome.LOST, "the warm server went away while the trial ran")
     if failure is not None and "signal" in failure:

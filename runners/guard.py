@@ -27,10 +27,14 @@ import psutil
 
 from ..optimizer.domain import SCHEMA_VERSION
 from ..probes.host import memory_bytes
+from .capped_log import CappedLog, LogPipe
+from .disk_use import folder_bytes, missing_bytes
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 POLL_MS = 100
+DISK_PERIOD_S = 0.5
+"""Between looks at the disk: a folder of many files takes a while to add up."""
 MIN_AVAILABLE_SHARE = 0.03
 """Of the host's memory: below this the job is ended before the kernel picks a victim of its own."""
 
@@ -42,6 +46,8 @@ class Limits:
     time_s: float | None = None
     host_memory_bytes: int | None = None
     """Growth of the resident sets of the job and all below it over what it inherited at the fork."""
+    disk_bytes: int | None = None
+    """Growth of what the job's folder, in which its log lies, takes on its disk."""
     grace_s: float = 5.0
     """Between SIGTERM and SIGKILL."""
 
@@ -72,12 +78,15 @@ def guard(job: Callable[[], None], connection: socket.socket, log_path: Path, li
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     started_s = time.monotonic()
     guard_pid = os.getpid()
+    output = LogPipe(CappedLog(log_path))
     pid = os.fork()
     if pid == 0:
-        become_job(job, connection, guard_pid, log_path)
-    cause = watch(pid, connection, limits, stop, started_s)
+        become_job(job, connection, guard_pid, output.leave())
+    output.start()
+    cause = watch(pid, connection, limits, stop, started_s, log_path.parent)
     status, usage = end_job(pid, grace_s=0.0 if cause == "finished" else limits.grace_s)
     kill_descendants()
+    output.finish()
     message = {
         "type": "exit",
         "cause": cause,
@@ -110,9 +119,9 @@ class StopFlag:
 
 
 def become_job(
-    job: Callable[[], None], connection: socket.socket, guard_pid: int, log_path: Path
+    job: Callable[[], None], connection: socket.socket, guard_pid: int, output: int
 ) -> NoReturn:
-    """Turn the forked child into the job: own log, default signals, killed with the guard.
+    """Turn the forked child into the job: own output, default signals, killed with the guard.
 
     It says itself that it has started: while it lives it is the only writer, so that no line of the
     guard's can come before ``started`` or break into one of the job's.
@@ -120,9 +129,8 @@ def become_job(
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (log, 1), (log, 2)):
+        for source, target in ((null, 0), (output, 1), (output, 2)):
             os.dup2(source, target)
         die_with_parent(guard_pid, signal.SIGKILL)
         send(connection, {"type": "started", "pid": os.getpid()})
@@ -137,7 +145,9 @@ def become_job(
         os._exit(code)
 
 
-def watch(pid: int, connection: socket.socket, limits: Limits, stop: StopFlag, started_s: float) -> str:
+def watch(
+    pid: int, connection: socket.socket, limits: Limits, stop: StopFlag, started_s: float, folder: Path
+) -> str:
     """Wait until the job ends by itself or must be ended; returns the cause."""
     poller = select.poll()
     pid_fd = os.pidfd_open(pid)
@@ -145,6 +155,7 @@ def watch(pid: int, connection: socket.socket, limits: Limits, stop: StopFlag, s
     poller.register(connection, select.POLLIN | select.POLLHUP | select.POLLRDHUP)
     inherited_bytes = resident_bytes(pid) or 0
     min_available_bytes = int(memory_bytes()[0] * MIN_AVAILABLE_SHARE)
+    disk = DiskWatch(folder, limits.disk_bytes)
     try:
         while True:
             ready = {fd for fd, _ in poller.poll(POLL_MS)}
@@ -161,8 +172,34 @@ def watch(pid: int, connection: socket.socket, limits: Limits, stop: StopFlag, s
                 return "memory-limit"
             if memory_bytes()[1] < min_available_bytes:
                 return "host-memory"
+            if cause := disk.look():
+                return cause
     finally:
         os.close(pid_fd)
+
+
+class DiskWatch:
+    """What a job leaves on its folder's disk, looked at now and then."""
+
+    def __init__(self, folder: Path, limit_bytes: int | None) -> None:
+        self._folder, self._limit_bytes = folder, limit_bytes
+        self._before_bytes = folder_bytes(folder)
+        self._looked_s = time.monotonic()
+
+    def look(self) -> str | None:
+        """Why the job must end, if it must."""
+        if time.monotonic() - self._looked_s < DISK_PERIOD_S:
+            return None
+        with suppress(OSError):  # the folder is gone, or its disk: then others will say so
+            if missing_bytes(self._folder):
+                return "disk-space"
+            if (
+                self._limit_bytes is not None
+                and folder_bytes(self._folder) - self._before_bytes > self._limit_bytes
+            ):
+                return "disk-limit"
+        self._looked_s = time.monotonic()
+        return None
 
 
 def grown_bytes(pid: int, inherited_bytes: int) -> int:

@@ -41,6 +41,8 @@ _ENDED_BY_GUARD = {
     "timeout": "it took longer than it may",
     "memory-limit": "it needed more memory than it may",
     "host-memory": "this machine has run out of memory",
+    "disk-limit": "it wrote more than it may",
+    "disk-space": "the disk below RANKWISE_HOME has run out of space",
 }
 
 

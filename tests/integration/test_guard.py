@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 
 from rankwise.errors import RunnerError
+from rankwise.runners.capped_log import HEAD_BYTES, TAIL_BYTES
 from rankwise.runners.guard import Limits
 from rankwise.runners.warm_client import Job, WarmServer, read_tail
 
@@ -215,6 +216,26 @@ def test_the_log_keeps_both_outputs_and_the_traceback(start: Start) -> None:
     assert len(tail) == 4096
     assert tail.endswith("OSError: no config.json in this folder\n")
     assert job.log_path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_job_that_prints_without_end_has_a_small_log(start: Start) -> None:
+    job, _ = start("chatter")
+    end = finish(job)
+    assert (end["cause"], end["exit_code"]) == ("finished", 0)
+    log = job.log_path.read_bytes()
+    assert len(log) < HEAD_BYTES + TAIL_BYTES + 100
+    head, notice, tail = log.partition(b"\n[")
+    assert head.startswith(b"000000000\n000000000\n")
+    assert tail.endswith(b"000000199\nthe last word\n")
+    written = 200 * 100_000 * 10 + len(b"the last word\n")
+    dropped = written - HEAD_BYTES - TAIL_BYTES
+    assert f"… {dropped:,} bytes of output are left out".encode() in notice + tail
+
+
+def test_disk_limit(start: Start) -> None:
+    job, _ = start("write_without_end", disk_bytes=20 * MIB)
+    assert finish(job)["cause"] == "disk-limit"
+    assert job.last("progress")
 
 
 def test_exit_code(start: Start) -> None:

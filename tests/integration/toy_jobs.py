@@ -102,6 +102,25 @@ def complain(report: Report) -> None:
     raise OSError("no config.json in this folder")
 
 
+def chatter(report: Report) -> None:
+    """Print 200 MB in numbered lines, as fast as it goes."""
+    for number in range(200):
+        sys.stdout.write(f"{number:09}\n" * 100_000)
+    sys.stdout.write("the last word\n")
+    report("progress")
+
+
+def write_without_end(report: Report) -> None:
+    """Fill the disk below the folder of the log, a megabyte at a time."""
+    folder = Path(sys.argv[4]).parent / "written"
+    folder.mkdir()
+    report("progress")
+    for number in range(1000):
+        (folder / str(number)).write_bytes(bytes(MIB))
+        time.sleep(0.01)
+    time.sleep(600)
+
+
 def speak_at_once(report: Report) -> None:
     report("result", answer=42)
 
@@ -120,6 +139,8 @@ JOBS: dict[str, Callable[[Report], None]] = {
         say_goodbye,
         grow,
         die_in_mid_line,
+        chatter,
+        write_without_end,
         complain,
         speak_at_once,
         leave_with_3,

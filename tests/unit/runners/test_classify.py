@@ -34,6 +34,8 @@ CASES: dict[str, tuple[dict[str, Any], Outcome, str]] = {
     "time limit": ({"end": {**LEFT, "cause": "timeout"}}, Outcome.TIMEOUT, "after 12 s"),
     "memory limit": ({"end": {**LEFT, "cause": "memory-limit"}}, Outcome.OOM, "memory limit"),
     "host memory": ({"end": {**LEFT, "cause": "host-memory"}}, Outcome.HOST_OOM, "host ran short"),
+    "disk limit": ({"end": {**LEFT, "cause": "disk-limit"}}, Outcome.CRASHED, "more of the disk"),
+    "disk full": ({"end": {**LEFT, "cause": "disk-space"}}, Outcome.LOST, "short of space"),
     "server gone": ({"end": {**LEFT, "cause": "cancelled"}}, Outcome.LOST, "warm server went away"),
     "said oom": (
         {"result": None, "failure": {"outcome": "oom", "reason": "CUDA out of memory"}},
