@@ -11,7 +11,7 @@ SPARED_SHARE = 0.02
 
 
 def folder_bytes(folder: Path) -> int:
-    """What all below a folder takes on the disk; links are not followed, what vanishes meanwhile is nothing."""
+    """What all below a folder takes on the disk; links are not followed, what vanishes meanwhile is nil."""
     total = 0
     waiting = [str(folder)]
     while waiting:
@@ -28,7 +28,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def missing_bytes(folder: Path) -> int:
-    """How much must be freed on a folder's disk before anything may write to it freely; 0 where there is room.
+    """How much must be freed on a folder's disk before anything may write to it; 0 where there is room.
 
     What is spared is the last gibibyte, or 2 % of a smaller disk: the database and whoever else uses the disk
     must be able to go on.

@@ -118,9 +118,7 @@ class StopFlag:
         self.is_set = True
 
 
-def become_job(
-    job: Callable[[], None], connection: socket.socket, guard_pid: int, output: int
-) -> NoReturn:
+def become_job(job: Callable[[], None], connection: socket.socket, guard_pid: int, output: int) -> NoReturn:
     """Turn the forked child into the job: own output, default signals, killed with the guard.
 
     It says itself that it has started: while it lives it is the only writer, so that no line of the

@@ -185,7 +185,7 @@ def prepare_once(home: Home, request: StudyRequest, *, allow_remote_code: bool =
         RunnerError: the job could not be run.
     """
     home.create()
-    server = WarmServer(home.logs / "warm.log", ["prepare"])
+    server = WarmServer(home.logs / "warm.log", ["prepare"], home=home)
     try:
         folder = home.root / "cache" / "prepare"
         job = start_prepare(server, home, request, folder, allow_remote_code=allow_remote_code)
@@ -335,7 +335,7 @@ class Inquiries:
         if self._server is not None and not self._server.is_alive():
             self._end()
         if self._server is None:
-            self._server = WarmServer(self._home.logs / "inquiries.log", self._jobs)
+            self._server = WarmServer(self._home.logs / "inquiries.log", self._jobs, home=self._home)
         try:
             return self._server.start(kind, spec, folder, limits)
         except RunnerError:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import IO
@@ -16,8 +17,8 @@ from ..errors import RunnerError
 from ..home import Home
 
 LOCK_PATIENCE_S = 0.5
-JOBS_PATIENCE_S = 30.0
-"""Longer than it takes a guard to end its job."""
+JOBS_PATIENCE_S = 15.0
+"""Longer than it takes a guard to end its job, and then what was ended to be gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,18 +51,24 @@ def take_lock(home: Home, study_id: str | None) -> IO[str] | None:
     return file
 
 
-def take_jobs_lock(home: Home) -> IO[str]:
+def take_jobs_lock(home: Home, evict: Callable[[], object]) -> IO[str]:
     """Lock the right to run jobs in a home, for a warm server that is about to start.
 
     The server and its jobs inherit the lock and hold it until the last of them is gone: a successor's
     trials never run beside those of a supervisor that was killed a moment ago.
 
+    Args:
+        home: whose jobs.
+        evict: ends what is left of them. Guards have time to do so first: they find what it cannot.
+
     Raises:
-        RunnerError: they are still there after ``JOBS_PATIENCE_S``.
+        RunnerError: they are still there after all.
     """
     path = home.run / "jobs.lock"
     file = path.open("a+", encoding="utf-8")
-    if not lock_within(file, JOBS_PATIENCE_S):
+    free = lock_within(file, JOBS_PATIENCE_S)
+    evict()  # not all that is left holds the lock
+    if not free and not lock_within(file, JOBS_PATIENCE_S):
         file.close()
         raise RunnerError(
             f"processes of an earlier warm server still hold {path}",

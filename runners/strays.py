@@ -1,9 +1,9 @@
 """Finds and ends programs that outlived whoever started them, and no others.
 
-Every warm server is started with a marker in its environment, which all that it forks and runs inherit. It names
-the home, the server, and the owner: the process that started the server, by pid and start time. A process is a
-stray when its owner is gone, or is this process and has given the server up. Processes of other homes, users,
-pid namespaces and of living owners are never touched. Knows nothing of what the processes do.
+Every warm server is started with a marker in its environment, which all that it forks and runs inherit. It
+names the home, the server, and the owner: the process that started the server, by pid and start time. What is
+left is a stray when its owner is gone, or is this process and has given the server up. Processes of other
+homes, users, pid namespaces and of living owners are never touched. Knows nothing of what the processes do.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def marker_of(pid: int) -> Marker | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process started, in ticks since the machine did; None where there is none, or only its remains."""
+    """When a process started, in ticks since the machine did; None where there is none, or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])

@@ -57,6 +57,7 @@ from .jobs import (
     start_extensions,
     start_prepare,
 )
+from .keeping import Keeping
 from .messages import JUDGING, TrialSpec
 from .warm_client import Job, WarmServer, read_tail
 from .watch import DeviceWatch
@@ -94,6 +95,7 @@ class StudyRun:
     should_stop: Callable[[], bool]
     worker: str
     allow_remote_code: bool = False
+    keeping: Keeping = field(default_factory=Keeping)
     _banked_s: float = field(default_factory=time.monotonic)
     """Wall time up to here is in the store."""
     _extensions: set[str] = field(default_factory=set)
@@ -322,7 +324,7 @@ class StudyRun:
         watch = DeviceWatch(devices, logical_cores=facts.hardware.host.logical_cores)
         spec = self.spec(facts, claim.trial, devices).to_mapping()
         folder = self.home.trial_folder(claim.trial.id)
-        job = server.start("trial", spec, folder, self.limits(devices))
+        job = server.start("trial", spec, folder, self.limits(facts, devices))
         self.follow(job, claim=claim, watch=watch)
         watch.sample(())  # what others hold, now that the trial is gone
         log_tail = read_tail(job.log_path)
@@ -377,11 +379,11 @@ class StudyRun:
             trust_remote_code=facts.model.runs_remote_code,
             has_weights=facts.model.has_weights,
             factory=None if facts.model.factory is None else to_json(facts.model.factory),
-            judge=self.judge(trial, devices),
+            judge=self.judge(trial),
             deepspeed=deepspeed_config(trial.candidate),
         )
 
-    def judge(self, trial: Trial, devices: Sequence[GpuProfile]) -> dict[str, Any] | None:
+    def judge(self, trial: Trial) -> dict[str, Any] | None:
         """How the user's command evaluates a training, in half of the time that a trial may take at most."""
         request = self.study.request
         if not request.eval_command or trial.plan.rung is not Rung.TRAIN:
@@ -389,17 +391,21 @@ class StudyRun:
         return {
             "command": list(request.eval_command),
             "folder": str(self.home.trial_folder(trial.id) / "trained"),
-            "limit_s": (self.limits(devices).time_s or MIN_TRIAL_LIMIT_S) / 2,
+            "limit_s": self.time_limit_s() / 2,
             "lower_is_better": request.eval_lower_is_better,
         }
 
-    def limits(self, devices: Sequence[GpuProfile]) -> Limits:
+    def limits(self, facts: StudyFacts, devices: Sequence[GpuProfile]) -> Limits:
         """On a CPU the study's memory limit is the process's; on a GPU the allocator holds it."""
-        request = self.study.request
         return Limits(
-            time_s=max(MIN_TRIAL_LIMIT_S, TRIAL_LIMIT_SHARE * request.budget_s),
-            host_memory_bytes=None if devices else request.memory_limit_bytes,
+            time_s=self.time_limit_s(),
+            host_memory_bytes=None if devices else self.study.request.memory_limit_bytes,
+            disk_bytes=self.keeping.trial_limit_bytes(facts.model.weight_bytes),
         )
+
+    def time_limit_s(self) -> float:
+        """When a trial is ended as hanging."""
+        return max(MIN_TRIAL_LIMIT_S, TRIAL_LIMIT_SHARE * self.study.request.budget_s)
 
     def follow(
         self,

@@ -22,7 +22,9 @@ from ..errors import RankwiseError
 from ..home import Home
 from ..optimizer.domain import Study, StudyState
 from ..store import Store
+from .keeping import Keeping, remove_old
 from .lock import take_jobs_lock, take_lock
+from .strays import end_strays
 from .study import Interrupted, StudyRun
 from .warm_client import WarmServer
 
@@ -47,6 +49,7 @@ class Supervisor:
         self._store = store
         self._study_id = study_id
         self._allow_remote_code = allow_remote_code
+        self._keeping = Keeping.from_environment()
         self._warm: WarmServer | None = None
         self._stopping = threading.Event()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -61,6 +64,7 @@ class Supervisor:
         for trial in lost:
             log.info("trial %s of study %s was lost with the last supervisor", trial.number, trial.study_id)
         self._start_warm()
+        remove_old(self._home, self._keeping, self._store.unfinished_ids)
         try:
             while not self._stopping.is_set():
                 study = self._store.claim_study(only=self._study_id, include_running=True)
@@ -84,6 +88,7 @@ class Supervisor:
             should_stop=self._stopping.is_set,
             worker=self._worker,
             allow_remote_code=self._allow_remote_code,
+            keeping=self._keeping,
         )
         try:
             run.run()
@@ -98,10 +103,15 @@ class Supervisor:
             self._store.finish_study(study.id, StudyState.FAILED, reason)
         else:
             log.info("study %s: %s", study.id, self._store.get_study(study.id).state)
+            remove_old(self._home, self._keeping, self._store.unfinished_ids)
 
     def _start_warm(self) -> None:
-        with take_jobs_lock(self._home) as jobs_lock:
-            self._warm = WarmServer(self._home.logs / "warm.log", STUDY_JOBS, jobs_lock)
+        with take_jobs_lock(self._home, self._end_strays) as jobs_lock:
+            self._warm = WarmServer(self._home.logs / "warm.log", STUDY_JOBS, jobs_lock, home=self._home)
+
+    def _end_strays(self) -> None:
+        for stray in end_strays(self._home):
+            log.warning("process %d was left running and is ended: %s", stray.pid, stray.command)
 
     def _live_warm(self) -> WarmServer:
         if self._warm is None or not self._warm.is_alive():
@@ -137,11 +147,13 @@ def main() -> int:
         return EXIT_LOCKED
     with lock:
         store = Store.open(home.database)
-        supervisor = Supervisor(home, store, arguments.study, allow_remote_code=arguments.allow_remote_code)
-        signal.signal(signal.SIGTERM, supervisor.stop)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=watch_lifeline, args=(arguments.lifeline_fd,), daemon=True).start()
         try:
+            supervisor = Supervisor(
+                home, store, arguments.study, allow_remote_code=arguments.allow_remote_code
+            )
+            signal.signal(signal.SIGTERM, supervisor.stop)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            threading.Thread(target=watch_lifeline, args=(arguments.lifeline_fd,), daemon=True).start()
             supervisor.run()
         except RankwiseError:
             log.exception("the supervisor cannot go on")

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 
 from ..home import Home
+from .keeping import put_aside
 from .lock import LockHolder, lock_holder
 
 
@@ -39,7 +40,9 @@ class SupervisorProcess:
         if allow_remote_code:
             command.append("--allow-remote-code")
         try:
-            with (home.logs / "supervisor.log").open("ab") as log:
+            log_path = home.logs / "supervisor.log"
+            put_aside(log_path)
+            with log_path.open("ab") as log:
                 process = subprocess.Popen(
                     command,
                     pass_fds=[lifeline],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import select
 import socket
 import subprocess
@@ -19,11 +20,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import RunnerError
+from ..home import Home
 from ..probes.host import SPEED_VARIABLES
 from .extensions import own_tools_first
 from .guard import Limits
+from .keeping import put_aside
 from .line_reader import LineReader
 from .messages import last_line
+from .strays import VARIABLE, Marker
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
@@ -74,21 +78,34 @@ def trial_environment() -> dict[str, str]:
 class WarmServer:
     """A running warm server. Ends with :meth:`stop`, or with this process."""
 
-    def __init__(self, log_path: Path, jobs: Sequence[str], jobs_lock: IO[str] | None = None) -> None:
+    def __init__(
+        self,
+        log_path: Path,
+        jobs: Sequence[str],
+        jobs_lock: IO[str] | None = None,
+        *,
+        home: Home | None = None,
+    ) -> None:
         """Start the process; :meth:`wait_ready` waits for it.
 
         Args:
             log_path: where its output goes.
             jobs: those that start in milliseconds; others import first what they need.
             jobs_lock: a lock that the server and all its jobs are to hold; the caller closes its own copy.
+            home: whose supervisor ends what this process leaves running; None where nobody does.
         """
+        self.name = secrets.token_hex(8)
+        environment = trial_environment()
+        if home is not None:
+            environment[VARIABLE] = str(Marker.of_mine(home, self.name))
         shared = [jobs_lock.fileno()] if jobs_lock else []
+        put_aside(log_path)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "rankwise.runners.warm", str(theirs.fileno()), *jobs],
                 pass_fds=[theirs.fileno(), *shared],
-                env=trial_environment(),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -70,6 +70,14 @@ class Studies(Database):
                 query = query.where(col(StudyRow.id) < find_study(session, before).id)
             return [study_of(row) for row in session.scalars(query)]
 
+    def unfinished_ids(self) -> set[str]:
+        """The ids of studies that have not ended, and of all their trials."""
+        going_on = col(StudyRow.state).not_in([state for state in StudyState if state.is_final])
+        studies = select(col(StudyRow.ulid)).where(going_on)
+        trials = select(col(TrialRow.ulid)).join(StudyRow).where(going_on)
+        with self._read() as session:
+            return {*session.scalars(studies), *session.scalars(trials)}
+
     def claim_study(self, *, only: str | None = None, include_running: bool = False) -> Study | None:
         """Take the oldest queued study in hand: queued → running. None if there is none.
 

@@ -177,7 +177,7 @@ def running_job(
     trial = bench.store.plan_trial(run.study.id, plan)
     devices = (bench.device,) if bench.device else ()
     spec = run.spec(prepared.facts, trial, devices)
-    limits = replace(run.limits(devices), grace_s=1.0)
+    limits = replace(run.limits(prepared.facts, devices), grace_s=1.0)
     job = bench.server().start("trial", spec.to_mapping(), bench.home.trial_folder(name), limits)
     try:
         yield job
