@@ -15,6 +15,7 @@ from ..optimizer.domain import Event, Study, StudyRequest, StudyState, Trial
 from ..runners.supervisor_process import SupervisorProcess, lock_holder
 from ..store import Store
 from ..store.events import BASELINE_LEFT_OUT, EventKind
+from .units import format_bytes
 
 POLL_S = 0.2
 _UNFINISHED = (StudyState.QUEUED, StudyState.RUNNING)
@@ -90,6 +91,9 @@ def _notices(events: Sequence[Event]) -> Iterator[str]:
             yield f"{event.payload['name']} is not measured: {event.payload['reason']}"
         if event.kind == EventKind.CANDIDATE_RULED_OUT:
             yield f"ruled out: {event.payload['candidate']}: {event.payload['reason']}"
+        if event.kind == "source.fetching":
+            arrived = format_bytes(event.payload["arrived_bytes"])
+            yield f"fetching {event.payload['source']} from the hub: {arrived} so far"
         if event.kind == "extensions.building":
             yield f"building DeepSpeed's {event.payload['extension']}, once on this machine: a minute or more"
         if event.kind in (EventKind.TRIAL_DISTURBED, EventKind.TRIAL_LOST):

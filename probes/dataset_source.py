@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import DatasetError
 from .array_sources import array_files
 from .file_kinds import file_kind, is_pointer
-from .model_source import is_hub_id
+from .hub import HubFailure, HubName, download
 from .paths import nearest_names, require_inside, resolve_path
 from .rows import FORMATS, RowError, data_files
 
@@ -50,7 +50,7 @@ def is_hub_dataset(source: str) -> bool:
     """``source`` is ``org/name`` or ``org/name@revision``, and neither a path here nor a file's name."""
     name = source.partition("@")[0]
     is_file_name = Path(name).suffix.lower() in (*FORMATS, ".npz", *PACKED_SUFFIXES)
-    return is_hub_id(name) and not is_file_name
+    return HubName.parse(name) is not None and not is_file_name
 
 
 def hub_commit(path: Path) -> str | None:
@@ -127,39 +127,34 @@ def _file_sha256(file: Path) -> str:
 
 def _download(source: str) -> Path:
     """The folder of a hub dataset's commit, which is named after the commit."""
-    # Imported here because it takes longer than all the rest, and most datasets are local.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    name, _, revision = source.partition("@")
+    hub_name = HubName.parse(source)
+    if hub_name is None:
+        raise DatasetError(
+            f"dataset {source}: what stands after the @ can be no revision",
+            next_step="name a branch, a tag or a commit after the @, or leave it out",
+        )
+    name = hub_name.name
     try:
-        folder = snapshot_download(
-            name,
-            repo_type="dataset",
-            revision=revision or None,
-            allow_patterns=[f"*{suffix}" for suffix in FORMATS],
-        )
-        return Path(folder)
-    except GatedRepoError:
-        cause = "the hub gives it only to accounts that accepted its terms"
-        next_step = "accept them on its page, then run `hf auth login`"
-    except RevisionNotFoundError:
-        cause = f"the hub has no revision {revision!r} of it"
-        next_step = "name a branch, a tag or a commit after the @, or leave it out"
-    except RepositoryNotFoundError:
-        cause = "there is neither such a path here nor such a dataset on the hub, or it is private"
-        next_step = "check the spelling, or run `hf auth login` for a private dataset"
-    except LocalEntryNotFoundError:
-        cause = "there is no such path here, it is not in the hub's cache, and the hub cannot be reached"
-        next_step = (
-            f"run `hf download --repo-type dataset {name}` where there is a network, or name a local file"
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        cause = f"the download failed: {error}"
-        next_step = "try again, or name a local file"
+        return download(hub_name, repo_type="dataset", patterns=[f"*{suffix}" for suffix in FORMATS])
+    except HubFailure as failure:
+        cause, next_step = failure.cause, "try again, or name a local file"
+        match failure.kind:
+            case "gated":
+                next_step = (
+                    f"accept them on https://huggingface.co/datasets/{name}, then set HF_TOKEN or run "
+                    "`hf auth login`"
+                )
+            case "missing":
+                cause = "there is neither such a path here nor such a dataset on the hub, or it is private"
+                next_step = "check the spelling, or set HF_TOKEN or run `hf auth login` for a private dataset"
+            case "revision":
+                next_step = "name a branch, a tag or a commit after the @, or leave it out"
+            case "unreachable":
+                cause = f"there is no such path here, {cause}"
+                next_step = (
+                    f"run `hf download --repo-type dataset {name}` where there is a network, or name a "
+                    "local file"
+                )
+            case "space":
+                next_step = "free the rest, or set HF_HUB_CACHE to a folder on a larger disk"
     raise DatasetError(f"dataset {source}: {cause}", next_step=next_step)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import ModelError
 from .configuration import check_model_type, check_sizes
 from .factory import is_factory, resolve_factory
+from .hub import HubFailure, HubName, download
 from .paths import nearest_names, require_inside, resolve_path
 from .profiles import Factory
 
@@ -36,8 +36,6 @@ NOT_DOWNLOADED = ("consolidated*", "original/*", "onnx/*")
 """Second copies of the weights in other layouts."""
 MAX_JSON_BYTES = 100_000_000
 """The safetensors format's own limit for a header, held for all JSON of a model."""
-
-_HUB_ID = re.compile(r"[a-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +73,9 @@ def resolve_model(
     """Find a model and check that it is safe to load.
 
     Args:
-        source: a folder, its ``config.json``, a factory, else a hub id ``org/name``. The latter is downloaded
-            into the hub's cache, or only looked up there under ``HF_HUB_OFFLINE=1``; the cache need not lie
-            inside the roots. A folder may lack weights.
+        source: a folder, its ``config.json``, a factory, else a hub id ``org/name`` or ``org/name@revision``.
+            The latter is downloaded into the hub's cache, or only looked up there under ``HF_HUB_OFFLINE=1``;
+            the cache need not lie inside the roots. A folder may lack weights.
         allowed_roots: folders that a local model must lie in; None allows every path.
         allow_remote_code: accept a model that names Python code of its own.
         fetch_weights: False leaves the weights of a hub model where they are; those in the cache are used.
@@ -96,8 +94,8 @@ def resolve_model(
             f"model arguments {', '.join(arguments)} were given, and {source} is no package.module:factory",
             next_step="leave them out, or name a factory",
         )
-    if is_hub_id(source):
-        path = _download(source, fetch_weights=fetch_weights)
+    if (hub_name := HubName.parse(source)) is not None:
+        path = _download(hub_name, fetch_weights=fetch_weights)
         revision = path.name
     else:
         # Before links are followed: in the hub's cache config.json is one.
@@ -110,14 +108,14 @@ def resolve_model(
     config = _check_configuration(path, allow_remote_code=allow_remote_code)
     if not has_weights(path):
         _check_weightless(path, config)
-        if revision is not None and fetch_weights:
-            _require_no_weights_on_hub(source, path)
+        if hub_name is not None and fetch_weights:
+            _require_no_weights_on_hub(hub_name.name, path)
     return ResolvedModel(source=source, path=path, revision=revision)
 
 
 def is_hub_id(source: str) -> bool:
-    """``source`` has the form ``org/name``, and is no relative path: no folder here is called ``org``."""
-    return _HUB_ID.fullmatch(source) is not None and not Path(source).parent.is_dir()
+    """``source`` is ``org/name`` or ``org/name@revision``, and no path: no folder here is called ``org``."""
+    return HubName.parse(source) is not None
 
 
 def has_weights(folder: Path) -> bool:
@@ -193,29 +191,33 @@ def read_json_object(file: Path) -> dict[str, Any]:
     raise ModelError(f"{file} cannot be read ({cause})", next_step="download or save the model again")
 
 
-def _download(source: str, *, fetch_weights: bool) -> Path:
-    """The folder of a hub model's newest commit, which is named after the commit."""
+def _download(source: HubName, *, fetch_weights: bool) -> Path:
+    """The folder of a hub model's commit, which is named after the commit."""
     patterns = DOWNLOADED if fetch_weights else DOWNLOADED[1:]
     ignored = NOT_DOWNLOADED if fetch_weights else (*NOT_DOWNLOADED, INDEX_FILE)
-    # Imported here because it takes longer than all the rest, and most models are local folders.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
     try:
-        return Path(snapshot_download(source, allow_patterns=[*patterns], ignore_patterns=[*ignored]))
-    except GatedRepoError:
-        cause = "the hub gives it only to accounts that accepted its terms"
-        next_step = "accept them on its page, then run `hf auth login`"
-    except RepositoryNotFoundError:
-        cause = "there is neither such a folder here nor such a model on the hub, or it is private"
-        next_step = "check the spelling, or run `hf auth login` for a private model"
-    except LocalEntryNotFoundError:
-        cause = "there is no such folder here, it is not in the hub's cache, and the hub cannot be reached"
-        next_step = f"run `hf download {source}` where there is a network, or name a local folder"
-    except (OSError, RuntimeError, ValueError) as error:
-        cause = f"the download failed: {error}"
-        next_step = "try again, or name a local folder"
-    raise ModelError(f"model {source}: {cause}", next_step=next_step)
+        return download(source, repo_type="model", patterns=patterns, ignored=ignored)
+    except HubFailure as failure:
+        cause, next_step = failure.cause, "try again, or name a local folder"
+        match failure.kind:
+            case "gated":
+                next_step = (
+                    f"accept them on https://huggingface.co/{source.name}, then set HF_TOKEN or run "
+                    "`hf auth login`"
+                )
+            case "missing":
+                cause = "there is neither such a folder here nor such a model on the hub, or it is private"
+                next_step = "check the spelling, or set HF_TOKEN or run `hf auth login` for a private model"
+            case "revision":
+                next_step = "name a branch, a tag or a commit after the @, or leave it out"
+            case "unreachable":
+                cause = f"there is no such folder here, {cause}"
+                next_step = (
+                    f"run `hf download {source.name}` where there is a network, or name a local folder"
+                )
+            case "space":
+                next_step = "free the rest, or set HF_HUB_CACHE to a folder on a larger disk"
+    raise ModelError(f"model {source.name}: {cause}", next_step=next_step)
 
 
 def _folder_files(path: Path) -> list[Path]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .. import errors
-from ..errors import InputError, RunnerError
+from ..errors import RunnerError
 from ..home import Home
 from ..optimizer.codec import from_json, to_json
 from ..optimizer.domain import Candidate, StudyFacts, StudyRequest
@@ -22,11 +21,11 @@ from ..optimizer.estimates.prediction import Prediction, Terms, TrialPrediction
 from ..optimizer.estimates.settings import Settings
 from ..optimizer.verdicts import Verdict
 from ..probes.host import read_hardware
-from ..probes.model_source import ResolvedModel, resolve_model
+from ..probes.model_source import ResolvedModel, is_hub_id, resolve_model
 from ..probes.profiles import ModelProfile, TaskKind, TaskProfile
+from .fetching import Fetched, fetch
 from .guard import Limits
-from .messages import last_line
-from .warm_client import Job, WarmServer, read_tail
+from .warm_client import Job, WarmServer, answer_of
 
 PREPARE_LIMIT_S = 3600.0
 INSPECT_LIMITS = Limits(time_s=300.0, host_memory_bytes=8 * 2**30)
@@ -36,14 +35,6 @@ ESTIMATE_LIMITS = Limits(time_s=120.0, host_memory_bytes=4 * 2**30)
 EXTENSION_LIMITS = Limits(time_s=1800.0)
 LONGEST_WAIT_S = 600.0
 """For the last word of a guard that is to end its job long before."""
-
-_ENDED_BY_GUARD = {
-    "timeout": "it took longer than it may",
-    "memory-limit": "it needed more memory than it may",
-    "host-memory": "this machine has run out of memory",
-    "disk-limit": "it wrote more than it may",
-    "disk-space": "the disk below RANKWISE_HOME has run out of space",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +52,25 @@ class Inspection:
 
 
 def start_prepare(
-    server: WarmServer, home: Home, request: StudyRequest, folder: Path, *, allow_remote_code: bool
+    server: WarmServer,
+    home: Home,
+    request: StudyRequest,
+    folder: Path,
+    *,
+    allow_remote_code: bool,
+    fetched: Fetched | None = None,
 ) -> Job:
     """Hand the job of reading model and data to a warm server.
+
+    Args:
+        fetched: where lies what is on the hub; None where nothing is.
 
     Raises:
         ModelError: the model cannot be had, or is not safe to load.
         RunnerError: the server is gone.
     """
-    model = resolve_model(
+    fetched = fetched or Fetched()
+    model = fetched.model or resolve_model(
         request.model,
         allowed_roots=None,
         allow_remote_code=allow_remote_code,
@@ -80,10 +81,11 @@ def start_prepare(
         "request": to_json(request),
         "hardware": to_json(read_hardware(home.root)),
         "model_path": str(model.path),
+        "model_source": model.source,
         "revision": model.revision,
         "factory": None if model.factory is None else to_json(model.factory),
         "allow_remote_code": allow_remote_code,
-        "dataset_path": request.dataset,
+        "dataset_path": str(fetched.dataset or request.dataset),
         "tokens_root": str(home.tokens),
     }
     return server.start("prepare", spec, folder, Limits(time_s=PREPARE_LIMIT_S))
@@ -96,7 +98,7 @@ def read_facts(job: Job) -> StudyFacts:
         InputError: the model or the data were refused.
         RunnerError: the job ended without an answer.
     """
-    return from_json(StudyFacts, _answer(job, "reading model and data")["facts"])
+    return from_json(StudyFacts, answer_of(job, "reading model and data")["facts"])
 
 
 def start_estimate_trials(
@@ -149,7 +151,7 @@ def read_extensions(job: Job) -> Mapping[str, float]:
         InputError: one cannot be built.
         RunnerError: the job ended without an answer.
     """
-    seconds: Mapping[str, float] = _answer(job, "building DeepSpeed's extensions")["seconds"]
+    seconds: Mapping[str, float] = answer_of(job, "building DeepSpeed's extensions")["seconds"]
     return seconds
 
 
@@ -160,21 +162,8 @@ def read_predictions(job: Job) -> list[TrialPrediction]:
         InputError: one of them cannot be built or run.
         RunnerError: the job ended without an answer.
     """
-    answer = _answer(job, "estimating trials")
+    answer = answer_of(job, "estimating trials")
     return [from_json(TrialPrediction, each) for each in answer["predictions"]]
-
-
-def _answer(job: Job, doing: str) -> dict[str, Any]:
-    """What a finished job reported as its result; else its refusal, or the end of its log, is raised."""
-    if result := job.last("result"):
-        return result
-    if error := job.last("error"):
-        kind = getattr(errors, error["kind"], InputError)
-        raise kind(error["message"], next_step=error["next_step"])
-    end = job.last("exit")
-    cause = _ENDED_BY_GUARD.get(end["cause"] if end else "")
-    cause = cause or last_line(read_tail(job.log_path)) or "the process was killed"
-    raise RunnerError(f"{doing} failed: {cause}", next_step=f"read {job.log_path}")
 
 
 def prepare_once(home: Home, request: StudyRequest, *, allow_remote_code: bool = False) -> StudyFacts:
@@ -188,7 +177,16 @@ def prepare_once(home: Home, request: StudyRequest, *, allow_remote_code: bool =
     server = WarmServer(home.logs / "warm.log", ["prepare"], home=home)
     try:
         folder = home.root / "cache" / "prepare"
-        job = start_prepare(server, home, request, folder, allow_remote_code=allow_remote_code)
+        fetched = fetch(
+            home,
+            folder,
+            model=request.model,
+            dataset=request.dataset,
+            allow_remote_code=allow_remote_code,
+        )
+        job = start_prepare(
+            server, home, request, folder, allow_remote_code=allow_remote_code, fetched=fetched
+        )
         job.wait(PREPARE_LIMIT_S)
     finally:
         server.stop()
@@ -253,9 +251,7 @@ class Inquiries:
             ModelError: the model cannot be had, is unsafe or unsupported, or has no such task.
             RunnerError: the job could not be run, or took too long.
         """
-        found = resolve_model(
-            source, allowed_roots=allowed_roots, allow_remote_code=allow_remote_code, fetch_weights=False
-        )
+        found = self._found(source, allowed_roots=allowed_roots, allow_remote_code=allow_remote_code)
         spec = {
             **_spec_of(found, task, allow_remote_code=allow_remote_code),
             "settings": to_json(settings),
@@ -294,11 +290,10 @@ class Inquiries:
             ModelError: the model cannot be had, is unsafe or unsupported, or has no such task.
             RunnerError: the job could not be run, or took too long.
         """
-        found = resolve_model(
+        found = self._found(
             source,
             allowed_roots=allowed_roots,
             allow_remote_code=allow_remote_code,
-            fetch_weights=False,
             arguments=arguments,
             allowed_factories=allowed_factories,
         )
@@ -316,6 +311,22 @@ class Inquiries:
             verdicts=tuple(from_json(Verdict, each) for each in result["verdicts"]),
         )
 
+    def _found(self, source: str, *, allow_remote_code: bool, **options: Any) -> ResolvedModel:
+        """A model without its weights, where it lies; the configuration of a hub model is fetched."""
+        if not is_hub_id(source):
+            return resolve_model(source, allow_remote_code=allow_remote_code, fetch_weights=False, **options)
+        with tempfile.TemporaryDirectory(prefix="fetch-", dir=self._home.create().tokens.parent) as folder:
+            fetched = fetch(
+                self._home,
+                Path(folder),
+                model=source,
+                weights=False,
+                allow_remote_code=allow_remote_code,
+            )
+        if fetched.model is None:
+            raise RunnerError(f"fetching {source} brought nothing")
+        return fetched.model
+
     def _ask(self, kind: str, spec: Mapping[str, Any], limits: Limits, *, doing: str) -> dict[str, Any]:
         """Run a job in a folder of its own, and read its answer."""
         self._home.create()
@@ -324,7 +335,7 @@ class Inquiries:
         job.wait(LONGEST_WAIT_S)
         if job.last("result") or job.last("error"):  # if it answered neither, the error names its log
             shutil.rmtree(folder)
-        return _answer(job, doing)
+        return answer_of(job, doing)
 
     def stop(self) -> None:
         """End the server and whatever it is doing."""

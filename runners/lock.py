@@ -51,7 +51,9 @@ def take_lock(home: Home, study_id: str | None) -> IO[str] | None:
     return file
 
 
-def take_jobs_lock(home: Home, evict: Callable[[], object]) -> IO[str]:
+def take_jobs_lock(
+    home: Home, evict: Callable[[], object], check: Callable[[], object] = lambda: None
+) -> IO[str]:
     """Lock the right to run jobs in a home, for a warm server that is about to start.
 
     The server and its jobs inherit the lock and hold it until the last of them is gone: a successor's
@@ -60,15 +62,21 @@ def take_jobs_lock(home: Home, evict: Callable[[], object]) -> IO[str]:
     Args:
         home: whose jobs.
         evict: ends what is left of them. Guards have time to do so first: they find what it cannot.
+        check: called while waiting; it may raise to give up.
 
     Raises:
         RunnerError: they are still there after all.
     """
     path = home.run / "jobs.lock"
     file = path.open("a+", encoding="utf-8")
-    free = lock_within(file, JOBS_PATIENCE_S)
-    evict()  # not all that is left holds the lock
-    if not free and not lock_within(file, JOBS_PATIENCE_S):
+    try:
+        free = lock_within(file, JOBS_PATIENCE_S, check)
+        evict()  # not all that is left holds the lock
+        free = free or lock_within(file, JOBS_PATIENCE_S, check)
+    except BaseException:
+        file.close()
+        raise
+    if not free:
         file.close()
         raise RunnerError(
             f"processes of an earlier warm server still hold {path}",
@@ -77,7 +85,7 @@ def take_jobs_lock(home: Home, evict: Callable[[], object]) -> IO[str]:
     return file
 
 
-def lock_within(file: IO[str], patience_s: float) -> bool:
+def lock_within(file: IO[str], patience_s: float, check: Callable[[], object] = lambda: None) -> bool:
     """Try for a while: whoever asks for the holder has the lock for an instant."""
     deadline_s = time.monotonic() + patience_s
     while True:
@@ -86,6 +94,7 @@ def lock_within(file: IO[str], patience_s: float) -> bool:
         except BlockingIOError:
             if time.monotonic() > deadline_s:
                 return False
+            check()
             time.sleep(0.02)
         else:
             return True

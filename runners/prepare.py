@@ -57,7 +57,7 @@ def run(spec: Mapping[str, Any], report: Report) -> None:
         dataset = suited_to(dataset, model_path, allow_remote_code=spec["allow_remote_code"])
         model = inspect_model(
             model_path,
-            source=request.model,
+            source=spec["model_source"],
             revision=spec["revision"],
             task=dataset.task,
             allow_remote_code=spec["allow_remote_code"],

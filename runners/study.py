@@ -48,6 +48,7 @@ from ..store import Claim, Store
 from ..store.events import BASELINE_LEFT_OUT
 from .classify import Ending, classify
 from .disturbance import disturbed, is_spoilt, marked, may_repeat
+from .fetching import Fetched, read_fetched, start_fetch
 from .guard import Limits
 from .jobs import (
     read_extensions,
@@ -69,6 +70,8 @@ POLL_S = 0.1
 CANCEL_CHECK_S = 0.5
 SAMPLE_S = 0.5
 DRAIN_S = 30.0
+FETCH_EVENT_GROWTH = 1.25
+"""An event for so much more of a download: a hundred for the largest ones."""
 TRIAL_LIMIT_SHARE = 2.0
 """A trial may take this multiple of the study's budget before it is ended as hanging …"""
 MIN_TRIAL_LIMIT_S = 300.0
@@ -98,6 +101,8 @@ class StudyRun:
     keeping: Keeping = field(default_factory=Keeping)
     _banked_s: float = field(default_factory=time.monotonic)
     """Wall time up to here is in the store."""
+    _told_bytes: dict[str, int] = field(default_factory=dict)
+    """Of what is fetched, by kind: so much must have come before the next event."""
     _extensions: set[str] = field(default_factory=set)
     """Offloads that DeepSpeed's compiled parts are at hand for."""
 
@@ -121,12 +126,14 @@ class StudyRun:
 
     def prepare(self) -> StudyFacts:
         """Probe machine, model and data, and store what was found."""
+        fetched = self.fetch()
         job = start_prepare(
             self.ready_server(),
             self.home,
             self.study.request,
             self.home.trial_folder(self.study.id),
             allow_remote_code=self.allow_remote_code,
+            fetched=fetched,
         )
         self.follow(job)
         facts = read_facts(job)
@@ -134,6 +141,37 @@ class StudyRun:
         facts = replace(facts, known=learn(alike))
         self.store.save_facts(self.study.id, facts)
         return facts
+
+    def fetch(self) -> Fetched:
+        """Have in the hub's cache what model and data name there; what is local stays where it is."""
+        request = self.study.request
+        job = start_fetch(
+            self.home,
+            self.home.trial_folder(self.study.id),
+            model=request.model,
+            dataset=request.dataset,
+            allow_remote_code=self.allow_remote_code,
+        )
+        if job is None:
+            return Fetched()
+        self.follow(job, on_message=self.tell_of_fetching)
+        fetched = read_fetched(job, model=request.model)
+        for kind, found in (job.last("result") or {}).items():
+            if kind in ("model", "dataset") and found is not None:
+                told = {"kind": kind, "source": getattr(request, kind), "revision": found["revision"]}
+                self.store.append_event(
+                    self.study.id, "source.fetched", told | {"arrived_bytes": found["arrived_bytes"]}
+                )
+        return fetched
+
+    def tell_of_fetching(self, message: Mapping[str, Any]) -> None:
+        """An event for whoever waits, each time that a good deal more has come."""
+        if message["type"] != "progress":
+            return
+        arrived = {name: message[name] for name in ("kind", "source", "arrived_bytes")}
+        if arrived["arrived_bytes"] >= self._told_bytes.get(arrived["kind"], 0):
+            self._told_bytes[arrived["kind"]] = int(arrived["arrived_bytes"] * FETCH_EVENT_GROWTH)
+            self.store.append_event(self.study.id, "source.fetching", arrived)
 
     def ready_server(self) -> WarmServer:
         """The warm server, once it has imported its libraries.

@@ -29,7 +29,8 @@ from .study import Interrupted, StudyRun
 from .warm_client import WarmServer
 
 IDLE_S = 0.25
-STOP_GRACE_S = 20.0
+STOP_GRACE_S = 8.0
+"""When the parent is gone: longer than it takes a guard to end its job."""
 
 STUDY_JOBS = ("prepare", "estimate-trials", "trial")
 
@@ -63,7 +64,10 @@ class Supervisor:
         lost = self._store.expire_attempts(all_of_previous=True)
         for trial in lost:
             log.info("trial %s of study %s was lost with the last supervisor", trial.number, trial.study_id)
-        self._start_warm()
+        try:
+            self._start_warm()
+        except Interrupted:
+            return
         remove_old(self._home, self._keeping, self._store.unfinished_ids)
         try:
             while not self._stopping.is_set():
@@ -106,8 +110,13 @@ class Supervisor:
             remove_old(self._home, self._keeping, self._store.unfinished_ids)
 
     def _start_warm(self) -> None:
-        with take_jobs_lock(self._home, self._end_strays) as jobs_lock:
+        with take_jobs_lock(self._home, self._end_strays, self._check_stopping) as jobs_lock:
             self._warm = WarmServer(self._home.logs / "warm.log", STUDY_JOBS, jobs_lock, home=self._home)
+
+    def _check_stopping(self) -> None:
+        """Raise if nothing more is to be started."""
+        if self._stopping.is_set():
+            raise Interrupted
 
     def _end_strays(self) -> None:
         for stray in end_strays(self._home):

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import RunnerError
+from .. import errors
+from ..errors import InputError, RunnerError
 from ..home import Home
 from ..probes.host import SPEED_VARIABLES
 from .extensions import own_tools_first
@@ -48,16 +49,40 @@ PASSED_ON = (
     "MAX_JOBS",
     "TZ",
     "RANKWISE_HOME",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONHASHSEED",
+    "PYTHONUTF8",
+    "PYTHONIOENCODING",
+    "PYTHONWARNINGS",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX",
+    "PYTHONNOUSERSITE",
+    "PYTHONFAULTHANDLER",
 )
-PASSED_ON_PREFIXES = ("HF_HOME", "HF_HUB_CACHE", "PYTHON", *SPEED_VARIABLES)
+SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "KEY")
+"""No variable with one of these in its name is passed on, whatever it begins with."""
+
+_ENDED_BY_GUARD = {
+    "timeout": "it took longer than it may",
+    "memory-limit": "it needed more memory than it may",
+    "host-memory": "this machine has run out of memory",
+    "disk-limit": "it wrote more than it may",
+    "disk-space": "the disk below RANKWISE_HOME has run out of space",
+}
 
 
 def trial_environment() -> dict[str, str]:
-    """What trials may know of our environment: an allow-list, and no way to the network's hubs."""
+    """What trials may know of our environment: an allow-list, and no way to the network's hubs.
+
+    Of the hub they have the cache. Its library looks for a token in files beside it, too: where trials look
+    there is none.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+        if name in PASSED_ON
+        or (name.startswith(SPEED_VARIABLES) and not any(word in name.upper() for word in SECRET_WORDS))
     }
     return {
         # OpenMP's threads spin while they wait for each other. With anything else on the cores that costs
@@ -66,6 +91,10 @@ def trial_environment() -> dict[str, str]:
         "GOMP_SPINCOUNT": "1000",
         **kept,
         "PATH": own_tools_first(kept.get("PATH")),
+        "HF_HOME": str(Home.from_environment().root / "cache" / "huggingface"),
+        "HF_HUB_CACHE": str(hub_cache()),
+        "HF_TOKEN_PATH": os.devnull,
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -73,6 +102,16 @@ def trial_environment() -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }
+
+
+def hub_cache() -> Path:
+    """Where the hub's library keeps what it fetched; told without importing it."""
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if named:
+        return Path(os.path.expandvars(named)).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or str(Path(xdg) / "huggingface")
+    return Path(os.path.expandvars(home)).expanduser() / "hub"
 
 
 class WarmServer:
@@ -175,6 +214,8 @@ class WarmServer:
     def stop(self) -> None:
         """End the server and, through their guards, all its jobs."""
         self._control.close()
+        if not self.modules:  # it has no jobs yet, and does not hear us before its imports are done
+            self._process.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=STOP_TIMEOUT_S)
             return
@@ -239,3 +280,21 @@ def read_tail(path: Path, size_bytes: int = LOG_TAIL_BYTES) -> str:
             return log.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def answer_of(job: Job, doing: str) -> dict[str, Any]:
+    """What a finished job reported as its result.
+
+    Raises:
+        InputError: it refused what it was given.
+        RunnerError: it ended without an answer; with the end of its log.
+    """
+    if result := job.last("result"):
+        return result
+    if error := job.last("error"):
+        kind = getattr(errors, error["kind"], InputError)
+        raise kind(error["message"], next_step=error["next_step"])
+    end = job.last("exit")
+    cause = _ENDED_BY_GUARD.get(end["cause"] if end else "")
+    cause = cause or last_line(read_tail(job.log_path)) or "the process was killed"
+    raise RunnerError(f"{doing} failed: {cause}", next_step=f"read {job.log_path}")
