@@ -161,6 +161,7 @@ def prepare_facts(
         "request": to_json(request),
         "hardware": to_json(read_hardware(home.create().root)),
         "model_path": str(source.path),
+        "model_source": source.source,
         "revision": source.revision,
         "factory": None,
         "allow_remote_code": False,

@@ -231,6 +231,7 @@ def run_job(home: Path, model: Path, data: Path, **asked: Any) -> StudyFacts:
         "request": to_json(request),
         "hardware": to_json(read_hardware(home)),
         "model_path": str(model),
+        "model_source": request.model,
         "revision": None,
         "factory": None,
         "allow_remote_code": False,
