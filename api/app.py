@@ -14,9 +14,11 @@ from starlette.types import ASGIApp
 from .. import __version__
 from ..runners.jobs import Inquiries
 from ..store import Store
+from .board import Boards
 from .lookout import Lookout
+from .page_files import PageFiles
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
-from .routes import checks, estimates, events, host, models, studies
+from .routes import board, checks, estimates, events, host, models, pages, studies
 from .routes.turns import Turns
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
@@ -63,6 +65,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         )
         app.state.store, app.state.supervision = store, supervision
         app.state.lookout = lookout = Lookout(store)
+        app.state.boards = Boards(store)
         app.state.inquiries = inquiries = Inquiries(settings.home)
         try:
             if supervision:
@@ -87,8 +90,11 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     )
     app.state.settings = settings
     app.state.turns = Turns()
+    app.state.page_files = PageFiles()
+    app.include_router(pages.router)
     app.include_router(studies.router)
     app.include_router(events.router)
+    app.include_router(board.router)
     app.include_router(estimates.router)
     app.include_router(checks.router)
     app.include_router(models.router)

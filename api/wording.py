@@ -47,12 +47,17 @@ def describe_evidence(measurement: Measurement) -> str:
 
 def describe_settings(candidate: Candidate) -> str:
     """What surrounds the adapter: ``GradCP + AMP bfloat16, batch 4×4, lr 0.0002``."""
+    return f"{describe_batch(candidate)}, lr {candidate.learning_rate:g}"
+
+
+def describe_batch(candidate: Candidate) -> str:
+    """The same without the learning rate."""
     batch = (
         f"{candidate.micro_batch}×{candidate.accumulation}"
         if candidate.accumulation > 1
         else candidate.micro_batch
     )
-    return f"{candidate.level.describe()}, batch {batch}, lr {candidate.learning_rate:g}"
+    return f"{candidate.level.describe()}, batch {batch}"
 
 
 def describe_request(request: StudyRequest) -> str:

@@ -289,7 +289,17 @@ def _pareto_front(parts: Sequence[Mapping[str, float]]) -> list[bool]:
     def dominates(other: Mapping[str, float], own: Mapping[str, float]) -> bool:
         return other != own and all(other[name] >= value for name, value in own.items())
 
-    return [not any(dominates(other, own) for other in parts) for own in parts]
+    # Whatever dominates another comes before it in this order, and what is dominated is dominated by one of
+    # the front: few comparisons for thousands.
+    order = sorted(range(len(parts)), key=lambda each: tuple(parts[each].values()), reverse=True)
+    front: list[Mapping[str, float]] = []
+    is_on = [False] * len(parts)
+    for index in order:
+        own = parts[index]
+        is_on[index] = not any(dominates(other, own) for other in front)
+        if is_on[index] and own not in front:
+            front.append(own)
+    return is_on
 
 
 def _classic_terms(compared: Compared, available_bytes: int | None) -> dict[str, float]:

@@ -13,6 +13,7 @@ from .attempts import Attempts
 from .backends import backend_of, database_url, trouble_reported
 from .clock import Clock, SystemClock
 from .estimates import Estimates
+from .figures import FigureReading
 from .history import History
 from .marks import Marks
 from .measurements import Measurements
@@ -20,7 +21,7 @@ from .studies import Studies
 from .trials import Trials
 
 
-class Store(Studies, Marks, Estimates, Trials, Measurements, Attempts, History):
+class Store(Studies, Marks, Estimates, Trials, Measurements, Attempts, History, FigureReading):
     """The memory of one ``RANKWISE_HOME``, or of several: safe to share between threads and processes.
 
     What it promises, whichever database is behind it:

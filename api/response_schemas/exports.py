@@ -59,3 +59,20 @@ class FilesDocument(Document):
     study_id: str
     files: Mapping[str, str]
     """Name → text."""
+
+
+class TakerDocument(Part):
+    """What becomes of a recommendation in one format."""
+
+    format: Format
+    refused: str | None
+    """Why there are no files, in a sentence; null where there are."""
+    remarks: tuple[str, ...]
+    """What the files do not say."""
+
+
+class TakerList(Document):
+    """Which trainers take a study's recommendation."""
+
+    study_id: str
+    takers: tuple[TakerDocument, ...]

@@ -43,7 +43,7 @@ def client_of(app: FastAPI) -> TestClient:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/v1", 404),
         ("GET", "/v2/studies", 404),
         ("GET", "/%F0%9F%90%8D%00", 404),
         ("PUT", "/v1/studies", 405),

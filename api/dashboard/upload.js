@@ -1,0 +1,28 @@
+// A dataset from the reader's own machine, sent to the server where that takes uploads.
+
+import { html, useState } from "./vendor/htm-preact.js";
+import { ask } from "./api.js";
+import { bytes } from "./format.js";
+
+/** @param {{onDone: (path: string) => void}} props */
+export function Upload({ onDone }) {
+  const [said, setSaid] = useState("");
+  const [isWrong, setWrong] = useState(false);
+  const send = async (/** @type {any} */ event) => {
+    const [file] = event.currentTarget.files;
+    if (!file) return;
+    setWrong(false);
+    setSaid(`sending ${file.name}, ${bytes(file.size)} …`);
+    try {
+      const stored = await ask(`/v1/uploads?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      onDone(stored.path || stored.dataset || stored.id);
+      setSaid(`${file.name} is on the server`);
+    } catch (error) {
+      setWrong(true);
+      setSaid(/** @type {any} */ (error).status === 404 ? "this server takes no uploads; put the file there, and name its path" : /** @type {Error} */ (error).message);
+    }
+  };
+  return html`<div class="field"><label for="upload">Or send a file from here</label>
+    <input id="upload" type="file" accept=".csv,.tsv,.jsonl,.json,.parquet,.txt,.npz" onChange=${send} />
+    <small role="status" class=${isWrong ? "error" : ""}>${said}</small></div>`;
+}
