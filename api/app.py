@@ -14,11 +14,13 @@ from starlette.types import ASGIApp
 from .. import __version__
 from ..runners.jobs import Inquiries
 from ..store import Store
+from .authentication import Authentication
 from .board import Boards
+from .credentials import Credentials
 from .lookout import Lookout
 from .page_files import PageFiles
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
-from .routes import board, checks, estimates, events, host, models, pages, studies
+from .routes import board, checks, estimates, events, host, models, pages, session, studies, tokens
 from .routes.turns import Turns
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
@@ -66,6 +68,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         app.state.store, app.state.supervision = store, supervision
         app.state.lookout = lookout = Lookout(store)
         app.state.boards = Boards(store)
+        app.state.credentials = credentials = Credentials(store)
         app.state.inquiries = inquiries = Inquiries(settings.home)
         try:
             if supervision:
@@ -76,6 +79,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
             if supervision:
                 await run_in_threadpool(supervision.stop)
             await run_in_threadpool(inquiries.stop)
+            await run_in_threadpool(credentials.note_uses)
             store.close()
 
     app = _Application(
@@ -99,7 +103,10 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.include_router(checks.router)
     app.include_router(models.router)
     app.include_router(host.router)
+    app.include_router(session.router)
+    app.include_router(tokens.router)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Authentication, is_required=settings.require_token)
     app.add_middleware(SameSite, allowed_hosts=settings.allowed_hosts)
     install_problem_handlers(app)
     return app

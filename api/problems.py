@@ -50,6 +50,7 @@ MAX_DETAILS = 100
 
 _NEXT_STEPS: Mapping[int, str] = {
     HTTPStatus.BAD_REQUEST: "send one JSON object in UTF-8, not deeply nested",
+    HTTPStatus.FORBIDDEN: "ask its owner or an admin, or use another token",
     HTTPStatus.NOT_FOUND: "/openapi.json lists every path",
     HTTPStatus.METHOD_NOT_ALLOWED: "use a method that the Allow header lists",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "send Content-Type: application/json",

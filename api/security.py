@@ -1,7 +1,8 @@
-"""Guards in front of the HTTP interface, as plain ASGI middleware: who may ask, and how much may be sent.
+"""Guards in front of the HTTP interface, as plain ASGI middleware: from which pages, and how much is taken.
 
-Knows nothing of routes. A page on another site can make a browser send requests to this machine: the
-Host check stops names that were pointed here (DNS rebinding), the Origin check stops forged writes.
+Knows nothing of routes or of who asks. A page on another site can make a browser send requests to this
+machine: the Host check stops names that were pointed here (DNS rebinding), the Origin check forged writes,
+and what browsers say of where a request comes from (Fetch Metadata) stops reads that cost something.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from http import HTTPStatus
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problems import plain_problem, problem_response
 
 MAX_BODY_BYTES = 2**20
+BODY_S = 30.0
+"""How long a body may take to arrive."""
+ANY_HOST = "*"
 
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",
@@ -46,8 +51,8 @@ class SameSite:
     """Refuses requests whose Host is none of ``allowed_hosts``, or whose Origin is another site.
 
     Args:
-        allowed_hosts: names without port. The port may differ, as it does behind an SSH tunnel; an
-            Origin must then name the same one, since pages on other local ports are other sites.
+        allowed_hosts: names without port, or ``*`` for any. The port may differ, as it does behind an SSH
+            tunnel; an Origin must then name the same one, since pages on other local ports are other sites.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str]) -> None:
@@ -59,7 +64,7 @@ class SameSite:
             problem = plain_problem(
                 HTTPStatus.FORBIDDEN,
                 refusal,
-                next_step=f"address this server as one of {', '.join(sorted(self.allowed_hosts))}",
+                next_step="address it by its name, such as localhost, or start it with --allow-host",
                 instance=scope["path"],
             )
             await problem_response(problem)(scope, receive, send)
@@ -68,23 +73,30 @@ class SameSite:
 
     def _refusal(self, headers: Headers) -> str | None:
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or _name_of(hosts[0]) not in self.allowed_hosts:
+        name = _name_of(hosts[0]) if len(hosts) == 1 else ""
+        if not name or not {name, ANY_HOST} & self.allowed_hosts:
             return f"Host {', '.join(hosts)!r:.80} is not this server"
         for origin in headers.getlist("origin"):
             if origin.lower() not in (f"http://{hosts[0]}".lower(), f"https://{hosts[0]}".lower()):
                 return f"Origin {origin!r:.80} is another site"
+        is_followed_link = headers.get("sec-fetch-mode") == "navigate"
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not is_followed_link:
+            return "a page of another site made the browser ask"
         return None
 
 
 class BodyLimit:
-    """Reads a request's body up to ``max_bytes`` before the app sees it; answers 413 beyond.
+    """Reads a request's body up to ``max_bytes`` before the app sees it; answers 413 beyond, 408 where it
+    takes longer than ``seconds`` to arrive.
 
-    The length that the client declares is checked first, what arrives is counted in any case.
+    The length that the client declares is checked first, what arrives is counted in any case. Behind
+    ``authentication.py``, so that nothing of strangers is kept.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int = MAX_BODY_BYTES, seconds: float = BODY_S) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -94,13 +106,15 @@ class BodyLimit:
         body = bytearray()
         more = True
         too_large = declared.isdecimal() and int(declared) > self.max_bytes
-        while more and not too_large:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            too_large = len(body) > self.max_bytes
+        with anyio.move_on_after(self.seconds) as patience:
+            while more and not too_large:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                too_large = len(body) > self.max_bytes
+        problem = None
         if too_large:
             problem = plain_problem(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -108,7 +122,15 @@ class BodyLimit:
                 next_step="send paths of models and datasets, not their content",
                 instance=scope["path"],
             )
-            await problem_response(problem, {"Connection": "close"})(scope, receive, send)
+        elif patience.cancelled_caught:
+            problem = plain_problem(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the body took longer than {self.seconds:g} s to arrive",
+                next_step="send it at once",
+                instance=scope["path"],
+            )
+        if problem is not None:
+            await problem_response(problem)(scope, receive, send)
             return
 
         replayed = False

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from ..errors import InputError
 from ..home import Home
@@ -21,10 +24,10 @@ def default_roots(home: Home) -> tuple[Path, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """Settings of one server; refuses what would expose it beyond this machine.
+    """Settings of one server.
 
     Raises:
-        InputError: ``host`` is not a loopback address, or ``port`` is none.
+        InputError: ``port`` is none.
     """
 
     home: Home
@@ -36,27 +39,46 @@ class ServerSettings:
     allowed_factories: tuple[str, ...] = ()
     """``package.module:factory`` that requests may name, with ``*`` for any part: their code runs here."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names that requests may address, without port; empty means the loopback names and ``host``."""
+    """Names that requests may address, without port, beside those of :func:`own_names`; ``*`` for any."""
+    require_token: bool = False
+    """Demand a token of everybody. Always so where others than this machine can reach the server."""
 
     def __post_init__(self) -> None:
-        if not _is_loopback(self.host):
-            raise InputError(
-                f"cannot listen on {self.host!r}: access tokens are not there yet, so anyone who reaches "
-                "the address could start studies",
-                next_step="listen on 127.0.0.1 and reach it from elsewhere through an SSH tunnel",
-            )
         if not 0 <= self.port <= 65535:
             raise InputError(f"port {self.port} does not exist", next_step="use 1 to 65535, or 0 for any")
         roots = self.allowed_roots or default_roots(self.home)
         object.__setattr__(self, "allowed_roots", tuple(root.expanduser().resolve() for root in roots))
-        if not self.allowed_hosts:
-            object.__setattr__(self, "allowed_hosts", tuple(dict.fromkeys((*LOOPBACK_NAMES, self.host))))
+        reachable = not _is_loopback(self.host) or not all(map(_is_loopback, self.allowed_hosts))
+        object.__setattr__(self, "require_token", self.require_token or reachable)
+        names = dict.fromkeys((*own_names(self.host), *self.allowed_hosts))
+        object.__setattr__(self, "allowed_hosts", tuple(names))
+
+
+def own_names(host: str) -> tuple[str, ...]:
+    """Names and addresses that reach a server which listens on ``host``, as this machine knows them."""
+    names = [*LOOPBACK_NAMES, host]
+    if _is_every_address(host):
+        names.append(socket.gethostname())
+        names += [
+            address.address.partition("%")[0]
+            for addresses in psutil.net_if_addrs().values()
+            for address in addresses
+            if address.family in (socket.AF_INET, socket.AF_INET6)
+        ]
+    return tuple(dict.fromkeys(name.lower() for name in names))
+
+
+def _is_every_address(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return host == ""
 
 
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False

@@ -784,6 +784,8 @@ class Study:
     state: StudyState
     created_at: datetime
     updated_at: datetime
+    owner: str | None = None
+    """Who asked for it over HTTP; None on a command line of this machine."""
     cancel_requested: bool = False
     facts: StudyFacts | None = None
     reason: str | None = None

@@ -55,6 +55,7 @@ def study_of(row: StudyRow) -> Study:
         state=row.state,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        owner=row.owner,
         cancel_requested=row.cancel_requested,
         facts=None if row.facts is None else _read(StudyFacts, row.facts),
         reason=row.reason,

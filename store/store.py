@@ -18,10 +18,11 @@ from .history import History
 from .marks import Marks
 from .measurements import Measurements
 from .studies import Studies
+from .tokens import Tokens
 from .trials import Trials
 
 
-class Store(Studies, Marks, Estimates, Trials, Measurements, Attempts, History, FigureReading):
+class Store(Studies, Marks, Estimates, Trials, Measurements, Attempts, History, FigureReading, Tokens):
     """The memory of one ``RANKWISE_HOME``, or of several: safe to share between threads and processes.
 
     What it promises, whichever database is behind it:

@@ -25,12 +25,13 @@ from .transitions import STUDY_SOURCES
 class Studies(Database):
     """What the store does with studies."""
 
-    def create_study(self, request: StudyRequest) -> Study:
-        """Put a study into the queue."""
+    def create_study(self, request: StudyRequest, *, owner: str | None = None) -> Study:
+        """Put a study into the queue, for whoever goes by the name ``owner``."""
         with self._write() as transaction:
             row = StudyRow(
                 ulid=new_id(),
                 request=document(request),
+                owner=owner,
                 state=StudyState.QUEUED,
                 created_at=transaction.now,
                 updated_at=transaction.now,

@@ -27,6 +27,7 @@ from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, Relationship, SQLModel
 
 from ..optimizer.domain import Outcome, Rung, StudyState, TrialState
+from ..roles import Role
 
 NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
@@ -94,6 +95,8 @@ class StudyRow(Row, table=True):
     request: dict[str, Any] = Field(sa_column=_document())
     state: StudyState = Field(sa_column=_choice(StudyState, "state"))
     cancel_requested: bool = False
+    owner: str | None = Field(default=None, max_length=64)
+    """The name of who asked for it; None on a command line."""
     facts: dict[str, Any] | None = Field(default=None, sa_column=_document(nullable=True))
     reason: str | None = None
     wall_s: float = 0.0
@@ -238,3 +241,32 @@ class RecommendationRow(Row, table=True):
     study_id: int = Field(foreign_key="study.id", primary_key=True)
     snapshot: dict[str, Any] = Field(sa_column=_document())
     created_at: datetime = Field(sa_column=_moment())
+
+
+class AccessTokenRow(Row, table=True):
+    """A secret that the service accepts, or accepted: its digest, whose it is and what it allows."""
+
+    __tablename__ = "access_token"
+
+    id: int = Field(default=None, primary_key=True)
+    ulid: str = Field(unique=True, max_length=26)
+    name: str = Field(max_length=64)
+    role: Role = Field(sa_column=_choice(Role, "role"))
+    digest: str = Field(unique=True, max_length=64)
+    """SHA-256 of the secret."""
+    created_at: datetime = Field(sa_column=_moment())
+    expires_at: datetime | None = Field(default=None, sa_column=_moment(nullable=True))
+    last_used_at: datetime | None = Field(default=None, sa_column=_moment(nullable=True))
+    revoked_at: datetime | None = Field(default=None, sa_column=_moment(nullable=True))
+
+
+class AccessSessionRow(Row, table=True):
+    """A browser that showed a token and was given a secret of its own. The row goes when the session ends."""
+
+    __tablename__ = "access_session"
+
+    id: int = Field(default=None, primary_key=True)
+    digest: str = Field(unique=True, max_length=64)
+    token_id: int = Field(foreign_key="access_token.id", index=True)
+    created_at: datetime = Field(sa_column=_moment())
+    expires_at: datetime = Field(sa_column=_moment())

@@ -28,6 +28,7 @@ from . import (
     recommend,
     serve,
     studies,
+    tokens,
 )
 from .console import exit_code, print_error
 
@@ -75,6 +76,7 @@ app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.add_typer(client.app, name="client")
+app.add_typer(tokens.app, name="tokens")
 app.add_typer(db.app, name="db")
 
 

@@ -1,11 +1,11 @@
-"""``rankwise serve``: the HTTP API on this machine. Knows nothing about its routes."""
+"""``rankwise serve``: the HTTP API. Knows nothing about its routes."""
 
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,21 +13,42 @@ from ...errors import InputError
 from .console import EXIT_FAILED, print_note
 from .places import home_to_work_in
 
+if TYPE_CHECKING:
+    from ...store import Store
+
 EXAMPLES = """\
 [bold]Examples[/bold]
 
 rankwise serve
 
 rankwise serve --port 9000 --allow-root ~/models --allow-root ~/data
+
+rankwise serve --host 0.0.0.0 --allow-host rankwise.example.org
 """
 
 
 def serve(
     context: typer.Context,
-    host: Annotated[str, typer.Option(help="Address to listen on; loopback only.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. One that others reach needs a token: rankwise tokens create."
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)
     ] = 8321,
+    require_token: Annotated[
+        bool, typer.Option("--require-token", help="Demand a token of those on this machine, too.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Host name that requests may address, as behind a proxy, without port; may be repeated. "
+            "Tokens are then demanded.",
+        ),
+    ] = None,
     allow_root: Annotated[
         list[Path] | None,
         typer.Option(
@@ -50,7 +71,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve the HTTP API on this machine until interrupted."""
+    """Serve the HTTP API until interrupted."""
     from ...store import Store
     from ..app import create_app
     from ..server import Server
@@ -63,8 +84,12 @@ def serve(
         allowed_roots=tuple(allow_root or ()),
         allow_remote_code=allow_remote_code,
         allowed_factories=tuple(allow_factory or ()),
+        allowed_hosts=tuple(allow_host or ()),
+        require_token=require_token,
     )
-    Store.open(settings.home.database).close()  # an unusable database is said here, not in a traceback later
+    with closing(Store.open(settings.home.database)) as store:  # said here, not in a traceback later
+        if settings.require_token:
+            _require_one_who_may_write(store)
     server = Server(create_app(settings))
     with _listen(host, port) as listener, suppress(KeyboardInterrupt):
         url = _url(listener)
@@ -72,6 +97,21 @@ def serve(
         server.run(sockets=[listener])
     if not server.started:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _require_one_who_may_write(store: Store) -> None:
+    """Refuse to start a server that nobody could use.
+
+    Raises:
+        InputError: there is no token of a submitter or admin.
+    """
+    from ...roles import Role
+
+    if not any(token.role.includes(Role.SUBMITTER) for token in store.list_tokens()):
+        raise InputError(
+            "this server would demand a token, and there is none of a submitter or admin",
+            next_step="create one with `rankwise tokens create --role admin`, or listen on 127.0.0.1 only",
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -117,6 +117,8 @@ class StudyDocument(Document):
     state: StudyState
     reason: str | None
     """Why it failed, or why it ended early."""
+    owner: str | None = None
+    """The name that its token was given; null for those asked for on the server's own command line."""
     cancel_requested: bool
     created_at: datetime
     updated_at: datetime

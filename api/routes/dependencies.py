@@ -8,6 +8,7 @@ from fastapi import Depends, HTTPException, Request
 
 from ...runners.jobs import Inquiries
 from ...store import Store
+from ..credentials import Credentials
 from ..lookout import Lookout
 from ..settings import ServerSettings
 from ..supervision import Supervision
@@ -38,6 +39,11 @@ def _lookout(request: Request) -> Lookout:
     return lookout
 
 
+def _credentials(request: Request) -> Credentials:
+    credentials: Credentials = request.app.state.credentials
+    return credentials
+
+
 def require_json(request: Request) -> None:
     """Tell a forgotten ``-H 'Content-Type: application/json'`` from a body that is wrong."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -45,6 +51,7 @@ def require_json(request: Request) -> None:
         raise HTTPException(415, f"the body is {media_type or 'of no stated type'}, not application/json")
 
 
+CredentialsDep = Annotated[Credentials, Depends(_credentials)]
 StoreDep = Annotated[Store, Depends(_store)]
 SettingsDep = Annotated[ServerSettings, Depends(_settings)]
 InquiriesDep = Annotated[Inquiries, Depends(_inquiries)]

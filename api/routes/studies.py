@@ -17,6 +17,7 @@ from ...optimizer.domain import Study, StudyState
 from ...optimizer.trainers.formats import Format
 from ...runners.exporting import export
 from ...store import Store
+from ..access import Caller, SubmitterDep, require_owner
 from ..baseline_outcome import baseline_document
 from ..comparing import compare_studies
 from ..documents import recommendation_of
@@ -58,13 +59,14 @@ async def create_study(
     store: StoreDep,
     settings: SettingsDep,
     lookout: LookoutDep,
+    caller: SubmitterDep,
     body: Annotated[StudyBody, Body(openapi_examples=STUDY_EXAMPLES)],
     prefer: Annotated[
         list[str] | None, Header(description="`wait=N` waits up to N seconds (at most 600) for the result.")
     ] = None,
 ) -> StudyDocument | Response:
     """Store a study; with ``Prefer: wait=N``, stay until it has ended or the time is over."""
-    study = await run_in_threadpool(_submit, store, settings, body)
+    study = await run_in_threadpool(_submit, store, settings, body, caller)
     headers = {"Location": study_path(study.id)}
     wait_s = preferred_wait(prefer or [])
     if wait_s is not None:
@@ -105,9 +107,13 @@ def read_study(store: StoreDep, study_id: str) -> StudyDocument:
     return _study_document(store, store.get_study(study_id))
 
 
-@router.delete("/{study_id}", status_code=202, summary="Cancel a study", responses=problem_docs(404, 409))
-def cancel_study(store: StoreDep, study_id: str) -> StudyDocument:
-    """A queued study is cancelled at once, a running one once its trial has been stopped."""
+@router.delete(
+    "/{study_id}", status_code=202, summary="Cancel a study", responses=problem_docs(403, 404, 409)
+)
+def cancel_study(store: StoreDep, caller: SubmitterDep, study_id: str) -> StudyDocument:
+    """A queued study is cancelled at once, a running one once its trial has been stopped. Somebody else's
+    study is an admin's to cancel."""
+    require_owner(caller, store.get_study(study_id).owner, f"study {study_id}")
     return _study_document(store, store.request_cancel(study_id))
 
 
@@ -182,7 +188,7 @@ def compare_with(store: StoreDep, study_id: str, other: str) -> DifferenceDocume
     return DifferenceDocument.of(compare_studies(store, other, study_id))
 
 
-def _submit(store: Store, settings: ServerSettings, body: StudyBody) -> Study:
+def _submit(store: Store, settings: ServerSettings, body: StudyBody, caller: Caller) -> Study:
     request, problems = examine_request(
         body.to_request(),
         roots=settings.allowed_roots,
@@ -191,7 +197,7 @@ def _submit(store: Store, settings: ServerSettings, body: StudyBody) -> Study:
     )
     if problems:
         raise InvalidRequest(problems)
-    return store.create_study(request)
+    return store.create_study(request, owner=caller.name)
 
 
 def _study_document(store: Store, study: Study) -> StudyDocument:

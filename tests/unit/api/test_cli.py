@@ -158,7 +158,7 @@ def test_exit_codes(error: RankwiseError, code: int):
         ("studies show X", "there is no study X"),
         ("studies cancel X", "there is no study X"),
         ("studies list --state done", "done"),
-        ("serve --host 0.0.0.0", "cannot listen on '0.0.0.0'"),
+        ("serve --host 0.0.0.0", "this server would demand a token"),
         ("nonsense", "nonsense"),
     ],
 )

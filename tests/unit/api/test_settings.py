@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import socket
 import sysconfig
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rankwise.api.settings import ServerSettings
@@ -15,10 +17,29 @@ def test_loopback_addresses_are_accepted_and_may_be_addressed(home: Home, host: 
     assert host in ServerSettings(home=home, host=host).allowed_hosts
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_a_server_that_only_this_machine_reaches_demands_no_token_unless_told(home: Home, host: str) -> None:
+    assert not ServerSettings(home=home, host=host).require_token
+    assert ServerSettings(home=home, host=host, require_token=True).require_token
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", "", "127.0.0.1.example.org"])  # noqa: S104
-def test_addresses_that_others_reach_are_refused(home: Home, host: str) -> None:
-    with pytest.raises(InputError, match="access tokens are not there yet"):
-        ServerSettings(home=home, host=host)
+def test_a_server_that_others_reach_demands_a_token_whatever_it_is_told(home: Home, host: str) -> None:
+    assert ServerSettings(home=home, host=host).require_token
+
+
+@pytest.mark.parametrize("name", ["rankwise.example.org", "*"])
+def test_a_name_of_its_own_means_that_others_reach_it_through_a_proxy(home: Home, name: str) -> None:
+    settings = ServerSettings(home=home, allowed_hosts=(name,))
+    assert settings.require_token
+    assert {name, "localhost"} <= set(settings.allowed_hosts)
+    assert not ServerSettings(home=home, allowed_hosts=("[::1]", "127.0.0.7")).require_token
+
+
+def test_a_server_on_every_address_goes_by_all_names_of_the_machine(home: Home) -> None:
+    addresses = {each.address for each in psutil.net_if_addrs()["lo"] if each.family == socket.AF_INET}
+    allowed = ServerSettings(home=home, host="0.0.0.0").allowed_hosts  # noqa: S104
+    assert {socket.gethostname().lower(), *addresses} <= set(allowed)
 
 
 def test_a_port_that_does_not_exist_is_refused(home: Home) -> None:
