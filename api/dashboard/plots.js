@@ -159,8 +159,8 @@ export function MemoryFigure({ rows, places, recommended, standings, onOpen }) {
   const option = (/** @type {Record<string, string>} */ colour) => {
     const fills = [colour.s1, colour.s2, colour.s3];
     const limits = [
-      limit && { xAxis: limit / by, name: "limit", lineStyle: { color: colour.bad, type: "solid", width: 2 } },
-      deviceBytes && deviceBytes !== limit && (limit == null || deviceBytes < 4 * (limit || deviceBytes)) && layers === LAYERS && { xAxis: deviceBytes / by, name: "device", lineStyle: { color: colour.muted, type: "dashed", width: 2 } },
+      limit && { xAxis: limit / by, name: "limit", label: { position: "end" }, lineStyle: { color: colour.bad, type: "solid", width: 2 } },
+      deviceBytes && deviceBytes !== limit && (limit == null || deviceBytes < 4 * (limit || deviceBytes)) && layers === LAYERS && { xAxis: deviceBytes / by, name: "device", label: { position: "insideEndTop" }, lineStyle: { color: colour.muted, type: "dashed", width: 2 } },
     ].filter(Boolean);
     const most = Math.max(...drawn.map((row) => memoryOf(row)), ...limits.map((each) => /** @type {any} */ (each).xAxis * by)) / by;
     const series = ["estimated", "measured"].flatMap((stack, isMeasured) =>
@@ -172,7 +172,7 @@ export function MemoryFigure({ rows, places, recommended, standings, onOpen }) {
         barCategoryGap: "32%",
         data: (isMeasured ? measured : told).map((parts, index) => ({ value: parts[layer] == null ? "-" : /** @type {number} */ (parts[layer]) / by, row: drawn[index], stack })),
         itemStyle: { color: fills[layer], opacity: isMeasured ? 1 : 0.5, borderColor: colour.bg, borderWidth: 1, decal: isMeasured ? undefined : { symbol: "rect", dashArrayX: [1, 0], dashArrayY: [2, 4], rotation: -Math.PI / 4, color: colour.bg } },
-        markLine: isMeasured && layer === layers.length - 1 && limits.length ? { symbol: "none", silent: true, data: limits, label: { formatter: "{b}", color: colour.ink, position: "end" } } : undefined,
+        markLine: isMeasured && layer === layers.length - 1 && limits.length ? { symbol: "none", silent: true, data: limits, label: { formatter: "{b}", color: colour.ink } } : undefined,
       })),
     );
     return {
@@ -186,7 +186,7 @@ export function MemoryFigure({ rows, places, recommended, standings, onOpen }) {
   };
   return html`<${Plot} title="Memory of the foremost trials, estimated and measured" option=${option} inputs=${[drawn, limit, deviceBytes, recommended]}
     onPick=${(/** @type {any} */ data) => data?.row && onOpen(data.row.id)}
-    caption=${html`Of each trial the upper bar was measured, the lower, striped one told before.${limit ? ` The line is the limit of ${bytes(limit)}.` : ""}${layers === HOST_LAYERS ? " On a processor, what the process took of the host's memory; only tensors can be told before." : ""}`}
+    caption=${html`Of each trial the upper, striped bar was told before, the lower one measured.${limit ? ` The line is the limit of ${bytes(limit)}.` : ""}${layers === HOST_LAYERS ? " On a processor, what the process took of the host's memory; only tensors can be told before." : ""}`}
     columns=${[{ name: "trial" }, { name: "estimated", number: true }, ...layers.map(([, name]) => ({ name: `measured: ${name}`, number: true })), { name: "measured", number: true }]}
     table=${() => [...drawn].reverse().map((row) => [nameOf(row), bytes(total(stacked(row.told, layers))), ...stacked(row, layers).map((part) => bytes(part)), bytes(memoryOf(row))])}>
     <ul class="key">${layers.map(([, name], layer) => html`<li><i class="c${layer + 1}"></i>${name}</li>`)}</ul>

@@ -172,17 +172,17 @@ function Answer({ best, rows, onOpen }) {
       ${finish && html`<div><dt>your whole training</dt><dd>${seconds(finish.seconds)}<small>${seconds(finish.low_s)} … ${seconds(finish.high_s)}${finish.cost == null ? "" : `; costs ${finish.cost.toPrecision(3)}`}</small></dd></div>`}
       <div><dt>score</dt><dd>${best.score.toFixed(1)}<small>of 100</small></dd></div>
     </dl>
-    <h3>Why this one</h3>
-    <ul class="reasons">${best.reasons.map((/** @type {string} */ reason) => html`<li>${reason}</li>`)}</ul>
+    <div class="answer"><div><h3>Why this one</h3>
+    <ul class="reasons">${best.reasons.map((/** @type {string} */ reason) => html`<li>${reason}</li>`)}</ul></div>
     ${best.named.length > 0 &&
-    html`<h3>From the same trials</h3>
+    html`<div><h3>From the same trials</h3>
       <ul class="reasons">
         ${best.named.map(
           (/** @type {any} */ named) => html`<li>
             <strong>${named.name}</strong>: <button type="button" class="link" onClick=${() => onOpen(named.trial_id)}>trial ${named.number}</button>, ${rows.get(named.trial_id)?.adapter}. ${named.reason}
           </li>`,
         )}
-      </ul>`}
+      </ul></div>`}</div>
     ${best.stopped && html`<p class="muted">The search ended: ${sentence(best.stopped)}</p>`}
   </section>`;
 }
