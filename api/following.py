@@ -91,6 +91,10 @@ def _notices(events: Sequence[Event]) -> Iterator[str]:
             yield f"{event.payload['name']} is not measured: {event.payload['reason']}"
         if event.kind == EventKind.CANDIDATE_RULED_OUT:
             yield f"ruled out: {event.payload['candidate']}: {event.payload['reason']}"
+        if event.kind == "trial.waiting":
+            yield f"trial {event.payload['number']} waits: {event.payload['reason']}"
+        if event.kind == "device.quarantined":
+            yield f"device {event.payload['device']} is in quarantine: {event.payload['reason']}"
         if event.kind == "source.fetching":
             arrived = format_bytes(event.payload["arrived_bytes"])
             yield f"fetching {event.payload['source']} from the hub: {arrived} so far"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,13 @@ from ..optimizer.scorer import recommend
 from ..optimizer.search import RunTrial, SearchLimits, next_step
 from ..optimizer.spreading import alike_gpus
 from ..optimizer.trainers.writing import deepspeed_config
+from ..probes.gpu import read_again
 from ..probes.profiles import GpuProfile
 from ..store import Claim, Store
 from ..store.events import BASELINE_LEFT_OUT
 from .classify import Ending, classify
+from .device_care import DeviceCare
+from .disk_use import missing_bytes
 from .disturbance import disturbed, is_spoilt, marked, may_repeat
 from .fetching import Fetched, read_fetched, start_fetch
 from .guard import Limits
@@ -68,6 +72,8 @@ SERVER_STARTS = 3
 LEASE_S = 45.0
 POLL_S = 0.1
 CANCEL_CHECK_S = 0.5
+WAIT_S = 2.0
+"""Between looks at devices that cannot be used now."""
 SAMPLE_S = 0.5
 DRAIN_S = 30.0
 FETCH_EVENT_GROWTH = 1.25
@@ -101,6 +107,8 @@ class StudyRun:
     keeping: Keeping = field(default_factory=Keeping)
     _banked_s: float = field(default_factory=time.monotonic)
     """Wall time up to here is in the store."""
+    _waits_for: str | None = None
+    """Why no trial can start now, as it was told last."""
     _told_bytes: dict[str, int] = field(default_factory=dict)
     """Of what is fetched, by kind: so much must have come before the next event."""
     _extensions: set[str] = field(default_factory=set)
@@ -298,7 +306,10 @@ class StudyRun:
         if key and (source := self.store.find_measurement(key)):
             self.store.reuse_measurement(trial.id, source)
             return
-        devices = alike_gpus(facts.hardware)[: trial.candidate.level.processes]
+        devices = self.free_devices(facts, trial)
+        if devices is None:
+            time.sleep(WAIT_S)
+            return
         try:
             server = self.ready_server()
         except RunnerError as error:
@@ -338,6 +349,31 @@ class StudyRun:
         )
         self.check_signals()
 
+    def free_devices(self, facts: StudyFacts, trial: Trial) -> Sequence[GpuProfile] | None:
+        """Devices that a trial can run on now, none for the CPU; None, with an event, if it has to wait."""
+        count = trial.candidate.level.processes
+        alike = alike_gpus(facts.hardware)
+        hindrances = {gpu.uuid: self.care.hindrance([gpu]) for gpu in alike}
+        free = [gpu for gpu in alike if hindrances[gpu.uuid] is None]
+        hindrance = (
+            next(filter(None, hindrances.values()), None) if len(free) < min(count, len(alike)) else None
+        )
+        if missing := missing_bytes(self.home.root):
+            hindrance = f"{missing / 2**30:.1f} GiB must be freed on the disk of {self.home.root}"
+        if hindrance is None:
+            self._waits_for = None
+            return free[:count]
+        if hindrance != self._waits_for:
+            self._waits_for = hindrance
+            told = {"trial_id": trial.id, "number": trial.number, "reason": hindrance}
+            self.store.append_event(self.study.id, "trial.waiting", told)
+        return None
+
+    @property
+    def care(self) -> DeviceCare:
+        """Looks at this study's devices."""
+        return DeviceCare(store=self.store, tell=partial(self.store.append_event, self.study.id))
+
     def key_of(self, facts: StudyFacts, trial: Trial) -> str | None:
         """What the trial measures; None where no other study can use it.
 
@@ -362,9 +398,13 @@ class StudyRun:
         watch = DeviceWatch(devices, logical_cores=facts.hardware.host.logical_cores)
         spec = self.spec(facts, claim.trial, devices).to_mapping()
         folder = self.home.trial_folder(claim.trial.id)
+        before = [read_again(device) for device in devices]
         job = server.start("trial", spec, folder, self.limits(facts, devices))
-        self.follow(job, claim=claim, watch=watch)
-        watch.sample(())  # what others hold, now that the trial is gone
+        try:
+            self.follow(job, claim=claim, watch=watch)
+        finally:
+            watch.sample(())  # what others hold, now that the trial is gone
+            self.settle(claim, watch, before)
         log_tail = read_tail(job.log_path)
         ending = classify(
             result=with_device_peak(job.last("result"), watch.peak_bytes),
@@ -379,6 +419,11 @@ class StudyRun:
             again = self.may_repeat(claim, wall_s=time.monotonic() - started_s)
             ending = disturbed(disturbances) if again else marked(ending, disturbances)
         return ending, log_tail
+
+    def settle(self, claim: Claim, watch: DeviceWatch, before: Sequence[GpuProfile]) -> None:
+        """See to it that the devices of a trial that is over are as they were, or not used again."""
+        if before and not self.should_stop():
+            self.care.settle(before, watch.pids, lambda: self.store.heartbeat(claim, lease_s=LEASE_S))
 
     def may_repeat(self, claim: Claim, *, wall_s: float) -> bool:
         """Whether an attempt that was disturbed, and took this long, is worth repeating."""

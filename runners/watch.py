@@ -33,8 +33,14 @@ class DeviceWatch:
             devices: the trial's GPUs; none means the CPU.
             logical_cores: that the trial may use.
         """
+        self._pids: set[int] = set()
         gpus = [GpuWatch(device) for device in devices]
         self._watches: Sequence[GpuWatch | CpuWatch] = gpus or [CpuWatch(logical_cores)]
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """All processes that the trial has been seen to have."""
+        return frozenset(self._pids)
 
     def sample(self, pids: Collection[int]) -> None:
         """Look again, about every half second.
@@ -42,6 +48,7 @@ class DeviceWatch:
         Args:
             pids: the trial's process and all below it; none before it starts and after it has ended.
         """
+        self._pids |= set(pids)
         for watch in self._watches:
             watch.sample(pids)
 

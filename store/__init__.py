@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .attempts import LEASE_S, Claim
 from .backends import described
+from .devices import Quarantine, QuarantineCause
 from .schema import upgrade
 from .store import Store
 
-__all__ = ["LEASE_S", "Claim", "Store", "described", "upgrade"]
+__all__ = ["LEASE_S", "Claim", "Quarantine", "QuarantineCause", "Store", "described", "upgrade"]

@@ -12,6 +12,7 @@ from . import schema
 from .attempts import Attempts
 from .backends import backend_of, database_url, trouble_reported
 from .clock import Clock, SystemClock
+from .devices import Devices
 from .estimates import Estimates
 from .figures import FigureReading
 from .history import History
@@ -22,7 +23,18 @@ from .tokens import Tokens
 from .trials import Trials
 
 
-class Store(Studies, Marks, Estimates, Trials, Measurements, Attempts, History, FigureReading, Tokens):
+class Store(
+    Studies,
+    Marks,
+    Estimates,
+    Trials,
+    Measurements,
+    Attempts,
+    Devices,
+    History,
+    FigureReading,
+    Tokens,
+):
     """The memory of one ``RANKWISE_HOME``, or of several: safe to share between threads and processes.
 
     What it promises, whichever database is behind it:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     Column,
     DateTime,
@@ -218,6 +219,20 @@ class DeviceLeaseRow(Row, table=True):
 
     device: str = Field(primary_key=True)
     fence: int = Field(foreign_key="attempt.fence", index=True)
+
+
+class QuarantineRow(Row, table=True):
+    """A device that no trial is started on; or that is used all the same, because somebody said so."""
+
+    __tablename__ = "quarantine"
+    __table_args__ = (CheckConstraint("baseline_bytes >= 0", name="baseline"),)
+
+    device: str = Field(primary_key=True, max_length=80)
+    cause: str = Field(max_length=16)
+    reason: str
+    baseline_bytes: int | None = Field(default=None, sa_type=BigInteger)
+    since: datetime = Field(sa_column=_moment())
+    released: bool = False
 
 
 class EventRow(Row, table=True):

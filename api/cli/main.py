@@ -18,6 +18,7 @@ from . import (
     client,
     compare,
     db,
+    devices,
     estimate,
     export,
     init,
@@ -77,6 +78,7 @@ app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.add_typer(client.app, name="client")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(devices.app, name="devices")
 app.add_typer(db.app, name="db")
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from ...errors import InputError
+from ...errors import InputError, StoreError
 from ...optimizer.codec import to_json
 from ...optimizer.domain import StudyFacts, StudyRequest
 from ..units import format_bytes
-from .console import print_json, results
+from .console import print_json, print_note, results
 from .options import AsJson
 from .places import home_to_read
 from .progress import describe_rows, describe_task
 
 if TYPE_CHECKING:
+    from ...home import Home
     from ...probes.profiles import GpuProcess, GpuProfile, HardwareProfile
+    from ...store import Quarantine
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -49,11 +53,13 @@ def probe(
 
         facts = prepare_once(home, check_request(StudyRequest(model=model, dataset=data), roots=None))
     hardware = facts.hardware if facts else read_hardware(home.root)
+    quarantines = _quarantines(home)
     if as_json:
         print_json(
             {
                 "schema_version": 1,
                 "hardware": to_json(hardware),
+                "quarantines": [to_json(each) for each in quarantines],
                 "model": to_json(facts.model) if facts else None,
                 "dataset": to_json(facts.dataset) if facts else None,
             }
@@ -62,15 +68,35 @@ def probe(
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in (*_hardware_rows(hardware), *(_facts_rows(facts) if facts else ())):
+    for name, text in (*_hardware_rows(hardware, quarantines), *(_facts_rows(facts) if facts else ())):
         table.add_row(name, text)
     results.print(table)
 
 
-def _hardware_rows(hardware: HardwareProfile) -> Iterator[tuple[str, str]]:
+def _quarantines(home: Home) -> list[Quarantine]:
+    """Of the home's database, if it has one that can be read: hardware is shown all the same."""
+    from ...store import Store
+
+    database = home.database
+    if isinstance(database, Path) and not database.exists():
+        return []
+    try:
+        with closing(Store.open(database)) as store:
+            return store.list_quarantines()
+    except StoreError as error:
+        print_note(f"whether devices are in quarantine is not known: {error}")
+        return []
+
+
+def _hardware_rows(hardware: HardwareProfile, quarantines: Sequence[Quarantine]) -> Iterator[tuple[str, str]]:
     host = hardware.host
     for gpu in hardware.gpus:
-        for line, text in enumerate(_gpu_lines(gpu)):
+        quarantined = [
+            f"in quarantine since {each.since:%Y-%m-%d %H:%M} UTC: {each.reason}"
+            for each in quarantines
+            if each.device == gpu.uuid
+        ]
+        for line, text in enumerate((*_gpu_lines(gpu), *quarantined)):
             yield "" if line else f"GPU {gpu.index}", text
     if hardware.gpus and hardware.gpus[0].driver_version is not None:
         yield "driver", f"NVIDIA {hardware.gpus[0].driver_version}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from ...probes.profiles import GpuProfile, HardwareProfile, HostProfile
+from ...store import Quarantine
 from .parts import Document
 
 
@@ -15,11 +17,18 @@ class HardwareDocument(Document):
     gpus: tuple[GpuProfile, ...]
     gpu_note: str | None
     """Why ``gpus`` is empty."""
+    quarantines: tuple[Quarantine, ...] = ()
+    """Devices on which no trial is started."""
 
     @classmethod
-    def of(cls, hardware: HardwareProfile) -> HardwareDocument:
-        """The profile as it is."""
-        return cls(host=hardware.host, gpus=hardware.gpus, gpu_note=hardware.gpu_note)
+    def of(cls, hardware: HardwareProfile, quarantines: Sequence[Quarantine] = ()) -> HardwareDocument:
+        """The profile as it is, with what is known to be wrong."""
+        return cls(
+            host=hardware.host,
+            gpus=hardware.gpus,
+            gpu_note=hardware.gpu_note,
+            quarantines=tuple(quarantines),
+        )
 
 
 class HealthDocument(Document):

@@ -8,15 +8,15 @@ from ... import __version__
 from ...probes.host import read_hardware
 from ..response_schemas.host import HardwareDocument, HealthDocument
 from ..supervision import SupervisionState
-from .dependencies import SettingsDep, SupervisionDep
+from .dependencies import SettingsDep, StoreDep, SupervisionDep
 
 router = APIRouter(tags=["host"])
 
 
 @router.get("/v1/hardware", summary="Read GPUs, processor, memory and disk now")
-def read_hardware_now(settings: SettingsDep) -> HardwareDocument:
-    """A fresh probe, not what a study saw."""
-    return HardwareDocument.of(read_hardware(settings.home.root))
+def read_hardware_now(settings: SettingsDep, store: StoreDep) -> HardwareDocument:
+    """A fresh probe, not what a study saw; with the devices that are in quarantine."""
+    return HardwareDocument.of(read_hardware(settings.home.root), store.list_quarantines())
 
 
 @router.get("/healthz", summary="Whether the server answers")

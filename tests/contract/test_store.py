@@ -51,7 +51,7 @@ from rankwise.probes.profiles import (
     TaskKind,
     TaskProfile,
 )
-from rankwise.store import Claim, Store
+from rankwise.store import Claim, QuarantineCause, Store
 
 GPU = "GPU-4cf8db2d-06c0-7d70-1a51-e59b25b2c16c"
 NO_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -991,3 +991,33 @@ class TestProcesses:
         store = Store.open(empty_url)
         assert store.list_studies() == []
         store.close()
+
+
+class TestDevices:
+    def test_a_quarantine_is_news_once_and_ends_for_good_or_by_hand(
+        self, store: Store, clock: HandClock
+    ) -> None:
+        assert store.quarantine_device(GPU, QuarantineCause.MEMORY, "it leaks", baseline_bytes=70 * 2**30)
+        assert not store.quarantine_device(GPU, QuarantineCause.HEALTH, "it is worn out")
+        clock.seconds += 1
+        assert store.quarantine_device("GPU-2", QuarantineCause.HEALTH, "it is worn out")
+        first, second = store.list_quarantines()
+        assert (first.device, first.reason, first.baseline_bytes) == (GPU, "it leaks", 70 * 2**30)
+        assert (second.device, second.cause) == ("GPU-2", QuarantineCause.HEALTH)
+        assert second.since == clock.utc()
+        store.lift_quarantine(GPU)
+        assert store.quarantine_device(GPU, QuarantineCause.MEMORY, "it leaks")
+        assert store.release_device(GPU).reason == "it leaks"
+        assert [each.device for each in store.list_quarantines()] == ["GPU-2"]
+        assert len(store.list_quarantines(with_released=True)) == 2
+        assert not store.quarantine_device(GPU, QuarantineCause.MEMORY, "it leaks")
+        assert store.quarantine_device(GPU, QuarantineCause.MEMORY, "it leaks more")
+        with pytest.raises(NotFound):
+            store.release_device("GPU-3")
+
+    def test_who_has_a_device_is_known(self, store: Store) -> None:
+        study = start_study(store)
+        assert store.leased_devices([GPU]) == set()
+        assert store.claim_trial(store.plan_trial(study.id, make_plan()).id, devices=[GPU], worker="w")
+        assert store.leased_devices([GPU, "GPU-2"]) == {GPU}
+        assert store.leased_devices(["GPU-2"]) == set()

@@ -43,10 +43,11 @@ from rankwise.probes.profiles import (
     TaskKind,
     TaskProfile,
 )
+from rankwise.runners import device_care
 from rankwise.runners import study as study_module
 from rankwise.runners.study import StudyRun, is_judged
 from rankwise.runners.warm_client import Job
-from rankwise.store import Store
+from rankwise.store import QuarantineCause, Store
 
 NEIGHBOUR = ("Another process took 2.0 GiB of the device.",)
 LEFT = {"type": "exit", "cause": "finished", "exit_code": 0, "signal": None, "wall_s": 1.0}
@@ -123,6 +124,7 @@ class FakeWatch:
     def __init__(self, _device: GpuProfile | None, *, logical_cores: int) -> None:
         self.disturbances = self.script.pop(0) if self.script else ()
         self.peak_bytes = 3 * 2**30
+        self.pids: frozenset[int] = frozenset()
         self.samples = 0
 
     def sample(self, _pids: Collection[int]) -> None:
@@ -480,3 +482,65 @@ def test_a_baseline_that_cannot_run_is_told_and_the_study_goes_on(
     write_results(store, study.id, home.root / "out")
     written = json.loads((home.root / "out" / "recommendation.json").read_text())["baseline"]
     assert (written["name"], written["reason"]) == (told[0]["name"], told[0]["reason"])
+
+
+class Driver:
+    """Says of every device what the test says: bytes in use, look by look; the last stays."""
+
+    def __init__(self, *looks: int) -> None:
+        self.looks = list(looks)
+
+    def __call__(self, gpu: GpuProfile) -> GpuProfile:
+        used = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        return dataclasses.replace(gpu, used_bytes=used, health_problems=())
+
+
+def test_a_trial_waits_while_others_have_the_device(
+    store: Store, home: Home, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(8 * 2**30, 8 * 2**30, 8 * 2**30, 2**30)
+    monkeypatch.setattr(device_care, "read_again", driver)
+    monkeypatch.setattr(study_module, "WAIT_S", 0.0)
+    facts = make_facts()
+    (gpu,) = facts.hardware.gpus
+    hardware = dataclasses.replace(facts.hardware, gpus=(dataclasses.replace(gpu, used_bytes=2**30),))
+    study, trials = run_study(store, home, server, facts=dataclasses.replace(facts, hardware=hardware))
+    assert study.state is StudyState.SUCCEEDED
+    assert [trial.outcome for trial in trials] == [Outcome.OK, Outcome.OK]
+    assert [trial.attempts for trial in trials] == [1, 1]
+    assert kinds(store, study)[:4] == ["trial.planned", "trial.waiting", "trial.running", "trial.finished"]
+    waiting = next(event for event in store.events_after(study.id, 0) if event.kind == "trial.waiting")
+    assert "others took 7.0 GiB of GPU 0 (GPU-1)" in waiting.payload["reason"]
+
+
+def test_a_device_in_quarantine_makes_trials_wait_until_it_is_released(
+    store: Store, home: Home, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.quarantine_device("GPU-1", QuarantineCause.HEALTH, "it is worn out")
+    released = [False]
+
+    def sleep(_seconds: float) -> None:
+        store.release_device("GPU-1")
+        released[0] = True
+
+    monkeypatch.setattr(study_module.time, "sleep", sleep)
+    study, trials = run_study(store, home, server)
+    assert study.state is StudyState.SUCCEEDED
+    assert released == [True]
+    assert "trial.waiting" in kinds(store, study)
+    assert [trial.outcome for trial in trials] == [Outcome.OK, Outcome.OK]
+
+
+def test_a_trial_waits_for_room_on_the_disk(
+    store: Store, home: Home, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = [2**30, 2**30, 0]
+    monkeypatch.setattr(study_module, "WAIT_S", 0.0)
+    monkeypatch.setattr(
+        study_module, "missing_bytes", lambda _folder: missing.pop(0) if len(missing) > 1 else missing[0]
+    )
+    study, _ = run_study(store, home, server)
+    assert study.state is StudyState.SUCCEEDED
+    assert kinds(store, study)[:3] == ["trial.planned", "trial.waiting", "trial.running"]
+    waiting = next(event for event in store.events_after(study.id, 0) if event.kind == "trial.waiting")
+    assert "1.0 GiB must be freed on the disk" in waiting.payload["reason"]
