@@ -17,10 +17,11 @@ from ..store import Store
 from .authentication import Authentication
 from .board import Boards
 from .credentials import Credentials
+from .leaderboard import Leaderboards
 from .lookout import Lookout
 from .page_files import PageFiles
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
-from .routes import board, checks, estimates, events, host, models, pages, session, studies, tokens
+from .routes import board, checks, estimates, events, host, models, pages, session, studies, tokens, trials
 from .routes.turns import Turns
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
@@ -69,6 +70,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         app.state.lookout = lookout = Lookout(store)
         app.state.boards = Boards(store)
         app.state.credentials = credentials = Credentials(store)
+        app.state.leaderboards = Leaderboards(store)
         app.state.inquiries = inquiries = Inquiries(settings.home)
         try:
             if supervision:
@@ -97,6 +99,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.state.page_files = PageFiles()
     app.include_router(pages.router)
     app.include_router(studies.router)
+    app.include_router(trials.router)
     app.include_router(events.router)
     app.include_router(board.router)
     app.include_router(estimates.router)

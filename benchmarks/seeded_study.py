@@ -55,7 +55,7 @@ from rankwise.probes.profiles import (
 )
 from rankwise.store import Store
 from rankwise.store.events import EventKind, trial_finished, trial_planned
-from rankwise.store.mapping import document, heldout_document, trial_of
+from rankwise.store.mapping import document, heldout_document, measured, trial_of
 from rankwise.store.tables import EstimateRow, HeldoutRow, TrialRow
 
 GIB = 2**30
@@ -269,7 +269,7 @@ def _write_trials(store: Store, study: Study, trials: int, seed: int) -> None:
                 attempts=1,
                 outcome=Outcome.OK if fits else Outcome.OOM,
                 reason=None if fits else "the limit of 72.0 GiB was exceeded",
-                measurement=document(_measurement(shape, steps, rng)) if fits else None,
+                **measured(_measurement(shape, steps, rng) if fits else None),
                 started_at=moment,
                 finished_at=moment + timedelta(seconds=19),
                 wall_s=19.0,

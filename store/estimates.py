@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from ..optimizer.domain import Candidate, Estimate, Outcome, Rung, Trial
+from ..optimizer.estimates.intervals import Fits
 from .database import Database
 from .mapping import estimate_of, trial_of
 from .tables import EstimateRow, StudyRow, TrialRow
@@ -41,6 +42,25 @@ class Estimates(Database):
             study = find_study(session, study_id)
             query = (
                 select(EstimateRow).where(col(EstimateRow.study_id) == study.id).order_by(col(EstimateRow.id))
+            )
+            return dict(estimate_of(row) for row in session.scalars(query))
+
+    def list_ruled_out(self, study_id: str, limit: int) -> dict[Candidate, Estimate]:
+        """Of these estimates, the first of those that rule their candidate out.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        with self._read() as session:
+            study = find_study(session, study_id)
+            query = (
+                select(EstimateRow)
+                .where(
+                    col(EstimateRow.study_id) == study.id,
+                    col(EstimateRow.estimate)["fits"].as_string() == Fits.NO,
+                )
+                .order_by(col(EstimateRow.id))
+                .limit(limit)
             )
             return dict(estimate_of(row) for row in session.scalars(query))
 

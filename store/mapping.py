@@ -83,6 +83,18 @@ def trial_of(row: TrialRow, study_id: str) -> Trial:
     )
 
 
+def measured(measurement: Measurement | None) -> dict[str, Any]:
+    """The columns of a trial that hold a measurement: itself, and what trials are sorted by."""
+    if measurement is None:
+        return {"measurement": None, "speed": None, "memory_bytes": None, "loss": None}
+    return {
+        "measurement": document(measurement),
+        "speed": without_nan(measurement.speed),
+        "memory_bytes": measurement.memory_bytes,
+        "loss": without_nan(measurement.judged_loss),
+    }
+
+
 def heldout_document(scores: HeldoutScores) -> dict[str, Any]:
     """Scores as the JSON data to store.
 

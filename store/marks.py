@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, or_, select
 from sqlmodel import col
@@ -72,31 +73,38 @@ class Marks(Database):
 
     def _marks(self, where: ColumnElement[bool], *, limit: int | None = None) -> list[Mark]:
         changed = (col(StudyRow.updated_at), col(StudyRow.id))
-        query = (
-            select(
-                col(StudyRow.ulid),
-                col(StudyRow.state),
-                col(StudyRow.reason),
-                col(StudyRow.cancel_requested),
-                col(StudyRow.last_event),
-                col(StudyRow.updated_at),
-            )
-            .where(where)
-            .order_by(*(each.desc() for each in changed))
-            .limit(limit)
-        )
+        query = select(*mark_columns()).where(where).order_by(*(each.desc() for each in changed)).limit(limit)
         with self._read() as session:
-            found = [
-                Mark(
-                    study_id=study_id,
-                    state=state,
-                    reason=reason,
-                    cancel_requested=cancel_requested,
-                    last_event=last_event,
-                    updated_at=updated_at,
-                )
-                for study_id, state, reason, cancel_requested, last_event, updated_at in session.execute(
-                    query
-                )
-            ]
+            found = [mark_of(*row) for row in session.execute(query)]
         return found[::-1]
+
+
+def mark_columns() -> tuple[Any, ...]:
+    """What :func:`mark_of` takes."""
+    return (
+        col(StudyRow.ulid),
+        col(StudyRow.state),
+        col(StudyRow.reason),
+        col(StudyRow.cancel_requested),
+        col(StudyRow.last_event),
+        col(StudyRow.updated_at),
+    )
+
+
+def mark_of(
+    study_id: str,
+    state: StudyState,
+    reason: str | None,
+    cancel_requested: bool,
+    last_event: int,
+    updated_at: datetime,
+) -> Mark:
+    """The mark that these columns hold."""
+    return Mark(
+        study_id=study_id,
+        state=state,
+        reason=reason,
+        cancel_requested=cancel_requested,
+        last_event=last_event,
+        updated_at=updated_at,
+    )

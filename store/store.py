@@ -16,6 +16,7 @@ from .devices import Devices
 from .estimates import Estimates
 from .figures import FigureReading
 from .history import History
+from .listing import Listing
 from .marks import Marks
 from .measurements import Measurements
 from .studies import Studies
@@ -26,6 +27,7 @@ from .trials import Trials
 class Store(
     Studies,
     Marks,
+    Listing,
     Estimates,
     Trials,
     Measurements,

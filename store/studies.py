@@ -35,6 +35,8 @@ class Studies(Database):
                 state=StudyState.QUEUED,
                 created_at=transaction.now,
                 updated_at=transaction.now,
+                model=request.model,
+                dataset=request.dataset,
             )
             transaction.session.add(row)
             transaction.session.flush()

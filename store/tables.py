@@ -56,7 +56,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _choice(kind: type[StrEnum], name: str, *, nullable: bool = False) -> Column[Any]:
+def _choice(kind: type[StrEnum], name: str, *, nullable: bool = False, index: bool = False) -> Column[Any]:
     """A column of an enumeration's values, with the CHECK that admits no others."""
     choices = Enum(
         kind,
@@ -66,7 +66,7 @@ def _choice(kind: type[StrEnum], name: str, *, nullable: bool = False) -> Column
         length=16,
         values_callable=lambda kind: [member.value for member in kind],
     )
-    return Column(choices, nullable=nullable)
+    return Column(choices, nullable=nullable, index=index)
 
 
 def _document(*, nullable: bool = False) -> Column[Any]:
@@ -74,8 +74,8 @@ def _document(*, nullable: bool = False) -> Column[Any]:
     return Column(JSON(none_as_null=True), nullable=nullable)
 
 
-def _moment(*, nullable: bool = False) -> Column[Any]:
-    return Column(UtcDateTime(), nullable=nullable)
+def _moment(*, nullable: bool = False, index: bool = False) -> Column[Any]:
+    return Column(UtcDateTime(), nullable=nullable, index=index)
 
 
 class Row(SQLModel, registry=registry(metadata=MetaData(naming_convention=NAMING_CONVENTION))):
@@ -87,6 +87,7 @@ class StudyRow(Row, table=True):
 
     __tablename__ = "study"
     __table_args__ = (
+        Index("ix_study_named", "model", "dataset", "ulid"),
         CheckConstraint("wall_s >= 0", name="times"),
         CheckConstraint("last_event >= 0", name="last_event"),
     )
@@ -94,7 +95,7 @@ class StudyRow(Row, table=True):
     id: int = Field(default=None, primary_key=True)
     ulid: str = Field(unique=True, max_length=26)
     request: dict[str, Any] = Field(sa_column=_document())
-    state: StudyState = Field(sa_column=_choice(StudyState, "state"))
+    state: StudyState = Field(sa_column=_choice(StudyState, "state", index=True))
     cancel_requested: bool = False
     owner: str | None = Field(default=None, max_length=64)
     """The name of who asked for it; None on a command line."""
@@ -103,8 +104,11 @@ class StudyRow(Row, table=True):
     wall_s: float = 0.0
     last_event: int = 0
     """The last number given to an event; counting here numbers them without gaps."""
-    created_at: datetime = Field(sa_column=_moment())
-    updated_at: datetime = Field(sa_column=_moment())
+    created_at: datetime = Field(sa_column=_moment(index=True))
+    updated_at: datetime = Field(sa_column=_moment(index=True))
+    model: str
+    """As in the request, like the dataset: to search by."""
+    dataset: str
 
 
 class EstimateRow(Row, table=True):
@@ -127,6 +131,10 @@ class TrialRow(Row, table=True):
 
     __tablename__ = "trial"
     __table_args__ = (
+        Index("ix_trial_study_id_state", "study_id", "state"),
+        Index("ix_trial_study_id_speed", "study_id", "speed"),
+        Index("ix_trial_study_id_memory_bytes", "study_id", "memory_bytes"),
+        Index("ix_trial_study_id_loss", "study_id", "loss"),
         UniqueConstraint("study_id", "number"),
         UniqueConstraint("study_id", "candidate_id", "rung", "replicate", "train_steps"),
         CheckConstraint(
@@ -167,6 +175,10 @@ class TrialRow(Row, table=True):
     estimate_id: int | None = Field(default=None, foreign_key="estimate.id")
     estimate: EstimateRow | None = Relationship(sa_relationship=relationship(EstimateRow, lazy="joined"))
     """What had been told of its shape when it was planned."""
+    speed: float | None = None
+    """Of the measurement, like the two that follow: to sort by."""
+    memory_bytes: int | None = Field(default=None, sa_type=BigInteger)
+    loss: float | None = None
 
 
 class HeldoutRow(Row, table=True):

@@ -34,7 +34,7 @@ from ..optimizer.domain import (
 from ..optimizer.estimates.intervals import Fits
 from . import events
 from .events import EventKind
-from .mapping import document, heldout_document, study_of, trial_of, without_nan
+from .mapping import document, heldout_document, measured, study_of, trial_of, without_nan
 from .tables import (
     AttemptRow,
     DeviceLeaseRow,
@@ -231,7 +231,7 @@ class Transaction:
                 state=TrialState.FINISHED,
                 outcome=Outcome.OK,
                 reason=None,
-                measurement=document(source.measurement),
+                **measured(source.measurement),
                 reused_from=source.id,
                 finished_at=self.now,
                 wall_s=0.0,
@@ -328,7 +328,7 @@ class Transaction:
             kind = EventKind.TRIAL_DISTURBED if disturbed else EventKind.TRIAL_LOST
             self.append_event(study, kind, events.trial_requeued(trial))
         else:
-            report["measurement"] = None if measurement is None else document(measurement)
+            report |= measured(measurement)
             row = self._move_trial(
                 attempt.trial_id, TrialState.FINISHED, outcome=outcome, finished_at=self.now, **report
             )

@@ -165,8 +165,13 @@ class Client:
             path = page.next
 
     def trials(self, study_id: str) -> TrialList:
-        """A study's trials with what they measured, failed ones included."""
-        return self._get(TrialList, _path(study_id, "trials"))
+        """A study's trials with what they measured, failed ones included, read page by page."""
+        page = first = self._get(TrialList, _path(study_id, "trials"))
+        trials = list(first.trials)
+        while page.next is not None:
+            page = self._get(TrialList, page.next)
+            trials += page.trials
+        return first.model_copy(update={"trials": tuple(trials), "next": None, "next_cursor": None})
 
     def cancel(self, study_id: str) -> StudyDocument:
         """Cancel a study; one that runs is cancelled once its trial has been stopped.

@@ -39,6 +39,8 @@ class StudyLinks(Part):
 
     self: str
     trials: str
+    leaderboard: str = ""
+    """Empty where a server has none."""
     recommendation: str
     events: str
     report: str
@@ -52,6 +54,7 @@ class StudyLinks(Part):
         return cls(
             self=base,
             trials=f"{base}/trials",
+            leaderboard=f"{base}/leaderboard",
             recommendation=f"{base}/recommendation",
             events=f"{base}/events",
             report=f"{base}/report",

@@ -143,8 +143,10 @@ class StudyDocument(Document):
 
 
 class StudyList(Document):
-    """Studies, newest first."""
+    """A page of studies, newest first if not asked for in another order."""
 
     studies: tuple[StudyDocument, ...]
     next: str | None
-    """Where the older ones are; null at the end."""
+    """Where the next page is; null at the end."""
+    next_cursor: str | None = None
+    """The same as ``cursor`` takes it."""

@@ -84,10 +84,14 @@ class RuledOut(Part):
 
 
 class TrialList(Document):
-    """A study's trials in the order of planning."""
+    """A page of a study's trials, in the order of planning if not asked for in another."""
 
     study_id: str
     trials: tuple[TrialDocument, ...]
     ruled_out: tuple[RuledOut, ...]
-    """What no trial was made of."""
+    """What no trial was made of; with the first page only, the first thousand."""
+    next: str | None = None
+    """Where the next page is; null at the end."""
+    next_cursor: str | None = None
+    """The same as ``cursor`` takes it."""
     links: StudyLinks

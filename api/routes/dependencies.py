@@ -9,6 +9,7 @@ from fastapi import Depends, HTTPException, Request
 from ...runners.jobs import Inquiries
 from ...store import Store
 from ..credentials import Credentials
+from ..leaderboard import Leaderboards
 from ..lookout import Lookout
 from ..settings import ServerSettings
 from ..supervision import Supervision
@@ -44,6 +45,11 @@ def _credentials(request: Request) -> Credentials:
     return credentials
 
 
+def _leaderboards(request: Request) -> Leaderboards:
+    leaderboards: Leaderboards = request.app.state.leaderboards
+    return leaderboards
+
+
 def require_json(request: Request) -> None:
     """Tell a forgotten ``-H 'Content-Type: application/json'`` from a body that is wrong."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -57,3 +63,4 @@ SettingsDep = Annotated[ServerSettings, Depends(_settings)]
 InquiriesDep = Annotated[Inquiries, Depends(_inquiries)]
 SupervisionDep = Annotated[Supervision | None, Depends(_supervision)]
 LookoutDep = Annotated[Lookout, Depends(_lookout)]
+LeaderboardsDep = Annotated[Leaderboards, Depends(_leaderboards)]

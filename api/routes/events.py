@@ -19,6 +19,7 @@ from ..lookout import Lookout
 from ..problems import plain_problem, problem_docs, problem_response
 from ..response_schemas.events import EventList
 from .dependencies import LookoutDep, StoreDep
+from .freshness import NOT_MODIFIED, fresh_tag, json_answer, unchanged
 
 MAX_EVENTS = 1000
 MAX_FOLLOWERS = 1000
@@ -58,24 +59,29 @@ router = APIRouter(tags=["events"])
     responses={
         200: {"content": {_STREAM_TYPE: {"schema": {"type": "string"}}}},
         204: _NOTHING_LEFT,
+        **NOT_MODIFIED,
         **problem_docs(404, 503),
     },
 )
 async def list_events(
     request: Request,
+    response: Response,
     store: StoreDep,
     lookout: LookoutDep,
     study_id: str,
     after: Annotated[int, Query(ge=0, lt=2**63, description="Only events after this number.")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
     last_event_id: LastEventId = None,
-) -> EventList | Response:
+) -> Response:
     """Numbered 1, 2, 3 …; ask again with ``after`` set to ``last_seq`` to read on. With ``Accept:
     text/event-stream`` the same as a stream."""
     if _wants_stream(request):
         return await _study_stream(request, store, lookout, study_id, after, last_event_id)
+    mark = await run_in_threadpool(store.get_mark, study_id)
+    if same := unchanged(request, response, fresh_tag(request, mark)):
+        return same
     events = await run_in_threadpool(store.events_after, study_id, after, limit=limit)
-    return EventList.of(study_id, events, after=after)
+    return json_answer(response, EventList.of(study_id, events, after=after))
 
 
 @router.get(

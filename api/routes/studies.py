@@ -5,18 +5,19 @@ Routes without ``async`` run in a thread, since the store blocks.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 
-from ...errors import Conflict, NotFound, RankwiseError
+from ...errors import Conflict, RankwiseError
 from ...optimizer.domain import Study, StudyState
 from ...optimizer.trainers.formats import Format
 from ...runners.exporting import export
 from ...store import Store
+from ...store.listing import Position, StudyFilter, StudySort
 from ..access import Caller, SubmitterDep, require_owner
 from ..baseline_outcome import baseline_document
 from ..comparing import compare_studies
@@ -27,16 +28,21 @@ from ..problems import problem_docs, problem_of, problem_response
 from ..report_page import CONTENT_SECURITY_POLICY
 from ..request_schemas import STUDY_EXAMPLES, StudyBody
 from ..response_schemas.exports import ExportDocument, FilesDocument
-from ..response_schemas.parts import StudyLinks, study_path
+from ..response_schemas.parts import study_path
 from ..response_schemas.recommendations import DifferenceDocument, RecommendationDocument
 from ..response_schemas.studies import StudyDocument, StudyList
-from ..response_schemas.trials import RuledOut, TrialDocument, TrialList
 from ..settings import ServerSettings
 from ..submission import InvalidRequest, examine_request
 from .dependencies import LookoutDep, SettingsDep, StoreDep, require_json
+from .freshness import NOT_MODIFIED, fresh_tag, json_answer, unchanged
+from .paging import Cursor, next_path, read_cursor, read_sort, refused, write_cursor
 from .waiting import preferred_wait, wait_until_final
 
 MAX_PAGE = 200
+
+Prefer = Annotated[
+    list[str] | None, Header(description="`wait=N` waits up to N seconds (at most 600) for the result.")
+]
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 
@@ -61,9 +67,7 @@ async def create_study(
     lookout: LookoutDep,
     caller: SubmitterDep,
     body: Annotated[StudyBody, Body(openapi_examples=STUDY_EXAMPLES)],
-    prefer: Annotated[
-        list[str] | None, Header(description="`wait=N` waits up to N seconds (at most 600) for the result.")
-    ] = None,
+    prefer: Prefer = None,
 ) -> StudyDocument | Response:
     """Store a study; with ``Prefer: wait=N``, stay until it has ended or the time is over."""
     study = await run_in_threadpool(_submit, store, settings, body, caller)
@@ -81,30 +85,93 @@ async def create_study(
     return Response(document.model_dump_json(), 200, headers, "application/json")
 
 
-@router.get("", summary="List studies, newest first", responses=problem_docs(404))
+@router.get(
+    "",
+    summary="List studies, newest first",
+    response_model=StudyList,
+    responses={**NOT_MODIFIED, **problem_docs(404, 422)},
+)
 def list_studies(
+    request: Request,
+    response: Response,
     store: StoreDep,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    cursor: Cursor = None,
+    sort: Annotated[
+        str, Query(description="`created`, `updated` or `state`; `-updated`: what changed last first.")
+    ] = "-created",
     before: Annotated[str | None, Query(description="Only studies older than this one.")] = None,
-    state: StudyState | None = None,
-) -> StudyList:
-    """``next`` leads to the older ones."""
-    studies = store.list_studies(limit=limit + 1, before=before, state=state)
-    page, older = studies[:limit], studies[limit:]
-    next_page = None
-    if older:
-        query = {"limit": limit, "before": page[-1].id} | ({"state": state.value} if state else {})
-        next_page = f"/v1/studies?{urlencode(query)}"
-    counts = store.count_trials([study.id for study in page])
-    return StudyList(
-        studies=tuple(StudyDocument.of(study, counts[study.id]) for study in page), next=next_page
+    state: Annotated[list[StudyState] | None, Query(description="May be repeated.")] = None,
+    model: Annotated[str | None, Query(max_length=4096, description="As it was asked for.")] = None,
+    dataset: Annotated[str | None, Query(max_length=4096, description="As it was asked for.")] = None,
+    created_after: Annotated[
+        datetime | None, Query(description="Then, or later; UTC if it says no zone.")
+    ] = None,
+    created_before: Annotated[datetime | None, Query()] = None,
+    owner: Annotated[str | None, Query(max_length=200, description="Who asked for it.")] = None,
+    q: Annotated[
+        str | None,
+        Query(max_length=200, description="Part of a model's or dataset's name, or the beginning of an id."),
+    ] = None,
+) -> Response:
+    """``next`` leads to the next page. In the order of creation, what is added meanwhile is neither repeated
+    nor left out. Times without a zone are UTC."""
+    name, descending = read_sort(sort, [each.value for each in StudySort])
+    after = read_cursor(cursor, sort, kinds=(int, str))
+    position = _study_position(StudySort(name), after, cursor)
+    wanted = StudyFilter(
+        states=tuple(state or ()),
+        model=model,
+        dataset=dataset,
+        owner=owner,
+        created_from=_in_utc(created_after),
+        created_before=_in_utc(created_before),
+        text=q,
+    )
+    page = store.page_studies(
+        wanted,
+        limit=limit,
+        sort=StudySort(name),
+        descending=descending,
+        after=position,
+        older_than=before,
+    )
+    following = write_cursor(sort, page.next)
+    if same := unchanged(request, response, fresh_tag(request, *page.marks, also=following)):
+        return same
+    ids = [mark.study_id for mark in page.marks]
+    counts = store.count_trials(ids)
+    return json_answer(
+        response,
+        StudyList(
+            studies=tuple(StudyDocument.of(study, counts[study.id]) for study in store.get_studies(ids)),
+            next=next_path(request, following, without=("before",)),
+            next_cursor=following,
+        ),
     )
 
 
-@router.get("/{study_id}", summary="Where a study stands", responses=problem_docs(404))
-def read_study(store: StoreDep, study_id: str) -> StudyDocument:
-    """State, progress, and what the probes found."""
-    return _study_document(store, store.get_study(study_id))
+@router.get(
+    "/{study_id}",
+    summary="Where a study stands",
+    response_model=StudyDocument,
+    responses={**NOT_MODIFIED, **problem_docs(404)},
+)
+async def read_study(
+    request: Request,
+    response: Response,
+    store: StoreDep,
+    lookout: LookoutDep,
+    study_id: str,
+    prefer: Prefer = None,
+) -> Response:
+    """State, progress, and what the probes found; with ``Prefer: wait=N``, once it has ended or the time is
+    over."""
+    wait_s = preferred_wait(prefer or [])
+    if wait_s is not None:
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
+        await wait_until_final(lookout, store, study_id, wait_s=wait_s, request=request)
+    return await run_in_threadpool(_read_study, request, response, store, study_id)
 
 
 @router.delete(
@@ -118,35 +185,32 @@ def cancel_study(store: StoreDep, caller: SubmitterDep, study_id: str) -> StudyD
 
 
 @router.get(
-    "/{study_id}/trials", summary="A study's trials with what they measured", responses=problem_docs(404)
+    "/{study_id}/recommendation",
+    summary="What a study recommends",
+    response_model=RecommendationDocument,
+    responses={**NOT_MODIFIED, **problem_docs(404)},
 )
-def list_trials(store: StoreDep, study_id: str) -> TrialList:
-    """In the order of planning, failed ones included."""
-    trials = store.list_trials(study_id)
-    return TrialList(
-        study_id=study_id,
-        trials=tuple(TrialDocument.of(trial) for trial in trials),
-        ruled_out=RuledOut.among(store.list_estimates(study_id)),
-        links=StudyLinks.of(study_id),
-    )
-
-
-@router.get("/{study_id}/recommendation", summary="What a study recommends", responses=problem_docs(404))
-def read_recommendation(store: StoreDep, study_id: str) -> RecommendationDocument:
+def read_recommendation(request: Request, response: Response, store: StoreDep, study_id: str) -> Response:
     """404 until the study has succeeded."""
-    return _recommendation_document(store, store.get_study(study_id))
+    if same := unchanged(request, response, fresh_tag(request, store.get_mark(study_id))):
+        return same
+    return json_answer(response, _recommendation_document(store, store.get_study(study_id)))
 
 
 @router.get(
     "/{study_id}/report",
     summary="A finished study as a page",
     response_class=HTMLResponse,
-    responses=problem_docs(404),
+    responses={**NOT_MODIFIED, **problem_docs(404)},
 )
-def read_report(store: StoreDep, study_id: str) -> HTMLResponse:
+def read_report(request: Request, response: Response, store: StoreDep, study_id: str) -> Response:
     """One HTML file that loads and runs nothing. 404 until the study has succeeded."""
-    headers = {"Content-Security-Policy": f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'"}
-    return HTMLResponse(report_of(store, study_id), headers=headers)
+    if same := unchanged(request, response, fresh_tag(request, store.get_mark(study_id))):
+        return same
+    policy = f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'"
+    return HTMLResponse(
+        report_of(store, study_id), headers={**response.headers, "Content-Security-Policy": policy}
+    )
 
 
 @router.get("/{study_id}/files", summary="A finished study as files", responses=problem_docs(404))
@@ -166,19 +230,6 @@ def read_export(store: StoreDep, study_id: str, form: Format) -> ExportDocument:
 
 
 @router.get(
-    "/{study_id}/trials/{trial_id}/exports/{form}",
-    summary="A trial's candidate in the files of another trainer",
-    responses=problem_docs(404, 409, 422),
-)
-def read_trial_export(store: StoreDep, study_id: str, trial_id: str, form: Format) -> ExportDocument:
-    """As for a recommendation."""
-    trial = store.get_trial(trial_id)
-    if trial.study_id != study_id:
-        raise NotFound(f"study {study_id} has no trial {trial_id}", next_step="see its list of trials")
-    return ExportDocument.of(export(store, trial_id, form))
-
-
-@router.get(
     "/{study_id}/compare/{other}",
     summary="What changed from another study to this one",
     responses=problem_docs(404, 422),
@@ -186,6 +237,37 @@ def read_trial_export(store: StoreDep, study_id: str, trial_id: str, form: Forma
 def compare_with(store: StoreDep, study_id: str, other: str) -> DifferenceDocument:
     """``other`` is the older: same model and rows, another environment. Shapes that both measured."""
     return DifferenceDocument.of(compare_studies(store, other, study_id))
+
+
+def _read_study(request: Request, response: Response, store: Store, study_id: str) -> Response:
+    if same := unchanged(request, response, fresh_tag(request, store.get_mark(study_id))):
+        return same
+    return json_answer(response, _study_document(store, store.get_study(study_id)))
+
+
+def _study_position(sort: StudySort, after: Position | None, cursor: str | None) -> Position | None:
+    """With the value as the store compares it.
+
+    Raises:
+        RequestValidationError: the cursor holds none that studies are sorted by.
+    """
+    if after is None:
+        return None
+    value, key = after
+    try:
+        match sort:
+            case StudySort.CREATED:
+                return int(value), key
+            case StudySort.UPDATED:
+                return datetime.fromisoformat(value), key
+            case StudySort.STATE:
+                return StudyState(value), key
+    except (ValueError, TypeError):
+        raise refused("cursor", "this is no cursor of a page", cursor) from None
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
 
 def _submit(store: Store, settings: ServerSettings, body: StudyBody, caller: Caller) -> Study:

@@ -43,6 +43,8 @@ def test_an_unreadable_document_is_the_databases_fault() -> None:
         state=StudyState.QUEUED,
         created_at=now,
         updated_at=now,
+        model="m",
+        dataset="d",
     )
     with pytest.raises(StoreError, match="dataset"):
         study_of(row)

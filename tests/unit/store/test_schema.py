@@ -17,6 +17,7 @@ from rankwise.errors import StoreError
 from rankwise.optimizer.domain import Measurement, Outcome, StudyRequest, StudyState, TrialState
 from rankwise.store import Store, schema, upgrade
 from rankwise.store.backends import database_url
+from rankwise.store.listing import StudyFilter, TrialFilter, TrialSort
 from rankwise.store.sqlite import connect_engine, for_writes
 from rankwise.store.tables import Row
 
@@ -131,6 +132,9 @@ def test_a_database_of_version_0001_keeps_its_rows(path: Path) -> None:
     assert (first.outcome, first.attempts, first.wall_s) == (Outcome.OK, 2, 9.5)
     assert first.measurement == Measurement(tokens_per_s=100.0, measured_s=5.0)
     assert (first.reused_from, second.state) == (None, TrialState.QUEUED)
+    page = store.page_trials(study.id, TrialFilter(), limit=1, sort=TrialSort.SPEED)
+    assert (page.trials, page.next) == ((first,), (100.0, 1))
+    assert len(store.page_studies(StudyFilter(model="models/tiny"), limit=2).marks) == 1
     assert store.attempts_wall_s(study.id) == 9.5
     assert [event.kind for event in store.events_after(study.id, 0)] == ["study.created", "trial.planned"]
     assert store.add_wall(study.id, 1.0) == 13.5

@@ -23,7 +23,7 @@ def insert(name: str, **values: object) -> Insert:
 
 def study(**changes: object) -> Insert:
     values = {"id": 2, "ulid": "S2", "request": "{}", "state": "queued", "cancel_requested": 0, "wall_s": 0}
-    values |= {"last_event": 0, "created_at": NOW, "updated_at": NOW}
+    values |= {"last_event": 0, "created_at": NOW, "updated_at": NOW, "model": "m", "dataset": "d"}
     return insert("study", **{**values, **changes})
 
 

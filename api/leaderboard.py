@@ -1,0 +1,105 @@
+"""The ranking of a study, kept until the study has changed: it is worked out from all its trials.
+
+What a large study's ranking costs is not spent again at every event of it: one that took long is shown for a
+while, and says as of which event it is. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from ..optimizer.domain import Study, StudyState
+from ..optimizer.overview import Place, leaderboard
+from ..optimizer.scorer import Aim, rank
+from ..store import Store
+from ..store.marks import Mark
+from .response_schemas.leaderboard import PlaceDocument
+
+MAX_PLACES = 20_000
+"""That are kept of all studies together."""
+PATIENCE = 20.0
+"""A ranking is shown for this many times what it cost, whatever happens meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """The places of one study, best first."""
+
+    as_of: Mark
+    places: tuple[PlaceDocument, ...]
+    made_at_s: float
+    cost_s: float
+
+    def is_good_for(self, mark: Mark) -> bool:
+        """Whether it is still to be shown."""
+        if self.as_of == mark:
+            return True
+        if mark.state is not self.as_of.state:
+            return False
+        return time.monotonic() - self.made_at_s < PATIENCE * self.cost_s
+
+
+class Leaderboards:
+    """Rankings by study, the one used last kept longest."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._kept: OrderedDict[str, Standing] = OrderedDict()
+        self._lock = threading.Lock()
+        self._working = threading.Lock()
+
+    def of(self, mark: Mark) -> Standing:
+        """The ranking of the study with this mark; blocks while it is worked out."""
+        if (found := self._find(mark)) is not None:
+            return found
+        with self._working:  # those who ask meanwhile wait for the same one
+            return self._find(mark) or self._work_out(mark)
+
+    def _find(self, mark: Mark) -> Standing | None:
+        with self._lock:
+            found = self._kept.get(mark.study_id)
+            if found is None or not found.is_good_for(mark):
+                return None
+            self._kept.move_to_end(mark.study_id)
+            return found
+
+    def _work_out(self, mark: Mark) -> Standing:
+        began_s = time.monotonic()
+        study = self._store.get_study(mark.study_id)
+        places = _places(self._store, study)
+        ended_s = time.monotonic()
+        made = Standing(
+            as_of=mark,
+            places=tuple(PlaceDocument.of(place) for place in places),
+            made_at_s=ended_s,
+            cost_s=ended_s - began_s,
+        )
+        with self._lock:
+            self._kept[mark.study_id] = made
+            self._kept.move_to_end(mark.study_id)
+            while len(self._kept) > 1 and sum(len(each.places) for each in self._kept.values()) > MAX_PLACES:
+                self._kept.popitem(last=False)
+        return made
+
+
+def _places(store: Store, study: Study) -> tuple[Place, ...]:
+    limit = study.request.memory_limit_bytes
+    if study.state is StudyState.SUCCEEDED:
+        recommendation = store.get_recommendation(study.id)
+        return leaderboard(store.list_trials(study.id), recommendation, memory_limit_bytes=limit)
+    ranking = rank(store.list_trials(study.id, with_heldout=True), Aim.of(study))
+    return tuple(
+        Place(
+            scored=scored,
+            trial=compared.trial,
+            measurement=compared.measurement,
+            heldout_loss=compared.measurement.heldout_loss,
+            seeds=max(1, len(scored.replicates)),
+            comparison=None,
+            is_recommended=False,
+        )
+        for scored, compared in zip(ranking.scored, ranking.compared, strict=True)
+    )

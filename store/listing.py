@@ -1,0 +1,224 @@
+"""Pages of studies and trials: filtered, sorted, and gone on from a position.
+
+A position is where a page ended, by the sorted column and a key: pages neither repeat nor leave out what was
+there all the time, whatever is added meanwhile. Knows nothing of how positions are written in a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlmodel import col
+
+from ..optimizer.domain import Outcome, Rung, Study, StudyState, Trial, TrialState
+from .database import Database
+from .mapping import study_of, trial_of
+from .marks import Mark, mark_columns, mark_of
+from .tables import StudyRow, TrialRow
+from .transaction import find_study
+
+Position = tuple[Any, int]
+"""The sorted value of the last item of a page, and its key."""
+
+
+class StudySort(StrEnum):
+    """What studies can be sorted by."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    STATE = "state"
+
+
+class TrialSort(StrEnum):
+    """What a study's trials can be sorted by; those that have no such figure come last."""
+
+    NUMBER = "number"
+    SPEED = "speed"
+    MEMORY = "memory"
+    LOSS = "loss"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyFilter:
+    """Which studies; what is left out does not matter."""
+
+    states: tuple[StudyState, ...] = ()
+    model: str | None = None
+    dataset: str | None = None
+    owner: str | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+    text: str | None = None
+    """Part of the model's or the dataset's name, in whatever case, or the beginning of an id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialFilter:
+    """Which trials of a study; what is left out does not matter."""
+
+    rungs: tuple[Rung, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    states: tuple[TrialState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MarkPage:
+    """Studies by their marks, and where the next page begins; None at the end."""
+
+    marks: tuple[Mark, ...]
+    next: Position | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPage:
+    """Trials, and where the next page begins; None at the end."""
+
+    trials: tuple[Trial, ...]
+    next: Position | None
+
+
+_STUDY_COLUMNS = {
+    StudySort.CREATED: col(StudyRow.id),
+    StudySort.UPDATED: col(StudyRow.updated_at),
+    StudySort.STATE: col(StudyRow.state),
+}
+_TRIAL_FIELDS = {
+    TrialSort.NUMBER: "number",
+    TrialSort.SPEED: "speed",
+    TrialSort.MEMORY: "memory_bytes",
+    TrialSort.LOSS: "loss",
+}
+
+
+class Listing(Database):
+    """What the store does to show many studies and trials."""
+
+    def page_studies(
+        self,
+        wanted: StudyFilter,
+        *,
+        limit: int,
+        sort: StudySort = StudySort.CREATED,
+        descending: bool = True,
+        after: Position | None = None,
+        older_than: str | None = None,
+    ) -> MarkPage:
+        """One page of the studies that pass the filter, without their documents.
+
+        Raises:
+            NotFound: no study has the id ``older_than``.
+        """
+        column, key = _STUDY_COLUMNS[sort], col(StudyRow.id)
+        query = select(key, column, *mark_columns()).where(*_study_conditions(wanted))
+        query = _after(query, column, key, after, descending=descending, key_descends=descending)
+        with self._read() as session:
+            if older_than is not None:
+                query = query.where(key < find_study(session, older_than).id)
+            rows = session.execute(query.limit(limit + 1)).all()
+        more = len(rows) > limit
+        marks = tuple(mark_of(*row[2:]) for row in rows[:limit])
+        return MarkPage(marks, (rows[limit - 1][1], rows[limit - 1][0]) if more else None)
+
+    def get_studies(self, study_ids: Sequence[str]) -> list[Study]:
+        """These studies, in this order; those that are not there are left out."""
+        query = select(StudyRow).where(col(StudyRow.ulid).in_(study_ids))
+        with self._read() as session:
+            found = {row.ulid: study_of(row) for row in session.scalars(query)}
+        return [found[study_id] for study_id in study_ids if study_id in found]
+
+    def page_trials(
+        self,
+        study_id: str,
+        wanted: TrialFilter,
+        *,
+        limit: int,
+        sort: TrialSort = TrialSort.NUMBER,
+        descending: bool = False,
+        after: Position | None = None,
+    ) -> TrialPage:
+        """One page of the trials of a study that pass the filter.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        column, key = col(getattr(TrialRow, _TRIAL_FIELDS[sort])), col(TrialRow.number)
+        with self._read() as session:
+            study = find_study(session, study_id)
+            query = select(TrialRow).where(
+                col(TrialRow.study_id) == study.id,
+                *_among(col(TrialRow.rung), wanted.rungs),
+                *_among(col(TrialRow.outcome), wanted.outcomes),
+                *_among(col(TrialRow.state), wanted.states),
+            )
+            rows: list[TrialRow] = []
+            if after is None or after[0] is not None:
+                measured = _after(query.where(column.is_not(None)), column, key, after, descending=descending)
+                rows += session.scalars(measured.limit(limit + 1))
+            if len(rows) <= limit and sort is not TrialSort.NUMBER:
+                rest = query.where(column.is_(None)).order_by(key)
+                if after is not None and after[0] is None:
+                    rest = rest.where(key > after[1])
+                rows += session.scalars(rest.limit(limit + 1 - len(rows)))
+            trials = tuple(trial_of(row, study_id) for row in rows[:limit])
+        last = rows[limit - 1] if len(rows) > limit else None
+        return TrialPage(trials, None if last is None else (getattr(last, _TRIAL_FIELDS[sort]), last.number))
+
+    def get_trials(self, trial_ids: Sequence[str]) -> dict[str, Trial]:
+        """These trials by their ids; those that are not there are left out."""
+        query = select(TrialRow, col(StudyRow.ulid)).join(StudyRow).where(col(TrialRow.ulid).in_(trial_ids))
+        with self._read() as session:
+            return {row.ulid: trial_of(row, study_id) for row, study_id in session.execute(query)}
+
+
+def _study_conditions(wanted: StudyFilter) -> list[ColumnElement[bool]]:
+    found = _among(col(StudyRow.state), wanted.states)
+    if wanted.model is not None:
+        found.append(col(StudyRow.model) == wanted.model)
+    if wanted.dataset is not None:
+        found.append(col(StudyRow.dataset) == wanted.dataset)
+    if wanted.owner is not None:
+        found.append(col(StudyRow.owner) == wanted.owner)
+    if wanted.created_from is not None:
+        found.append(col(StudyRow.created_at) >= wanted.created_from)
+    if wanted.created_before is not None:
+        found.append(col(StudyRow.created_at) < wanted.created_before)
+    if wanted.text:
+        # Asked for by key, so that the index answers it: rows of studies are large.
+        named = select(col(StudyRow.id)).where(
+            or_(
+                col(StudyRow.model).icontains(wanted.text, autoescape=True),
+                col(StudyRow.dataset).icontains(wanted.text, autoescape=True),
+                col(StudyRow.ulid).startswith(wanted.text.upper(), autoescape=True),
+            )
+        )
+        found.append(col(StudyRow.id).in_(named))
+    return found
+
+
+def _among(column: Any, values: Sequence[Any]) -> list[ColumnElement[bool]]:
+    return [column.in_(values)] if values else []
+
+
+def _after(
+    query: Select[Any],
+    column: Any,
+    key: Any,
+    after: Position | None,
+    *,
+    descending: bool,
+    key_descends: bool = False,
+) -> Select[Any]:
+    """The query in order, from a position on."""
+    if after is not None:
+        value, number = after
+        further = key < number if key_descends else key > number
+        beyond = column < value if descending else column > value
+        query = query.where(or_(beyond, and_(column == value, further)))
+    return query.order_by(
+        column.desc() if descending else column.asc(), key.desc() if key_descends else key.asc()
+    )

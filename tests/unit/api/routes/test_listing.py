@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from rankwise.optimizer.domain import Rung, StudyRequest
+from rankwise.store import Store
+
+NO_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+@pytest.fixture
+def stored(client: TestClient, app: FastAPI) -> Store:
+    """The store of the server, which runs."""
+    assert client.get("/healthz").status_code == 200
+    store: Store = app.state.store
+    return store
+
+
+def read_all(client: TestClient, url: str, what: str) -> list[Any]:
+    items: list[Any] = []
+    while url:
+        page = client.get(url).json()
+        items += page[what]
+        url = page["next"]
+    return items
+
+
+def test_studies_are_searched_sorted_and_read_page_by_page(client: TestClient, stored: Store) -> None:
+    ids = [
+        stored.create_study(StudyRequest(model=f"models/{name}", dataset="d.csv")).id
+        for name in ("tiny", "Llama-8B", "llama-70B", "tiny")
+    ]
+    stored.request_cancel(ids[0])
+    for query in (
+        "q=llama&sort=created",
+        "limit=1&q=LLAMA&sort=created",
+        "q=llama&state=queued&sort=created",
+    ):
+        assert [
+            each["id"] for each in read_all(client, f"/v1/studies?sort=created&{query}", "studies")
+        ] == ids[1:3]
+    newest_change = client.get("/v1/studies?sort=-updated&limit=1").json()["studies"]
+    assert [each["id"] for each in newest_change] == [ids[0]]
+    assert len(client.get("/v1/studies?state=queued&state=cancelled").json()["studies"]) == 4
+    assert client.get("/v1/studies", params={"created_after": "2999-01-01"}).json()["studies"] == []
+    for sort in ("created", "-created", "updated", "-updated", "state", "-state"):
+        assert len(read_all(client, f"/v1/studies?limit=1&sort={sort}", "studies")) == 4
+
+
+def test_a_cursor_goes_on_where_the_page_ended(client: TestClient, stored: Store) -> None:
+    for _ in range(3):
+        stored.create_study(StudyRequest(model="m", dataset="d"))
+    page = client.get("/v1/studies?limit=2").json()
+    rest = client.get("/v1/studies", params={"limit": 2, "cursor": page["next_cursor"]}).json()
+    assert len(rest["studies"]) == 1
+    assert (rest["next_cursor"], rest["next"]) == (None, None)
+
+
+@pytest.mark.parametrize("cursor", ["x", "WyI", "bnVsbA", "W10", "é", "WyItY3JlYXRlZCIsMSwtMV0", "!" * 900])
+@pytest.mark.parametrize("path", ["/v1/studies", "/v1/studies/{}/trials", "/v1/studies/{}/leaderboard"])
+def test_a_cursor_that_is_none_is_a_problem(
+    client: TestClient, stored: Store, cursor: str, path: str
+) -> None:
+    study = stored.create_study(StudyRequest(model="m", dataset="d"))
+    answer = client.get(path.format(study.id), params={"cursor": cursor})
+    assert answer.status_code == 422
+    assert [(each["location"], each["pointer"]) for each in answer.json()["errors"]] == [("query", "/cursor")]
+
+
+def test_a_cursor_of_another_order_is_refused(client: TestClient, stored: Store) -> None:
+    for _ in range(2):
+        stored.create_study(StudyRequest(model="m", dataset="d"))
+    cursor = client.get("/v1/studies?limit=1").json()["next_cursor"]
+    answer = client.get("/v1/studies", params={"cursor": cursor, "sort": "updated"})
+    assert answer.status_code == 422
+    assert "of the order -created" in answer.json()["detail"]
+
+
+def test_trials_are_read_page_by_page_in_any_order(client: TestClient, script: Any) -> None:
+    script.play()
+    base = f"/v1/studies/{script.id}/trials"
+    numbers = [each["number"] for each in read_all(client, f"{base}?limit=1&sort=-speed", "trials")]
+    assert numbers == [1, 3, 2]
+    assert [each["number"] for each in client.get(f"{base}?outcome=oom").json()["trials"]] == [2]
+    assert [each["number"] for each in client.get(f"{base}?rung=train&sort=loss").json()["trials"]] == [3]
+    one = client.get(base).json()["trials"][1]
+    assert client.get(f"{base}/{one['id']}").json() == one
+    assert client.get(f"/v1/studies/{NO_ID}/trials/{one['id']}").status_code == 404
+
+
+def test_the_leaderboard_shows_what_is_recommended_first(client: TestClient, script: Any) -> None:
+    path = f"/v1/studies/{script.id}/leaderboard"
+    assert client.get(path).json()["places"] == []
+    script.play()
+    board = client.get(path).json()
+    best = client.get(f"/v1/studies/{script.id}/recommendation").json()
+    assert [(each["rank"], each["trial_id"]) for each in board["places"]] == [
+        (each["rank"], each["trial_id"]) for each in best["ranking"]
+    ]
+    first = board["places"][0]
+    assert (first["trial_id"], first["is_recommended"]) == (best["trial_id"], True)
+    assert (first["speed"], first["heldout_loss"]) == (
+        best["evidence"]["tokens_per_s"],
+        best["evidence"]["heldout_loss"],
+    )
+
+
+def test_the_leaderboard_of_a_study_that_runs_is_ranked_by_what_there_is(
+    client: TestClient, script: Any, candidates: Any, probed: Any
+) -> None:
+    script.begin()
+    slow, fast = (replace(candidates[0], micro_batch=rows) for rows in (1, 2))
+    for candidate, speed in ((slow, 100.0), (fast, 200.0)):
+        script.run(candidate, Rung.PROBE, replace(probed, tokens_per_s=speed))
+    path = f"/v1/studies/{script.id}/leaderboard"
+    board = client.get(path).json()
+    assert [(each["number"], each["speed"], each["is_recommended"]) for each in board["places"]] == [
+        (2, 200.0, False),
+        (1, 100.0, False),
+    ]
+    pages = [client.get(path, params={"limit": 1}).json()]
+    pages.append(client.get(path, params={"limit": 1, "cursor": pages[0]["next_cursor"]}).json())
+    assert [page["places"][0] for page in pages] == board["places"]
+    assert (pages[1]["next_cursor"], board["compared"]) == (None, 2)
+
+
+def test_a_page_that_is_known_is_not_sent_again(client: TestClient, script: Any) -> None:
+    script.play()
+    base = f"/v1/studies/{script.id}"
+    for path in (
+        "/v1/studies",
+        base,
+        f"{base}/trials",
+        f"{base}/leaderboard",
+        f"{base}/events",
+        f"{base}/recommendation",
+        f"{base}/report",
+    ):
+        answer = client.get(path)
+        tag = answer.headers["ETag"]
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+        for value in (tag, f'"other", {tag}', tag.removeprefix("W/"), "*"):
+            again = client.get(path, headers={"If-None-Match": value})
+            assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", tag), path
+        assert client.get(path, headers={"If-None-Match": 'W/"other"'}).status_code == 200
+    tags = {client.get(f"{base}/trials?limit={limit}").headers["ETag"] for limit in (1, 2, 3)}
+    assert len(tags) == 3
+
+
+def test_a_tag_changes_with_the_study(client: TestClient, stored: Store) -> None:
+    study = stored.create_study(StudyRequest(model="m", dataset="d"))
+    paths = ["/v1/studies", f"/v1/studies/{study.id}", f"/v1/studies/{study.id}/events"]
+    tags = [client.get(path).headers["ETag"] for path in paths]
+    stored.append_event(study.id, "note", {})
+    for path, tag in zip(paths, tags, strict=True):
+        assert client.get(path, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_a_read_waits_for_the_end_if_it_is_asked_to(client: TestClient, stored: Store) -> None:
+    study = stored.create_study(StudyRequest(model="m", dataset="d"))
+    answer = client.get(f"/v1/studies/{study.id}", headers={"Prefer": "wait=0"})
+    assert (answer.headers["Preference-Applied"], answer.json()["state"]) == ("wait=0", "queued")
+    stored.request_cancel(study.id)
+    answer = client.get(f"/v1/studies/{study.id}", headers={"Prefer": "wait=600"})
+    assert answer.json()["state"] == "cancelled"
