@@ -4,6 +4,7 @@
     ├── InputError                the request cannot be served as written      exit 2 / HTTP 422
     │   ├── ModelError            … because of the model                       exit 2 / HTTP 422
     │   ├── DatasetError          … because of the data                        exit 2 / HTTP 422
+    │   ├── KeyReused             … its key came with another request before   exit 2 / HTTP 422
     │   └── PathNotAllowed        … the path lies outside the allowed roots    exit 2 / HTTP 403
     ├── NotFound                  no such study, trial or recommendation       exit 2 / HTTP 404
     ├── Conflict                  the object's state forbids the operation     exit 2 / HTTP 409
@@ -47,6 +48,10 @@ class ModelError(InputError):
 
 class DatasetError(InputError):
     """The dataset is missing, unreadable or has no usable column."""
+
+
+class KeyReused(InputError):
+    """An idempotency key came before with another request."""
 
 
 class PathNotAllowed(InputError):

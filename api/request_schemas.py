@@ -5,6 +5,7 @@ Sizes are bytes and durations seconds, or text with a unit. Knows nothing of rou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Annotated, Any
@@ -83,6 +84,21 @@ def _refused_command(command: tuple[str, ...], info: ValidationInfo) -> tuple[st
     return command
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinity, though Python's parser reads them, and 1e999 as one."""
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, float) and not math.isfinite(part):
+            raise PydanticCustomError("finite_number", "Input should be a finite number")
+        if isinstance(part, dict):
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return value
+
+
+Document = Annotated[dict[str, Any], AfterValidator(_finite)]
 Size = Annotated[int, _parsed_by(parse_bytes, written_as=int | str)]
 Duration = Annotated[float, _parsed_by(parse_seconds, written_as=float | str)]
 Share = Annotated[float, _parsed_by(parse_share, written_as=float | str)]
@@ -176,7 +192,7 @@ class StudyBody(_Body):
     model: Source
     """Folder of a model with safetensors weights, a bare ``config.json``, a hub id, or a factory
     ``package.module:name`` that the operator listed."""
-    model_arguments: dict[str, Any] = Field(default={}, max_length=100)
+    model_arguments: Document = Field(default={}, max_length=100)
     """Keyword arguments of the factory."""
     dataset: Source
     """File or folder of files (CSV, TSV, JSON Lines, Parquet, text, ``.npz``), folder of images in a folder
@@ -233,7 +249,7 @@ class StudyBody(_Body):
     """Tried first, in this order."""
     lora: LoraBody | None = None
     """Tried before the presets."""
-    baseline: Annotated[str, Field(min_length=1, max_length=256 * 2**10)] | dict[str, Any] | None = None
+    baseline: Annotated[str, Field(min_length=1, max_length=256 * 2**10)] | Document | None = None
     """What is trained with now: a trainer's file, as text or as its keys. It is tried first, as it is."""
     only_presets: Switch = False
     """Only the presets and ``lora``, and nothing after them."""

@@ -16,16 +16,16 @@ from .devices import Devices
 from .estimates import Estimates
 from .figures import FigureReading
 from .history import History
+from .idempotency import Idempotency
 from .listing import Listing
 from .marks import Marks
 from .measurements import Measurements
-from .studies import Studies
 from .tokens import Tokens
 from .trials import Trials
 
 
 class Store(
-    Studies,
+    Idempotency,
     Marks,
     Listing,
     Estimates,

@@ -18,7 +18,7 @@ from .database import Database
 from .events import EventKind
 from .mapping import document, recommendation_of, study_of
 from .tables import AttemptRow, RecommendationRow, StudyRow, TrialRow
-from .transaction import find_study, new_id, require_running
+from .transaction import Transaction, find_study, new_id, require_running
 from .transitions import STUDY_SOURCES
 
 
@@ -28,20 +28,7 @@ class Studies(Database):
     def create_study(self, request: StudyRequest, *, owner: str | None = None) -> Study:
         """Put a study into the queue, for whoever goes by the name ``owner``."""
         with self._write() as transaction:
-            row = StudyRow(
-                ulid=new_id(),
-                request=document(request),
-                owner=owner,
-                state=StudyState.QUEUED,
-                created_at=transaction.now,
-                updated_at=transaction.now,
-                model=request.model,
-                dataset=request.dataset,
-            )
-            transaction.session.add(row)
-            transaction.session.flush()
-            transaction.append_event(row, EventKind.STUDY_CREATED, events.study_created(request))
-            return study_of(row)
+            return study_of(self._add_study(transaction, request, owner))
 
     def get_study(self, study_id: str) -> Study:
         """One study.
@@ -229,3 +216,19 @@ class Studies(Database):
             f"study {study_id} has no recommendation yet: it is {study.state}",
             next_step=f"run it to its end with `rankwise recommend --resume {study_id}`",
         )
+
+    def _add_study(self, transaction: Transaction, request: StudyRequest, owner: str | None) -> StudyRow:
+        row = StudyRow(
+            ulid=new_id(),
+            request=document(request),
+            owner=owner,
+            state=StudyState.QUEUED,
+            created_at=transaction.now,
+            updated_at=transaction.now,
+            model=request.model,
+            dataset=request.dataset,
+        )
+        transaction.session.add(row)
+        transaction.session.flush()
+        transaction.append_event(row, EventKind.STUDY_CREATED, events.study_created(request))
+        return row

@@ -260,6 +260,18 @@ class EventRow(Row, table=True):
     created_at: datetime = Field(sa_column=_moment())
 
 
+class IdempotencyRow(Row, table=True):
+    """A request that made a study, by the key that its caller gave it."""
+
+    __tablename__ = "idempotency"
+
+    caller: str = Field(primary_key=True)
+    key: str = Field(primary_key=True, max_length=255)
+    fingerprint: str = Field(max_length=64)
+    study_id: int = Field(foreign_key="study.id")
+    created_at: datetime = Field(sa_column=_moment(index=True))
+
+
 class RecommendationRow(Row, table=True):
     """What a succeeded study recommends."""
 

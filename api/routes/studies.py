@@ -36,6 +36,7 @@ from ..submission import InvalidRequest, examine_request
 from .dependencies import LookoutDep, SettingsDep, StoreDep, require_json
 from .freshness import NOT_MODIFIED, fresh_tag, json_answer, unchanged
 from .paging import Cursor, next_path, read_cursor, read_sort, refused, write_cursor
+from .repeating import REPLAYED, IdempotencyKey, fingerprint
 from .waiting import preferred_wait, wait_until_final
 
 MAX_PAGE = 200
@@ -68,10 +69,13 @@ async def create_study(
     caller: SubmitterDep,
     body: Annotated[StudyBody, Body(openapi_examples=STUDY_EXAMPLES)],
     prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> StudyDocument | Response:
-    """Store a study; with ``Prefer: wait=N``, stay until it has ended or the time is over."""
-    study = await run_in_threadpool(_submit, store, settings, body, caller)
-    headers = {"Location": study_path(study.id)}
+    """Store a study; with ``Prefer: wait=N``, stay until it has ended or the time is over. With an
+    ``Idempotency-Key``, a request that is sent again is answered with the study that it made."""
+    once = None if idempotency_key is None else (idempotency_key, fingerprint(await request.body()))
+    study, is_new = await run_in_threadpool(_submit, store, settings, body, caller, once)
+    headers = {"Location": study_path(study.id)} | ({} if is_new else {REPLAYED: "true"})
     wait_s = preferred_wait(prefer or [])
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s}"
@@ -270,7 +274,12 @@ def _in_utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
 
-def _submit(store: Store, settings: ServerSettings, body: StudyBody, caller: Caller) -> Study:
+def _submit(
+    store: Store, settings: ServerSettings, body: StudyBody, caller: Caller, once: tuple[str, str] | None
+) -> tuple[Study, bool]:
+    """The study, and whether it is new; ``once`` are a key and what is asked for under it."""
+    if once is not None and (known := store.find_study_by_key(caller.name, *once)):
+        return known, False
     request, problems = examine_request(
         body.to_request(),
         roots=settings.allowed_roots,
@@ -279,7 +288,10 @@ def _submit(store: Store, settings: ServerSettings, body: StudyBody, caller: Cal
     )
     if problems:
         raise InvalidRequest(problems)
-    return store.create_study(request, owner=caller.name)
+    if once is None:
+        return store.create_study(request, owner=caller.name), True
+    key, told = once
+    return store.create_study_once(request, owner=caller.name, key=key, fingerprint=told)
 
 
 def _study_document(store: Store, study: Study) -> StudyDocument:
