@@ -44,6 +44,11 @@ class Home:
         return self.root / "cache" / "tokens"
 
     @property
+    def uploads(self) -> Path:
+        """Datasets that were sent to the service, each under the hash of its content."""
+        return self.root / "uploads"
+
+    @property
     def logs(self) -> Path:
         """Logs of the supervisor and the warm server."""
         return self.root / "logs"
@@ -68,7 +73,7 @@ class Home:
         Raises:
             InputError: the file system does not allow it.
         """
-        for folder in (self.root, self.tokens, self.logs, self.run, self.root / "trials"):
+        for folder in (self.root, self.tokens, self.uploads, self.logs, self.run, self.root / "trials"):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 SESSION_PATH = "/v1/session"
+DATASETS_PATH = "/v1/datasets"
 LOGIN_PATH = "/login"
 OPEN_PATHS = frozenset(("/healthz", "/readyz", LOGIN_PATH))
 """Answered whoever asks: whether the server lives, and where to say who one is."""

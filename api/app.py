@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from .. import __version__
 from ..runners.jobs import Inquiries
 from ..store import Store
+from .access import DATASETS_PATH
 from .authentication import Authentication
 from .board import Boards
 from .credentials import Credentials
@@ -21,11 +22,25 @@ from .leaderboard import Leaderboards
 from .lookout import Lookout
 from .page_files import PageFiles
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
-from .routes import board, checks, estimates, events, host, models, pages, session, studies, tokens, trials
+from .routes import (
+    board,
+    checks,
+    datasets,
+    estimates,
+    events,
+    host,
+    models,
+    pages,
+    session,
+    studies,
+    tokens,
+    trials,
+)
 from .routes.turns import Turns
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
 from .supervision import Supervision
+from .uploads import UploadFolder
 
 DESCRIPTION = """\
 Finds the fine-tuning configuration to run for a model, a dataset and the hardware at hand, from
@@ -69,6 +84,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         app.state.store, app.state.supervision = store, supervision
         app.state.lookout = lookout = Lookout(store)
         app.state.boards = Boards(store)
+        await run_in_threadpool(uploads.clear_forgotten)
         app.state.credentials = credentials = Credentials(store)
         app.state.leaderboards = Leaderboards(store)
         app.state.inquiries = inquiries = Inquiries(settings.home)
@@ -96,6 +112,8 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     )
     app.state.settings = settings
     app.state.turns = Turns()
+    app.state.upload_turns = Turns(datasets.AT_ONCE)
+    app.state.uploads = uploads = UploadFolder(settings.home.uploads, limit_bytes=settings.upload_limit_bytes)
     app.state.page_files = PageFiles()
     app.include_router(pages.router)
     app.include_router(studies.router)
@@ -107,8 +125,9 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.include_router(models.router)
     app.include_router(host.router)
     app.include_router(session.router)
+    app.include_router(datasets.router)
     app.include_router(tokens.router)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, streamed=(("POST", DATASETS_PATH),))
     app.add_middleware(Authentication, is_required=settings.require_token)
     app.add_middleware(SameSite, allowed_hosts=settings.allowed_hosts)
     install_problem_handlers(app)

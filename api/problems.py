@@ -30,11 +30,15 @@ from ..errors import (
 )
 from .request_schemas import POINTERS, UNIT_ERROR
 from .submission import InvalidRequest
+from .uploads import DiskFull, UploadTooLarge, UploadTooSlow
 
 MEDIA_TYPE = "application/problem+json"
 
 _STATUS_BY_ERROR: Sequence[tuple[type[RankwiseError], int]] = (
     (PathNotAllowed, HTTPStatus.FORBIDDEN),
+    (UploadTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (UploadTooSlow, HTTPStatus.REQUEST_TIMEOUT),
+    (DiskFull, HTTPStatus.INSUFFICIENT_STORAGE),
     (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (NotFound, HTTPStatus.NOT_FOUND),
     (Conflict, HTTPStatus.CONFLICT),

@@ -7,7 +7,7 @@ and what browsers say of where a request comes from (Fetch Metadata) stops reads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 
 import anyio
@@ -90,16 +90,25 @@ class BodyLimit:
     takes longer than ``seconds`` to arrive.
 
     The length that the client declares is checked first, what arrives is counted in any case. Behind
-    ``authentication.py``, so that nothing of strangers is kept.
+    ``authentication.py``, so that nothing of strangers is kept. Routes (method, path) that are ``streamed``
+    count for themselves.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int = MAX_BODY_BYTES, seconds: float = BODY_S) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_bytes: int = MAX_BODY_BYTES,
+        seconds: float = BODY_S,
+        streamed: Collection[tuple[str, str]] = (),
+    ) -> None:
         self.app = app
+        self.streamed = frozenset(streamed)
         self.max_bytes = max_bytes
         self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or (scope["method"], scope["path"]) in self.streamed:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")

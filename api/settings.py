@@ -12,6 +12,7 @@ import psutil
 
 from ..errors import InputError
 from ..home import Home
+from .uploads import DEFAULT_LIMIT_BYTES
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -34,7 +35,10 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8321
     allowed_roots: tuple[Path, ...] = ()
-    """Folders that models and data must lie in; empty means :func:`default_roots`."""
+    """Folders that models and data must lie in, beside uploads. Empty means :func:`default_roots`, or none
+    where others than those on this machine may ask."""
+    upload_limit_bytes: int = DEFAULT_LIMIT_BYTES
+    """The largest dataset that may be sent."""
     allow_remote_code: bool = False
     allowed_factories: tuple[str, ...] = ()
     """``package.module:factory`` that requests may name, with ``*`` for any part: their code runs here."""
@@ -46,10 +50,11 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise InputError(f"port {self.port} does not exist", next_step="use 1 to 65535, or 0 for any")
-        roots = self.allowed_roots or default_roots(self.home)
-        object.__setattr__(self, "allowed_roots", tuple(root.expanduser().resolve() for root in roots))
         reachable = not _is_loopback(self.host) or not all(map(_is_loopback, self.allowed_hosts))
         object.__setattr__(self, "require_token", self.require_token or reachable)
+        roots = self.allowed_roots or (() if self.require_token else default_roots(self.home))
+        resolved = (root.expanduser().resolve() for root in (*roots, self.home.uploads))
+        object.__setattr__(self, "allowed_roots", tuple(dict.fromkeys(resolved)))
         names = dict.fromkeys((*own_names(self.host), *self.allowed_hosts))
         object.__setattr__(self, "allowed_hosts", tuple(names))
 

@@ -115,8 +115,12 @@ def examine_request(
     roots: Sequence[Path] | None,
     allow_remote_code: bool = False,
     factories: Collection[str] | None = None,
+    locate: Callable[[str], str] = str,
 ) -> tuple[StudyRequest, tuple[RequestProblem, ...]]:
-    """Like :func:`check_request`, with the problems returned: empty where the request may be stored."""
+    """Like :func:`check_request`, with the problems returned: empty where the request may be stored.
+
+    ``locate`` says where a dataset lies that is named in a way of its own, as uploads are.
+    """
     problems = [
         *range_problems(request),
         *_weight_problems(request),
@@ -146,6 +150,7 @@ def examine_request(
 
     def dataset(source: str) -> str:
         check_asked(request.asked)
+        source = locate(source)
         if is_hub_dataset(source):
             return source
         path = resolve_dataset(source, allowed_roots=roots)

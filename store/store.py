@@ -22,6 +22,7 @@ from .marks import Marks
 from .measurements import Measurements
 from .tokens import Tokens
 from .trials import Trials
+from .uploads import Uploads
 
 
 class Store(
@@ -36,6 +37,7 @@ class Store(
     History,
     FigureReading,
     Tokens,
+    Uploads,
 ):
     """The memory of one ``RANKWISE_HOME``, or of several: safe to share between threads and processes.
 

@@ -282,6 +282,24 @@ class RecommendationRow(Row, table=True):
     created_at: datetime = Field(sa_column=_moment())
 
 
+class UploadRow(Row, table=True):
+    """A dataset that somebody sent. The same one from two is two rows and one file."""
+
+    __tablename__ = "upload"
+    __table_args__ = (
+        UniqueConstraint("upload", "owner"),
+        CheckConstraint("size_bytes >= 0", name="size"),
+    )
+
+    id: int = Field(default=None, primary_key=True)
+    upload: str = Field(max_length=80)
+    """SHA-256 of the content, with the extension."""
+    owner: str = Field(max_length=64)
+    filename: str = Field(max_length=255)
+    size_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    created_at: datetime = Field(sa_column=_moment())
+
+
 class AccessTokenRow(Row, table=True):
     """A secret that the service accepts, or accepted: its digest, whose it is and what it allows."""
 

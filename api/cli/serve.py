@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import InputError
+from ..units import parse_bytes
 from .console import EXIT_FAILED, print_note
 from .places import home_to_work_in
 
@@ -56,9 +57,13 @@ def serve(
             exists=True,
             file_okay=False,
             help="Folder that models and data may lie in; may be repeated. "
-            "If left out: this folder, $RANKWISE_HOME and installed packages.",
+            "If left out: this folder, $RANKWISE_HOME and installed packages; uploads alone where tokens are "
+            "demanded.",
         ),
     ] = None,
+    upload_limit: Annotated[
+        str, typer.Option(metavar="SIZE", help="The largest dataset that may be sent.")
+    ] = "2GiB",
     allow_remote_code: Annotated[
         bool, typer.Option("--allow-remote-code", help="Run code that comes with a model. Trust its author.")
     ] = False,
@@ -86,6 +91,7 @@ def serve(
         allowed_factories=tuple(allow_factory or ()),
         allowed_hosts=tuple(allow_host or ()),
         require_token=require_token,
+        upload_limit_bytes=parse_bytes(upload_limit),
     )
     with closing(Store.open(settings.home.database)) as store:  # said here, not in a traceback later
         if settings.require_token:

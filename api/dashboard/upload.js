@@ -14,8 +14,8 @@ export function Upload({ onDone }) {
     setWrong(false);
     setSaid(`sending ${file.name}, ${bytes(file.size)} …`);
     try {
-      const stored = await ask(`/v1/uploads?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
-      onDone(stored.path || stored.dataset || stored.id);
+      const stored = await ask(`/v1/datasets?filename=${encodeURIComponent(file.name)}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      onDone(stored.dataset);
       setSaid(`${file.name} is on the server`);
     } catch (error) {
       setWrong(true);

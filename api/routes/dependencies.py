@@ -13,6 +13,7 @@ from ..leaderboard import Leaderboards
 from ..lookout import Lookout
 from ..settings import ServerSettings
 from ..supervision import Supervision
+from ..uploads import UploadFolder
 
 
 def _store(request: Request) -> Store:
@@ -50,6 +51,11 @@ def _leaderboards(request: Request) -> Leaderboards:
     return leaderboards
 
 
+def _uploads(request: Request) -> UploadFolder:
+    uploads: UploadFolder = request.app.state.uploads
+    return uploads
+
+
 def require_json(request: Request) -> None:
     """Tell a forgotten ``-H 'Content-Type: application/json'`` from a body that is wrong."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -64,3 +70,4 @@ InquiriesDep = Annotated[Inquiries, Depends(_inquiries)]
 SupervisionDep = Annotated[Supervision | None, Depends(_supervision)]
 LookoutDep = Annotated[Lookout, Depends(_lookout)]
 LeaderboardsDep = Annotated[Leaderboards, Depends(_leaderboards)]
+UploadsDep = Annotated[UploadFolder, Depends(_uploads)]

@@ -33,7 +33,8 @@ from ..response_schemas.recommendations import DifferenceDocument, Recommendatio
 from ..response_schemas.studies import StudyDocument, StudyList
 from ..settings import ServerSettings
 from ..submission import InvalidRequest, examine_request
-from .dependencies import LookoutDep, SettingsDep, StoreDep, require_json
+from ..uploads import UploadFolder
+from .dependencies import LookoutDep, SettingsDep, StoreDep, UploadsDep, require_json
 from .freshness import NOT_MODIFIED, fresh_tag, json_answer, unchanged
 from .paging import Cursor, next_path, read_cursor, read_sort, refused, write_cursor
 from .repeating import REPLAYED, IdempotencyKey, fingerprint
@@ -66,6 +67,7 @@ async def create_study(
     store: StoreDep,
     settings: SettingsDep,
     lookout: LookoutDep,
+    uploads: UploadsDep,
     caller: SubmitterDep,
     body: Annotated[StudyBody, Body(openapi_examples=STUDY_EXAMPLES)],
     prefer: Prefer = None,
@@ -74,7 +76,7 @@ async def create_study(
     """Store a study; with ``Prefer: wait=N``, stay until it has ended or the time is over. With an
     ``Idempotency-Key``, a request that is sent again is answered with the study that it made."""
     once = None if idempotency_key is None else (idempotency_key, fingerprint(await request.body()))
-    study, is_new = await run_in_threadpool(_submit, store, settings, body, caller, once)
+    study, is_new = await run_in_threadpool(_submit, store, settings, uploads, body, caller, once)
     headers = {"Location": study_path(study.id)} | ({} if is_new else {REPLAYED: "true"})
     wait_s = preferred_wait(prefer or [])
     if wait_s is not None:
@@ -275,7 +277,12 @@ def _in_utc(moment: datetime | None) -> datetime | None:
 
 
 def _submit(
-    store: Store, settings: ServerSettings, body: StudyBody, caller: Caller, once: tuple[str, str] | None
+    store: Store,
+    settings: ServerSettings,
+    uploads: UploadFolder,
+    body: StudyBody,
+    caller: Caller,
+    once: tuple[str, str] | None,
 ) -> tuple[Study, bool]:
     """The study, and whether it is new; ``once`` are a key and what is asked for under it."""
     if once is not None and (known := store.find_study_by_key(caller.name, *once)):
@@ -285,6 +292,7 @@ def _submit(
         roots=settings.allowed_roots,
         allow_remote_code=settings.allow_remote_code,
         factories=settings.allowed_factories,
+        locate=uploads.resolve,
     )
     if problems:
         raise InvalidRequest(problems)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.errors import NotFound
+from rankwise.errors import Conflict, NotFound
 from rankwise.optimizer.domain import StudyRequest
 from rankwise.roles import Role
 from rankwise.store import Store
@@ -126,3 +126,26 @@ def test_a_study_remembers_who_asked_for_it(store: Store) -> None:
     assert store.create_study(request).owner is None
     study = store.create_study(request, owner="ci")
     assert store.get_study(study.id).owner == "ci"
+
+
+def test_uploads_are_noted_once_for_each_who_sent_them(store: Store) -> None:
+    first = store.add_upload("a.csv", owner="ada", filename="reviews.csv", size_bytes=5 * 2**30)
+    assert store.add_upload("a.csv", owner="ada", filename="again.csv", size_bytes=1) == first
+    store.add_upload("a.csv", owner="bob", filename="other.csv", size_bytes=5 * 2**30)
+    assert [upload.owner for upload in store.find_upload("a.csv")] == ["ada", "bob"]
+    assert [upload.owner for upload in store.list_uploads()] == ["bob", "ada"]
+    assert not store.remove_upload("a.csv", owner="ada", path="uploads/a.csv")
+    with pytest.raises(NotFound):
+        store.remove_upload("a.csv", owner="ada", path="uploads/a.csv")
+    assert store.remove_upload("a.csv", owner=None, path="uploads/a.csv")
+    with pytest.raises(NotFound):
+        store.find_upload("a.csv")
+
+
+def test_an_upload_that_a_study_needs_stays(store: Store) -> None:
+    store.add_upload("a.csv", owner="ada", filename="reviews.csv", size_bytes=1)
+    study = store.create_study(StudyRequest(model="models/tiny", dataset="uploads/a.csv"))
+    with pytest.raises(Conflict, match=study.id):
+        store.remove_upload("a.csv", owner="ada", path="uploads/a.csv")
+    store.request_cancel(study.id)
+    assert store.remove_upload("a.csv", owner="ada", path="uploads/a.csv")

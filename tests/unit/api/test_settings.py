@@ -58,6 +58,13 @@ def test_files_may_lie_here_in_the_home_and_in_installed_packages(
 
 
 def test_roots_of_the_operators_replace_the_default_ones(home: Home, tmp_path: Path) -> None:
-    assert ServerSettings(home=home, allowed_roots=(tmp_path / "a" / "..",)).allowed_roots == (
+    allowed = ServerSettings(home=home, allowed_roots=(tmp_path / "a" / "..",)).allowed_roots
+    assert allowed == (tmp_path.resolve(), home.uploads.resolve())
+
+
+def test_strangers_name_nothing_but_what_the_operator_listed_and_uploads(home: Home, tmp_path: Path) -> None:
+    assert ServerSettings(home=home, require_token=True).allowed_roots == (home.uploads.resolve(),)
+    assert ServerSettings(home=home, host="0.0.0.0", allowed_roots=(tmp_path,)).allowed_roots == (  # noqa: S104
         tmp_path.resolve(),
+        home.uploads.resolve(),
     )
