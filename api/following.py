@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..errors import RunnerError
 from ..home import Home
 from ..optimizer.domain import Event, Study, StudyRequest, StudyState, Trial
+from ..runners.place import place_of
 from ..runners.supervisor_process import SupervisorProcess, lock_holder
 from ..store import Store
 from ..store.events import BASELINE_LEFT_OUT, EventKind
@@ -51,7 +52,7 @@ def follow(
     try:
         while True:
             # Asked before the study is read: a supervisor that ends in between has just finished the study.
-            in_hand = keeper.has_supervisor()
+            in_hand = keeper.has_supervisor() or is_run_elsewhere(store, study_id, home)
             events = store.events_after(study_id, seen)
             study = store.get_study(study_id)
             for sentence in _notices(events):
@@ -104,6 +105,12 @@ def _notices(events: Sequence[Event]) -> Iterator[str]:
             what = "disturbed" if event.kind == EventKind.TRIAL_DISTURBED else "lost"
             number, attempt = event.payload["number"], event.payload["attempt"]
             yield f"trial {number}, attempt {attempt}, {what}: {event.payload['reason']}"
+
+
+def is_run_elsewhere(store: Store, study_id: str, home: Home) -> bool:
+    """Whether a supervisor of another home, on whatever machine, has the study in hand."""
+    holder = store.holder_of(study_id)
+    return holder is not None and holder.place != place_of(home)
 
 
 class _Keeper:

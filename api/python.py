@@ -21,6 +21,7 @@ from ..optimizer.overview import enumerated_of
 from ..optimizer.trainers.formats import named_format
 from ..runners.exporting import Export
 from ..runners.exporting import export as make_export
+from ..runners.place import reservation
 from ..runners.ready_files import write_texts
 from ..store import Store
 from .asking import StudyOptions, read_request
@@ -189,7 +190,8 @@ def recommend(
         read_request(model, dataset, **options), roots=None, allow_remote_code=allow_remote_code
     )
     with working_home(_home(home)) as place, closing(Store.open(place.database)) as store:
-        study = follow(store, store.create_study(request).id, place, allow_remote_code=allow_remote_code)
+        study_id = store.create_study(request, reserved_for=reservation(place)).id
+        study = follow(store, study_id, place, allow_remote_code=allow_remote_code)
         if error := failure_of(study):
             raise error
         found = Recommendation(

@@ -53,7 +53,7 @@ from rankwise.probes.profiles import (
     TaskKind,
     TaskProfile,
 )
-from rankwise.store import Store
+from rankwise.store import Store, Worker
 from rankwise.store.events import EventKind, trial_finished, trial_planned
 from rankwise.store.mapping import document, heldout_document, measured, trial_of
 from rankwise.store.tables import EstimateRow, HeldoutRow, TrialRow
@@ -213,9 +213,11 @@ def seed_study(
     study = store.create_study(
         StudyRequest(**{**asked, "budget_s": 86_400.0, "max_trials": 10_000, **request})
     )
-    store.claim_study(only=study.id)
-    store.save_facts(study.id, facts())
-    store.append_event(study.id, "search.started", {"candidates": trials + trials // 3})
+    claim = store.claim_study(Worker(name="seeding", place="nowhere"), only=study.id)
+    if claim is None:
+        raise RuntimeError("another worker has taken the study in hand")
+    store.save_facts(claim, facts())
+    store.append_event(claim, "search.started", {"candidates": trials + trials // 3})
     _write_trials(store, study, trials, seed)
     if not is_running:
         done = store.list_trials(study.id, with_heldout=True)
@@ -227,7 +229,7 @@ def seed_study(
             measured_s=sum(trial.measurement.measured_s for trial in done if trial.measurement),
             stopped="nothing that is left promises more",
         )
-        store.finish_study(study.id, StudyState.SUCCEEDED, None, found)
+        store.finish_study(claim, StudyState.SUCCEEDED, None, found)
     return study.id
 
 

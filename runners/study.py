@@ -6,6 +6,7 @@ ended the last one, goes on where the evidence ends. Knows nothing about how pro
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from ..errors import RankwiseError, RunnerError, StaleFence
+from ..errors import RankwiseError, RunnerError, StaleFence, StoreError
 from ..home import Home
 from ..optimizer.baseline import place
 from ..optimizer.codec import to_json
@@ -46,7 +47,7 @@ from ..optimizer.spreading import alike_gpus
 from ..optimizer.trainers.writing import deepspeed_config
 from ..probes.gpu import read_again
 from ..probes.profiles import GpuProfile
-from ..store import Claim, Store
+from ..store import HEARTBEAT_S, Claim, Store, StudyClaim
 from ..store.events import BASELINE_LEFT_OUT
 from .classify import Ending, classify
 from .device_care import DeviceCare
@@ -67,10 +68,9 @@ from .messages import JUDGING, TrialSpec
 from .warm_client import Job, WarmServer, read_tail
 from .watch import DeviceWatch
 
-HEARTBEAT_S = 10.0
 SERVER_STARTS = 3
-LEASE_S = 45.0
 POLL_S = 0.1
+DEVICE_POLL_S = 1.0
 CANCEL_CHECK_S = 0.5
 WAIT_S = 2.0
 """Between looks at devices that cannot be used now."""
@@ -98,7 +98,7 @@ class StudyRun:
 
     store: Store
     home: Home
-    study: Study
+    claim: StudyClaim
     warm_server: Callable[[], WarmServer]
     """Gives a live warm server, starting one where the last has died."""
     should_stop: Callable[[], bool]
@@ -113,24 +113,37 @@ class StudyRun:
     """Of what is fetched, by kind: so much must have come before the next event."""
     _extensions: set[str] = field(default_factory=set)
     """Offloads that DeepSpeed's compiled parts are at hand for."""
+    _next_renewal_s: float = field(default_factory=lambda: time.monotonic() + HEARTBEAT_S)
+
+    @property
+    def study(self) -> Study:
+        """The study, as it was when it was claimed."""
+        return self.claim.study
 
     def run(self) -> None:
         """Bring the study to an end, whatever it is.
 
         Raises:
             Interrupted: the supervisor is to stop.
+            StaleFence: the claim is over: somebody held this supervisor for dead.
+            StoreError: the database cannot be used: what became of the study is not known.
         """
-        study_id = self.study.id
         try:
-            facts = self.study.facts or self.prepare()
+            facts = self.facts_from_before() or self.prepare()
             stopped = self.search(facts)
             chosen = self.choose(stopped)
         except Cancelled:
-            self.store.finish_study(study_id, StudyState.CANCELLED, "cancelled on request")
+            self.store.finish_study(self.claim, StudyState.CANCELLED, "cancelled on request")
+        except (StaleFence, StoreError):
+            raise
         except RankwiseError as error:
-            self.store.finish_study(study_id, StudyState.FAILED, f"{type(error).__name__}: {error}")
+            self.store.finish_study(self.claim, StudyState.FAILED, f"{type(error).__name__}: {error}")
         else:
-            self.store.finish_study(study_id, StudyState.SUCCEEDED, None, chosen)
+            self.store.finish_study(self.claim, StudyState.SUCCEEDED, None, chosen)
+
+    def facts_from_before(self) -> StudyFacts | None:
+        """What an earlier run of the study found, where it ran here: elsewhere, paths and devices differ."""
+        return None if self.claim.moved else self.study.facts
 
     def prepare(self) -> StudyFacts:
         """Probe machine, model and data, and store what was found."""
@@ -147,7 +160,7 @@ class StudyRun:
         facts = read_facts(job)
         alike = self.store.list_alike(facts.model.structure_sha256, facts.dataset.task.kind)
         facts = replace(facts, known=learn(alike))
-        self.store.save_facts(self.study.id, facts)
+        self.store.save_facts(self.claim, facts)
         return facts
 
     def fetch(self) -> Fetched:
@@ -168,7 +181,7 @@ class StudyRun:
             if kind in ("model", "dataset") and found is not None:
                 told = {"kind": kind, "source": getattr(request, kind), "revision": found["revision"]}
                 self.store.append_event(
-                    self.study.id, "source.fetched", told | {"arrived_bytes": found["arrived_bytes"]}
+                    self.claim, "source.fetched", told | {"arrived_bytes": found["arrived_bytes"]}
                 )
         return fetched
 
@@ -179,7 +192,7 @@ class StudyRun:
         arrived = {name: message[name] for name in ("kind", "source", "arrived_bytes")}
         if arrived["arrived_bytes"] >= self._told_bytes.get(arrived["kind"], 0):
             self._told_bytes[arrived["kind"]] = int(arrived["arrived_bytes"] * FETCH_EVENT_GROWTH)
-            self.store.append_event(self.study.id, "source.fetching", arrived)
+            self.store.append_event(self.claim, "source.fetching", arrived)
 
     def ready_server(self) -> WarmServer:
         """The warm server, once it has imported its libraries.
@@ -204,7 +217,7 @@ class StudyRun:
         candidates = enumerate_candidates(facts, request)
         if not asks_for_an_order(request):
             candidates = by_experience(candidates, facts.known)
-        self.store.append_event(self.study.id, "search.started", {"candidates": len(candidates)})
+        self.store.append_event(self.claim, "search.started", {"candidates": len(candidates)})
         baseline = self.placed_baseline(facts)
         while True:
             self.bank_wall()
@@ -231,13 +244,13 @@ class StudyRun:
                 baseline=baseline,
             )
             if not isinstance(step, RunTrial):
-                self.store.append_event(self.study.id, "search.stopped", {"reason": step.reason})
+                self.store.append_event(self.claim, "search.stopped", {"reason": step.reason})
                 return step.reason
             if is_untold(step.plan, estimates):
                 self.estimate(facts, ladder_of(step.plan.candidate, candidates))
             else:
                 self.build_extensions(facts, step.plan.candidate.level)
-                self.run_trial(facts, self.store.plan_trial(self.study.id, step.plan))
+                self.run_trial(facts, self.store.plan_trial(self.claim, step.plan))
 
     def placed_baseline(self, facts: StudyFacts) -> Candidate | None:
         """What is trained with now, if it can be run here; else an event says why it is left out."""
@@ -247,7 +260,7 @@ class StudyRun:
         placed = place(asked, facts)
         if placed.candidate is None:
             told = {"name": asked.name, "reason": placed.reason}
-            self.store.append_event(self.study.id, BASELINE_LEFT_OUT, told)
+            self.store.append_event(self.claim, BASELINE_LEFT_OUT, told)
         return placed.candidate
 
     def estimate(self, facts: StudyFacts, ladder: Sequence[Candidate]) -> None:
@@ -273,7 +286,7 @@ class StudyRun:
                 candidate: judge.estimate(prediction, candidate)
                 for candidate, prediction in zip(ladder, predictions, strict=False)
             }
-        self.store.save_estimates(self.study.id, told)
+        self.store.save_estimates(self.claim, told)
 
     def build_extensions(self, facts: StudyFacts, level: Level) -> None:
         """Have at hand what DeepSpeed compiles for such a level, before a trial asks for it.
@@ -292,19 +305,19 @@ class StudyRun:
         self.follow(job, on_message=self.tell_of_building)
         seconds = read_extensions(job)
         if any(message.get("phase") == "build" for message in job.messages):
-            self.store.append_event(self.study.id, "extensions.built", {"seconds": dict(seconds)})
+            self.store.append_event(self.claim, "extensions.built", {"seconds": dict(seconds)})
         self._extensions.add(level.offload)
 
     def tell_of_building(self, message: Mapping[str, Any]) -> None:
         """An event for whoever waits: a build takes a minute or more."""
         if message["type"] == "progress":
-            self.store.append_event(self.study.id, "extensions.building", {"extension": message["extension"]})
+            self.store.append_event(self.claim, "extensions.building", {"extension": message["extension"]})
 
     def run_trial(self, facts: StudyFacts, trial: Trial) -> None:
         """One attempt at one trial, recorded whatever happens; none where the measurement is known."""
         key = self.key_of(facts, trial)
         if key and (source := self.store.find_measurement(key)):
-            self.store.reuse_measurement(trial.id, source)
+            self.store.reuse_measurement(self.claim, trial.id, source)
             return
         devices = self.free_devices(facts, trial)
         if devices is None:
@@ -317,14 +330,15 @@ class StudyRun:
                 f"no trial can be started: {error.message}", next_step=error.next_step
             ) from error
         claim = self.store.claim_trial(
+            self.claim,
             trial.id,
-            devices=[device.uuid for device in devices] or ["cpu"],
+            devices=[device.uuid for device in devices] or [cpu_of_this_host()],
             worker=self.worker,
-            lease_s=LEASE_S,
             measurement_key=key,
         )
         if claim is None:
-            time.sleep(POLL_S)  # the device is taken by somebody's trial: ask again
+            self.check_signals()
+            time.sleep(DEVICE_POLL_S)  # the device is taken by somebody's trial: ask again
             return
         started_s = time.monotonic()
         try:
@@ -366,13 +380,13 @@ class StudyRun:
         if hindrance != self._waits_for:
             self._waits_for = hindrance
             told = {"trial_id": trial.id, "number": trial.number, "reason": hindrance}
-            self.store.append_event(self.study.id, "trial.waiting", told)
+            self.store.append_event(self.claim, "trial.waiting", told)
         return None
 
     @property
     def care(self) -> DeviceCare:
         """Looks at this study's devices."""
-        return DeviceCare(store=self.store, tell=partial(self.store.append_event, self.study.id))
+        return DeviceCare(store=self.store, tell=partial(self.store.append_event, self.claim))
 
     def key_of(self, facts: StudyFacts, trial: Trial) -> str | None:
         """What the trial measures; None where no other study can use it.
@@ -423,7 +437,7 @@ class StudyRun:
     def settle(self, claim: Claim, watch: DeviceWatch, before: Sequence[GpuProfile]) -> None:
         """See to it that the devices of a trial that is over are as they were, or not used again."""
         if before and not self.should_stop():
-            self.care.settle(before, watch.pids, lambda: self.store.heartbeat(claim, lease_s=LEASE_S))
+            self.care.settle(before, watch.pids, lambda: self.store.heartbeat(claim))
 
     def may_repeat(self, claim: Claim, *, wall_s: float) -> bool:
         """Whether an attempt that was disturbed, and took this long, is worth repeating."""
@@ -504,7 +518,7 @@ class StudyRun:
 
         Raises:
             Interrupted, Cancelled: on request.
-            StaleFence: the claim is no longer ours.
+            StaleFence: a claim is no longer ours.
         """
         next_heartbeat_s = next_check_s = next_sample_s = time.monotonic()
         try:
@@ -513,7 +527,7 @@ class StudyRun:
                     on_message(message)  # kept by the job, too
                 now_s = time.monotonic()
                 if claim and now_s >= next_heartbeat_s:
-                    self.store.heartbeat(claim, lease_s=LEASE_S)
+                    self.store.heartbeat(claim)
                     next_heartbeat_s = now_s + HEARTBEAT_S
                 if watch and now_s >= next_sample_s and not is_judged(job):
                     next_sample_s = now_s + SAMPLE_S
@@ -527,9 +541,17 @@ class StudyRun:
                 job.wait(DRAIN_S)
 
     def check_signals(self) -> None:
-        """Raise if the supervisor is to stop or the user cancelled."""
+        """Raise if the supervisor is to stop or the user cancelled; else say that this run is alive.
+
+        Raises:
+            Interrupted, Cancelled: on request.
+            StaleFence: the claim is no longer ours.
+        """
         if self.should_stop():
             raise Interrupted
+        if time.monotonic() >= self._next_renewal_s:
+            self.store.renew_study(self.claim)
+            self._next_renewal_s = time.monotonic() + HEARTBEAT_S
         if self.store.get_study(self.study.id).cancel_requested:
             raise Cancelled
 
@@ -540,7 +562,7 @@ class StudyRun:
         """
         now_s = time.monotonic()
         elapsed_s, self._banked_s = now_s - self._banked_s, now_s
-        return self.store.add_wall(self.study.id, elapsed_s)
+        return self.store.add_wall(self.claim, elapsed_s)
 
     def choose(self, stopped: str) -> Recommendation:
         """Rank the evidence.
@@ -565,6 +587,11 @@ class StudyRun:
             evaluation_s=sum(each.evaluation_s or 0.0 for each in own),
             stopped=stopped,
         )
+
+
+def cpu_of_this_host() -> str:
+    """The name of the device that CPU trials of all supervisors on this host share."""
+    return f"cpu of {socket.gethostname()}"
 
 
 def asks_for_an_order(request: StudyRequest) -> bool:

@@ -1,8 +1,8 @@
 """The supervisor: the one process of a ``RANKWISE_HOME`` that runs studies.
 
-``python -m rankwise.runners.supervisor LIFELINE_FD [--study ID]`` takes the home's lock file, ends what
-a dead predecessor left claimed, and runs studies one after the other: the one named, or every queued and
-interrupted one for as long as it lives. It is the parent of the warm server. SIGTERM, or the end of its
+``python -m rankwise.runners.supervisor LIFELINE_FD [--study ID]`` takes the home's lock file, takes back what
+a dead predecessor left claimed, and runs studies one after the other: the one named, or every queued one that
+is for this place, for as long as it lives. It is the parent of the warm server. SIGTERM, or the end of its
 parent (the lifeline pipe closes), makes it stop its trial and hand the study back. Imports no torch.
 """
 
@@ -12,18 +12,19 @@ import argparse
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from contextlib import suppress
 
-from ..errors import RankwiseError
+from ..errors import RankwiseError, StaleFence, StoreError
 from ..home import Home
-from ..optimizer.domain import Study, StudyState
-from ..store import Store
+from ..optimizer.domain import StudyState
+from ..store import Store, StudyClaim
 from .keeping import Keeping, remove_old
 from .lock import take_jobs_lock, take_lock
+from .place import worker_of
+from .reaper import reap, reaping
 from .strays import end_strays
 from .study import Interrupted, StudyRun
 from .warm_client import WarmServer
@@ -53,7 +54,7 @@ class Supervisor:
         self._keeping = Keeping.from_environment()
         self._warm: WarmServer | None = None
         self._stopping = threading.Event()
-        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._worker = worker_of(home)
 
     def stop(self, *_: object) -> None:
         """Signal handler: finish nothing more."""
@@ -61,52 +62,59 @@ class Supervisor:
 
     def run(self) -> None:
         """The main loop."""
-        lost = self._store.expire_attempts(all_of_previous=True)
-        for trial in lost:
-            log.info("trial %s of study %s was lost with the last supervisor", trial.number, trial.study_id)
+        reap(self._store, dead_place=self._worker.place)
         try:
             self._start_warm()
         except Interrupted:
             return
         remove_old(self._home, self._keeping, self._store.unfinished_ids)
         try:
-            while not self._stopping.is_set():
-                study = self._store.claim_study(only=self._study_id, include_running=True)
-                if study is not None:
-                    self._run_study(study)
-                elif self._study_id is not None:
-                    return
-                else:
-                    self._stopping.wait(IDLE_S)
+            with reaping(self._store):
+                self._run_studies()
         finally:
             if self._warm:
                 self._warm.stop()
 
-    def _run_study(self, study: Study) -> None:
-        log.info("study %s: started", study.id)
+    def _run_studies(self) -> None:
+        while not self._stopping.is_set():
+            claim = self._store.claim_study(self._worker, only=self._study_id)
+            if claim is not None:
+                try:
+                    self._run_study(claim)
+                except StaleFence:
+                    log.warning("study %s: taken over by another supervisor", claim.id)
+            elif self._study_id is not None:
+                return
+            else:
+                self._stopping.wait(IDLE_S)
+
+    def _run_study(self, claim: StudyClaim) -> None:
+        log.info("study %s: started", claim.id)
         run = StudyRun(
             store=self._store,
             home=self._home,
-            study=study,
+            claim=claim,
             warm_server=self._live_warm,
             should_stop=self._stopping.is_set,
-            worker=self._worker,
+            worker=self._worker.name,
             allow_remote_code=self._allow_remote_code,
             keeping=self._keeping,
         )
         try:
             run.run()
         except Interrupted:
-            self._store.release_study(study.id)
-            log.info("study %s: handed back", study.id)
+            self._store.release_study(claim)
+            log.info("study %s: handed back", claim.id)
+        except (StaleFence, StoreError):
+            raise
         except Exception as error:
-            log.exception("study %s: failed unexpectedly", study.id)
+            log.exception("study %s: failed unexpectedly", claim.id)
             reason = (
                 f"RunnerError: {type(error).__name__}: {error} — read {self._home.logs / 'supervisor.log'}"
             )
-            self._store.finish_study(study.id, StudyState.FAILED, reason)
+            self._store.finish_study(claim, StudyState.FAILED, reason)
         else:
-            log.info("study %s: %s", study.id, self._store.get_study(study.id).state)
+            log.info("study %s: %s", claim.id, self._store.get_study(claim.id).state)
             remove_old(self._home, self._keeping, self._store.unfinished_ids)
 
     def _start_warm(self) -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from .attempts import LEASE_S, Claim
 from .backends import described
+from .claims import HEARTBEAT_S, LEASE_S, Claim, Reaped, StudyClaim, Worker
 from .devices import Quarantine, QuarantineCause
 from .schema import upgrade
 from .store import Store
 
-__all__ = ["LEASE_S", "Claim", "Quarantine", "QuarantineCause", "Store", "described", "upgrade"]
+__all__ = [
+    "HEARTBEAT_S",
+    "LEASE_S",
+    "Claim",
+    "Quarantine",
+    "QuarantineCause",
+    "Reaped",
+    "Store",
+    "StudyClaim",
+    "Worker",
+    "described",
+    "upgrade",
+]

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from sqlalchemy import or_, select, true, update
+from sqlalchemy import update
 from sqlmodel import col
 
 from ..optimizer.domain import HeldoutScores, Measurement, Outcome, Trial
 from . import events
+from .claims import LEASE_S, Claim, StudyClaim
 from .database import Database
 from .events import EventKind
 from .mapping import trial_of
 from .tables import AttemptRow
-from .transaction import require_running, stale
-
-LEASE_S = 45.0
-"""How long an attempt lives without a heartbeat."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """The right to run one trial on these devices, for as long as the lease is renewed."""
-
-    trial: Trial
-    fence: int
-    """Names the attempt. Greater than the fence of every earlier attempt; writes carry it."""
-    devices: tuple[str, ...]
-    disturbed_before: int
-    """Earlier attempts at the trial that were disturbed."""
+from .transaction import stale
 
 
 class Attempts(Database):
@@ -37,6 +22,7 @@ class Attempts(Database):
 
     def claim_trial(
         self,
+        claim: StudyClaim,
         trial_id: str,
         *,
         devices: Sequence[str],
@@ -47,7 +33,8 @@ class Attempts(Database):
         """Take a queued trial in hand, with the devices that it is to run on.
 
         Args:
-            trial_id: a trial of a running study.
+            claim: the right to run the trial's study.
+            trial_id: the trial.
             devices: what no other attempt may use meanwhile: the UUIDs of GPUs, a name for the CPU.
             worker: who runs it, for people who look into the database.
             lease_s: how long the attempt lives without a heartbeat.
@@ -58,21 +45,20 @@ class Attempts(Database):
             None when the trial is not queued any more or one of the devices is in use.
 
         Raises:
-            NotFound: no trial has this id.
-            Conflict: its study is not running.
+            NotFound: the study has no such trial.
+            StaleFence: the claim is over.
         """
         with self._write() as transaction:
-            study = transaction.lock_study_of_trial(trial_id)
-            require_running(study)
-            row = transaction.start_trial(trial_id, measurement_key)
+            study = transaction.lock_claimed(claim)
+            row = transaction.start_trial(study, trial_id, measurement_key)
             if row is None:
                 return None
             attempt = AttemptRow(
                 trial_id=row.id,
                 number=row.attempts,
                 worker=worker,
-                boot_id=self._clock.boot_id,
-                lease_until=self._clock.boot_s() + lease_s,
+                boot_id=transaction.moment.boot_id,
+                lease_until=transaction.moment.boot_s + lease_s,
                 started_at=transaction.now,
             )
             transaction.session.add(attempt)
@@ -94,13 +80,14 @@ class Attempts(Database):
         Raises:
             StaleFence: the attempt has ended: somebody held its worker for dead.
         """
-        renewal = (
-            update(AttemptRow)
-            .where(col(AttemptRow.fence) == claim.fence, col(AttemptRow.outcome).is_(None))
-            .values(lease_until=self._clock.boot_s() + lease_s, boot_id=self._clock.boot_id)
-            .returning(col(AttemptRow.fence))
-        )
         with self._write() as transaction:
+            moment = transaction.moment
+            renewal = (
+                update(AttemptRow)
+                .where(col(AttemptRow.fence) == claim.fence, col(AttemptRow.outcome).is_(None))
+                .values(lease_until=moment.boot_s + lease_s, boot_id=moment.boot_id)
+                .returning(col(AttemptRow.fence))
+            )
             if transaction.session.scalars(renewal).one_or_none() is None:
                 raise stale(claim.fence)
 
@@ -151,21 +138,3 @@ class Attempts(Database):
         """
         with self._write() as transaction:
             return transaction.end_attempt(claim.fence, Outcome.CANCELLED, reason=reason, released=True)
-
-    def expire_attempts(self, *, all_of_previous: bool = False) -> list[Trial]:
-        """End live attempts that nobody looks after any more as lost. Returns their trials.
-
-        Args:
-            all_of_previous: end every live attempt, not only those whose lease is over or that a restart of
-                the machine ended. For a newly elected supervisor, before it claims anything.
-        """
-        over = or_(
-            col(AttemptRow.lease_until) <= self._clock.boot_s(),
-            col(AttemptRow.boot_id) != self._clock.boot_id,
-        )
-        live = select(col(AttemptRow.fence)).where(col(AttemptRow.outcome).is_(None))
-        abandoned = live.where(true() if all_of_previous else over).order_by(col(AttemptRow.fence))
-        reason = "its supervisor ended" if all_of_previous else "its supervisor gave no sign of life"
-        with self._write() as transaction:
-            fences = transaction.session.scalars(abandoned).all()
-            return [transaction.end_attempt(fence, Outcome.LOST, reason=reason) for fence in fences]

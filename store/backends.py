@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ..errors import StoreError
 from . import postgresql, sqlite
+from .clock import Clock
 
 
 class Backend(Protocol):
@@ -20,6 +21,10 @@ class Backend(Protocol):
 
     def described(self, url: URL) -> str:
         """The database for people, without a password."""
+        ...
+
+    def default_clock(self) -> Clock:
+        """The clock that times leases there."""
         ...
 
     def connect_engine(self, url: URL) -> Engine:

@@ -39,5 +39,5 @@ class Database:
         """A transaction that no other writer comes between; committed at the end, rolled back on an error."""
         engine = backend_of(self._engine).for_writes(self._engine)
         with trouble_reported(engine), Session(engine, expire_on_commit=False) as session:
-            yield Transaction(session, self._clock.utc())
+            yield Transaction(session, self._clock.now(session))
             session.commit()

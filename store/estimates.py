@@ -9,25 +9,24 @@ from sqlmodel import col
 
 from ..optimizer.domain import Candidate, Estimate, Outcome, Rung, Trial
 from ..optimizer.estimates.intervals import Fits
+from .claims import StudyClaim
 from .database import Database
 from .mapping import estimate_of, trial_of
 from .tables import EstimateRow, StudyRow, TrialRow
-from .transaction import find_study, require_running
+from .transaction import find_study
 
 
 class Estimates(Database):
     """What the store does with estimates."""
 
-    def save_estimates(self, study_id: str, estimates: Mapping[Candidate, Estimate]) -> None:
+    def save_estimates(self, claim: StudyClaim, estimates: Mapping[Candidate, Estimate]) -> None:
         """Keep what dry runs told of shapes; a shape that something was told of before keeps that.
 
         Raises:
-            NotFound: no study has this id.
-            Conflict: the study is not running.
+            StaleFence: the claim is over.
         """
         with self._write() as transaction:
-            study = transaction.lock_study(study_id)
-            require_running(study)
+            study = transaction.lock_claimed(claim)
             for candidate, estimate in estimates.items():
                 if transaction.find_estimate(study, candidate) is None:
                     transaction.add_estimate(study, candidate, estimate)

@@ -1,8 +1,9 @@
 """The events that the store itself appends, each in the transaction of the change that it tells of.
 
     study.created           model, dataset, objective, budget_s, max_trials
-    study.running           claimed; again whenever a new supervisor takes the study over
+    study.running           worker; claimed, and again whenever another supervisor takes the study over
     study.released          back in the queue: its supervisor is shutting down
+    study.lost              worker, reason; back in the queue: its supervisor is gone
     study.cancel_requested  the supervisor will act on it
     study.facts             parameters, train_rows, heldout_rows, max_length
     study.finished          state, reason; score and trial_id of the recommendation, if there is one
@@ -41,6 +42,7 @@ class EventKind(StrEnum):
     STUDY_CREATED = "study.created"
     STUDY_RUNNING = "study.running"
     STUDY_RELEASED = "study.released"
+    STUDY_LOST = "study.lost"
     STUDY_CANCEL_REQUESTED = "study.cancel_requested"
     STUDY_FACTS = "study.facts"
     STUDY_FINISHED = "study.finished"
@@ -67,6 +69,16 @@ def study_created(request: StudyRequest) -> Payload:
         "budget_s": request.budget_s,
         "max_trials": request.max_trials,
     }
+
+
+def study_running(worker: str) -> Payload:
+    """Who runs it."""
+    return {"worker": worker}
+
+
+def study_lost(worker: str | None, reason: str) -> Payload:
+    """Who ran it, and why no more."""
+    return {"worker": worker, "reason": reason}
 
 
 def study_facts(facts: StudyFacts) -> Payload:

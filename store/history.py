@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from ..optimizer.domain import Event
+from .claims import StudyClaim
 from .database import Database
 from .mapping import event_of
 from .tables import EventRow
@@ -18,15 +19,15 @@ from .transaction import find_study
 class History(Database):
     """What the store does with events."""
 
-    def append_event(self, study_id: str, kind: str, payload: Mapping[str, Any]) -> Event:
-        """Add a line to a study's history.
+    def append_event(self, claim: StudyClaim, kind: str, payload: Mapping[str, Any]) -> Event:
+        """Add a line to the history of a study that is run.
 
         Raises:
-            NotFound: no study has this id.
+            StaleFence: the claim is over.
         """
         with self._write() as transaction:
-            row = transaction.append_event(transaction.lock_study(study_id), kind, payload)
-            return event_of(row, study_id)
+            row = transaction.append_event(transaction.lock_claimed(claim), kind, payload)
+            return event_of(row, claim.id)
 
     def events_after(self, study_id: str, seq: int, *, limit: int = 1000) -> list[Event]:
         """Events with a greater number than ``seq`` (0 for all), in order, ``limit`` at most.

@@ -6,10 +6,10 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from ..optimizer.domain import Outcome, Trial
+from .claims import StudyClaim
 from .database import Database
 from .mapping import trial_of
 from .tables import StudyRow, TrialRow
-from .transaction import require_running
 
 
 class Measurements(Database):
@@ -34,18 +34,17 @@ class Measurements(Database):
             trials = (trial_of(row, study_id) for row, study_id in session.execute(query))
             return next((it for it in trials if it.measurement and not it.measurement.disturbances), None)
 
-    def reuse_measurement(self, trial_id: str, source: Trial) -> Trial:
-        """Finish a queued trial of a running study as ok, with what another trial has measured.
+    def reuse_measurement(self, claim: StudyClaim, trial_id: str, source: Trial) -> Trial:
+        """Finish a queued trial as ok, with what another trial has measured.
 
         Args:
+            claim: the right to run the trial's study.
             trial_id: the trial, of which no attempt is made.
             source: as :meth:`find_measurement` finds it.
 
         Raises:
-            NotFound: no trial has this id.
-            Conflict: its study is not running, or it is not queued.
+            StaleFence: the claim is over.
+            Conflict: the trial is not queued, or is another study's.
         """
         with self._write() as transaction:
-            study = transaction.lock_study_of_trial(trial_id)
-            require_running(study)
-            return transaction.reuse_measurement(study, trial_id, source)
+            return transaction.reuse_measurement(transaction.lock_claimed(claim), trial_id, source)

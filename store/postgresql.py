@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import Session
 
 from ..errors import StoreError
+from .clock import Clock, Moment
 
 if TYPE_CHECKING:
     import psycopg
@@ -25,8 +28,25 @@ LOCK_TIMEOUT_S = 30.0
 IDLE_TIMEOUT_S = 30.0
 """A transaction whose process does nothing for so long, stopped or cut off, is rolled back."""
 
+CLOCK_ID = "postgresql"
+"""In place of a boot's id: the server's clock goes on through its restarts."""
+
 _UPGRADE_LOCK = 0x72616E6B77697365
 """``rankwise`` as eight bytes: the advisory lock that an upgrade holds."""
+
+
+class ServerClock:
+    """The database server's clock: the one that all machines which share it have in common."""
+
+    def now(self, session: Session) -> Moment:
+        """Asked in the transaction; what it waited for before has passed."""
+        utc = session.execute(text("SELECT clock_timestamp()")).scalar_one()
+        return Moment(utc.astimezone(UTC), CLOCK_ID, utc.timestamp())
+
+
+def default_clock() -> Clock:
+    """The clock of a store whose tests have none of their own."""
+    return ServerClock()
 
 
 def described(url: URL) -> str:

@@ -17,11 +17,17 @@ from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..errors import StoreError
+from .clock import Clock, SystemClock
 
 BUSY_TIMEOUT_S = 30.0
 """How long a transaction waits for another process's; ours take milliseconds."""
 
 _WRITES = "rankwise_writes"
+
+
+def default_clock() -> Clock:
+    """The machine's own: all processes that use the file are on it."""
+    return SystemClock()
 
 
 def described(url: URL) -> str:

@@ -11,7 +11,7 @@ from ..errors import StoreError
 from . import schema
 from .attempts import Attempts
 from .backends import backend_of, database_url, trouble_reported
-from .clock import Clock, SystemClock
+from .clock import Clock
 from .devices import Devices
 from .estimates import Estimates
 from .figures import FigureReading
@@ -20,6 +20,7 @@ from .idempotency import Idempotency
 from .listing import Listing
 from .marks import Marks
 from .measurements import Measurements
+from .reaping import Reaping
 from .tokens import Tokens
 from .trials import Trials
 from .uploads import Uploads
@@ -33,6 +34,7 @@ class Store(
     Trials,
     Measurements,
     Attempts,
+    Reaping,
     Devices,
     History,
     FigureReading,
@@ -45,8 +47,9 @@ class Store(
 
     * a method has either happened entirely, and survives a power cut, or not at all;
     * only the transitions of ``transitions.py`` happen, whoever races;
-    * a trial runs only in a running study, with one live attempt; a device serves one attempt;
-    * a write with a fence that is no longer live changes nothing;
+    * a study is run by one worker at a time, a trial only in a running study, with one live attempt; a device
+      serves one attempt;
+    * a write of a run or an attempt whose claim is over changes nothing and raises StaleFence;
     * a study has a recommendation exactly when it succeeded;
     * events of a study are numbered 1, 2, 3 … (``events.py`` lists those that the store appends itself).
 
@@ -68,7 +71,7 @@ class Store(
         except StoreError:
             engine.dispose()
             raise
-        return cls(engine, clock or SystemClock())
+        return cls(engine, clock or backend_of(url).default_clock())
 
     def schema_version(self) -> str:
         """The version of the database's schema, such as ``0001``."""

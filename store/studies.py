@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
 from sqlmodel import col
 
 from ..errors import NotFound
@@ -13,22 +13,32 @@ from ..optimizer.domain import (
     StudyRequest,
     StudyState,
 )
+from ..optimizer.keys import environment_key
 from . import events
+from .claims import LEASE_S, StudyClaim, Worker
 from .database import Database
 from .events import EventKind
 from .mapping import document, recommendation_of, study_of
 from .tables import AttemptRow, RecommendationRow, StudyRow, TrialRow
-from .transaction import Transaction, find_study, new_id, require_running
+from .transaction import Transaction, find_study, is_over, new_id
 from .transitions import STUDY_SOURCES
 
 
 class Studies(Database):
     """What the store does with studies."""
 
-    def create_study(self, request: StudyRequest, *, owner: str | None = None) -> Study:
-        """Put a study into the queue, for whoever goes by the name ``owner``."""
+    def create_study(
+        self, request: StudyRequest, *, owner: str | None = None, reserved_for: str | None = None
+    ) -> Study:
+        """Put a study into the queue.
+
+        Args:
+            request: what is asked for.
+            owner: the name of whoever asks.
+            reserved_for: the only place whose worker may claim it unasked; None: any.
+        """
         with self._write() as transaction:
-            return study_of(self._add_study(transaction, request, owner))
+            return study_of(self._add_study(transaction, request, owner, reserved_for))
 
     def get_study(self, study_id: str) -> Study:
         """One study.
@@ -68,43 +78,82 @@ class Studies(Database):
         with self._read() as session:
             return {*session.scalars(studies), *session.scalars(trials)}
 
-    def claim_study(self, *, only: str | None = None, include_running: bool = False) -> Study | None:
-        """Take the oldest queued study in hand: queued → running. None if there is none.
+    def claim_study(
+        self, worker: Worker, *, only: str | None = None, lease_s: float = LEASE_S
+    ) -> StudyClaim | None:
+        """Take the oldest queued study in hand: queued → running. None if there is none for this worker.
+
+        What other places have reserved is left to them, and so is what was measured in another environment:
+        two measurements must be comparable.
 
         Args:
-            only: claim no other than this one, whether it is queued or was left running.
-            include_running: adopt studies that were left running, too. For the elected supervisor, which
-                knows that whoever ran them is dead.
+            worker: who is going to run it.
+            only: claim no other than this one, wherever it was meant for.
+            lease_s: how long the claim lives without a heartbeat.
         """
-        claimable = set(STUDY_SOURCES[StudyState.RUNNING])
-        if include_running or only is not None:
-            claimable.add(StudyState.RUNNING)
-        oldest = select(col(StudyRow.id)).where(col(StudyRow.state).in_(claimable))
+        oldest = select(col(StudyRow.id), col(StudyRow.place)).where(
+            col(StudyRow.state).in_(STUDY_SOURCES[StudyState.RUNNING])
+        )
         if only is not None:
             oldest = oldest.where(col(StudyRow.ulid) == only)
+        else:
+            oldest = oldest.where(_is_for(worker))
         oldest = oldest.order_by(col(StudyRow.id)).limit(1).with_for_update(skip_locked=True)
-        claim = (
-            update(StudyRow)
-            .where(col(StudyRow.id) == oldest.scalar_subquery())
-            .values(state=StudyState.RUNNING)
-            .returning(StudyRow)
-        )
         with self._write() as transaction:
-            row = transaction.session.scalars(claim).one_or_none()
-            if row is None:
+            found = transaction.session.execute(oldest).one_or_none()
+            if found is None:
                 return None
-            transaction.append_event(row, EventKind.STUDY_RUNNING)
-            return study_of(row)
+            key, last_place = found
+            claim = (
+                update(StudyRow)
+                .where(col(StudyRow.id) == key, col(StudyRow.state).in_(STUDY_SOURCES[StudyState.RUNNING]))
+                .values(
+                    state=StudyState.RUNNING,
+                    fence=StudyRow.fence + 1,
+                    worker=worker.name,
+                    place=worker.place,
+                    boot_id=transaction.moment.boot_id,
+                    lease_until=transaction.moment.boot_s + lease_s,
+                )
+                .returning(StudyRow)
+            )
+            row = transaction.session.scalars(claim).one()
+            transaction.append_event(row, EventKind.STUDY_RUNNING, events.study_running(worker.name))
+            moved = last_place not in (None, worker.place)
+            return StudyClaim(study=study_of(row), fence=row.fence, moved=moved)
 
-    def release_study(self, study_id: str) -> Study:
-        """Put a study back into the queue, for the next supervisor: running → queued.
+    def renew_study(self, claim: StudyClaim, *, lease_s: float = LEASE_S) -> None:
+        """Renew the claim: it lasts another ``lease_s`` from now.
+
+        Raises:
+            StaleFence: the claim is over.
+        """
+        with self._write() as transaction:
+            row = transaction.lock_claimed(claim)
+            row.boot_id = transaction.moment.boot_id
+            row.lease_until = transaction.moment.boot_s + lease_s
+
+    def holder_of(self, study_id: str) -> Worker | None:
+        """Who runs a study; None if nobody does, or gave no sign of life in time.
 
         Raises:
             NotFound: no study has this id.
-            Conflict: it is not running, or one of its trials still is.
+        """
+        with self._read() as session:
+            row = find_study(session, study_id)
+            if is_over(row, self._clock.now(session)):
+                return None
+            return Worker(name=row.worker or "", place=row.place or "", environment=row.environment)
+
+    def release_study(self, claim: StudyClaim) -> Study:
+        """Put a study back into the queue, for the next supervisor: running → queued.
+
+        Raises:
+            StaleFence: the claim is over.
+            Conflict: one of its trials is still running.
         """
         with self._write() as transaction:
-            row = transaction.lock_study(study_id)
+            row = transaction.lock_claimed(claim)
             transaction.move_study(row, StudyState.QUEUED)
             transaction.append_event(row, EventKind.STUDY_RELEASED)
             return study_of(row)
@@ -125,28 +174,27 @@ class Studies(Database):
             row.cancel_requested = True
             return study_of(row)
 
-    def save_facts(self, study_id: str, facts: StudyFacts) -> Study:
-        """Keep what the probes found for a running study, in place of facts found before.
+    def save_facts(self, claim: StudyClaim, facts: StudyFacts) -> Study:
+        """Keep what the probes found, in place of facts found before.
 
         Raises:
-            NotFound: no study has this id.
-            Conflict: it is not running.
+            StaleFence: the claim is over.
         """
         with self._write() as transaction:
-            row = transaction.lock_study(study_id)
-            require_running(row)
+            row = transaction.lock_claimed(claim)
             row.facts = document(facts)
+            row.environment = environment_key(facts.hardware)
             transaction.append_event(row, EventKind.STUDY_FACTS, events.study_facts(facts))
             return study_of(row)
 
-    def add_wall(self, study_id: str, wall_s: float) -> float:
+    def add_wall(self, claim: StudyClaim, wall_s: float) -> float:
         """Add to the study's wall time, so that it survives restarts. Returns the sum over all its runs.
 
         Raises:
-            NotFound: no study has this id.
+            StaleFence: the claim is over.
         """
         with self._write() as transaction:
-            row = transaction.lock_study(study_id)
+            row = transaction.lock_claimed(claim)
             row.wall_s += wall_s
             return row.wall_s
 
@@ -169,7 +217,7 @@ class Studies(Database):
 
     def finish_study(
         self,
-        study_id: str,
+        claim: StudyClaim,
         state: StudyState,
         reason: str | None = None,
         recommendation: Recommendation | None = None,
@@ -177,21 +225,20 @@ class Studies(Database):
         """End a running study. Trials of it that are still queued are finished as cancelled.
 
         Args:
-            study_id: a study none of whose trials is running.
+            claim: the right to run it.
             state: succeeded, failed or cancelled.
             reason: why it failed or ended early, in a sentence.
             recommendation: what it recommends; given exactly when it succeeded.
 
         Raises:
-            NotFound: no study has this id.
-            Conflict: it is not running, or one of its trials still is.
+            StaleFence: the claim is over.
+            Conflict: one of its trials is still running.
         """
         if not state.is_final or (state is StudyState.SUCCEEDED) != (recommendation is not None):
             given = "with" if recommendation else "without"
             raise ValueError(f"a study cannot end as {state} {given} a recommendation")
         with self._write() as transaction:
-            row = transaction.lock_study(study_id)
-            require_running(row)
+            row = transaction.lock_claimed(claim)
             transaction.end_study(row, state, reason, recommendation)
             return study_of(row)
 
@@ -217,12 +264,19 @@ class Studies(Database):
             next_step=f"run it to its end with `rankwise recommend --resume {study_id}`",
         )
 
-    def _add_study(self, transaction: Transaction, request: StudyRequest, owner: str | None) -> StudyRow:
+    def _add_study(
+        self,
+        transaction: Transaction,
+        request: StudyRequest,
+        owner: str | None,
+        reserved_for: str | None = None,
+    ) -> StudyRow:
         row = StudyRow(
             ulid=new_id(),
             request=document(request),
             owner=owner,
             state=StudyState.QUEUED,
+            reserved_for=reserved_for,
             created_at=transaction.now,
             updated_at=transaction.now,
             model=request.model,
@@ -232,3 +286,15 @@ class Studies(Database):
         transaction.session.flush()
         transaction.append_event(row, EventKind.STUDY_CREATED, events.study_created(request))
         return row
+
+
+def _is_for(worker: Worker) -> ColumnElement[bool]:
+    """Whether a worker may claim a study unasked."""
+    comparable: ColumnElement[bool] = true()
+    if worker.environment is not None:
+        comparable = or_(col(StudyRow.environment).is_(None), col(StudyRow.environment) == worker.environment)
+    return or_(
+        and_(col(StudyRow.reserved_for).is_(None), comparable),
+        col(StudyRow.reserved_for) == worker.place,
+        col(StudyRow.place) == worker.place,
+    )

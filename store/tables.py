@@ -90,6 +90,9 @@ class StudyRow(Row, table=True):
         Index("ix_study_named", "model", "dataset", "ulid"),
         CheckConstraint("wall_s >= 0", name="times"),
         CheckConstraint("last_event >= 0", name="last_event"),
+        CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="leased"),
+        CheckConstraint("(boot_id IS NULL) = (lease_until IS NULL)", name="lease"),
+        CheckConstraint("state <> 'running' OR fence >= 1", name="claimed"),
     )
 
     id: int = Field(default=None, primary_key=True)
@@ -104,6 +107,19 @@ class StudyRow(Row, table=True):
     wall_s: float = 0.0
     last_event: int = 0
     """The last number given to an event; counting here numbers them without gaps."""
+    fence: int = 0
+    """How often it was claimed: the fencing token of its present run."""
+    worker: str | None = None
+    """Who runs it, or ran it last."""
+    place: str | None = None
+    """Where that is or was."""
+    reserved_for: str | None = None
+    """The only place that may run it; None: any."""
+    environment: str | None = Field(default=None, max_length=64)
+    """What its measurements may be compared with; None as long as there are none."""
+    boot_id: str | None = None
+    lease_until: float | None = None
+    """Seconds since the boot ``boot_id``; of a running study only."""
     created_at: datetime = Field(sa_column=_moment(index=True))
     updated_at: datetime = Field(sa_column=_moment(index=True))
     model: str
@@ -172,7 +188,7 @@ class TrialRow(Row, table=True):
     measurement_key: str | None = Field(default=None, max_length=64, index=True)
     """Of what its attempts measure; None where that is of no use to other studies."""
     reused_from: str | None = Field(default=None, max_length=26, foreign_key="trial.ulid")
-    estimate_id: int | None = Field(default=None, foreign_key="estimate.id")
+    estimate_id: int | None = Field(default=None, foreign_key="estimate.id", index=True)
     estimate: EstimateRow | None = Relationship(sa_relationship=relationship(EstimateRow, lazy="joined"))
     """What had been told of its shape when it was planned."""
     speed: float | None = None

@@ -45,7 +45,7 @@ class Tokens(Database):
         """Tokens, oldest first; those that were revoked or have expired only if asked for."""
         with self._read() as session:
             tokens = map(_token_of, session.scalars(select(AccessTokenRow).order_by(col(AccessTokenRow.id))))
-            now = self._clock.utc()
+            now = self._clock.now(session).utc
             return [token for token in tokens if with_ended or token.is_live(now)]
 
     def revoke_token(self, token_id: str) -> AccessToken:
@@ -70,9 +70,9 @@ class Tokens(Database):
         sessions = select(AccessSessionRow, AccessTokenRow).join(
             AccessTokenRow, col(AccessTokenRow.id) == AccessSessionRow.token_id
         )
-        now = self._clock.utc()
         found = []
         with self._read() as session:
+            now = self._clock.now(session).utc
             for row in session.scalars(
                 select(AccessTokenRow).where(col(AccessTokenRow.revoked_at).is_(None))
             ):

@@ -33,6 +33,8 @@ from ..optimizer.domain import (
 )
 from ..optimizer.estimates.intervals import Fits
 from . import events
+from .claims import StudyClaim
+from .clock import Moment
 from .events import EventKind
 from .mapping import document, heldout_document, measured, study_of, trial_of, without_nan
 from .tables import (
@@ -62,6 +64,12 @@ def find_study(session: Session, study_id: str) -> StudyRow:
     return _one_study(session, _study(study_id), f"there is no study {study_id}")
 
 
+def is_over(row: StudyRow | AttemptRow, moment: Moment) -> bool:
+    """Whether a lease has ended, with the time or with the machine's boot; so has one that there is not."""
+    until_s = row.lease_until
+    return until_s is None or until_s <= moment.boot_s or row.boot_id != moment.boot_id
+
+
 def stale(fence: int) -> StaleFence:
     """The error for a write that comes too late."""
     return StaleFence(f"attempt {fence} has ended, or was never begun")
@@ -72,7 +80,12 @@ class Transaction:
     """A session whose transaction may write, with the moment that it notes everywhere."""
 
     session: Session
-    now: datetime
+    moment: Moment
+
+    @property
+    def now(self) -> datetime:
+        """The moment for people."""
+        return self.moment.utc
 
     def lock_study(self, study_id: str) -> StudyRow:
         """The study's row, locked.
@@ -82,14 +95,17 @@ class Transaction:
         """
         return _one_study(self.session, _locking(_study(study_id)), f"there is no study {study_id}")
 
-    def lock_study_of_trial(self, trial_id: str) -> StudyRow:
-        """The row of the study that a trial belongs to, locked.
+    def lock_claimed(self, claim: StudyClaim) -> StudyRow:
+        """The row of a study that is run under a claim, locked.
 
         Raises:
-            NotFound: no trial has this id.
+            NotFound: no study has this id.
+            StaleFence: the claim is over: the study has ended, or somebody held its worker for dead.
         """
-        query = select(StudyRow).join(TrialRow).where(col(TrialRow.ulid) == trial_id)
-        return _one_study(self.session, _locking(query), f"there is no trial {trial_id}")
+        row = self.lock_study(claim.id)
+        if row.state is not StudyState.RUNNING or row.fence != claim.fence:
+            raise StaleFence(f"run {claim.fence} of study {claim.id} is over: it is {row.state}")
+        return row
 
     def append_event(self, study: StudyRow, kind: str, payload: Mapping[str, Any] | None = None) -> EventRow:
         """Number an event of a locked study and add it."""
@@ -119,7 +135,7 @@ class Transaction:
         move = (
             update(StudyRow)
             .where(col(StudyRow.id) == study.id, col(StudyRow.state).in_(STUDY_SOURCES[target]))
-            .values(state=target)
+            .values(state=target, lease_until=None, boot_id=None)
             .returning(col(StudyRow.id))
         )
         if self.session.scalars(move).one_or_none() is None:
@@ -161,11 +177,7 @@ class Transaction:
         )
 
     def plan_trial(self, study: StudyRow, plan: TrialPlan) -> Trial:
-        """The trial of this plan; a locked, running study is given it where it has none yet.
-
-        Raises:
-            Conflict: it has none and is not running.
-        """
+        """The trial of this plan; a locked, running study is given it where it has none yet."""
         of_study = col(TrialRow.study_id) == study.id
         candidate_id = plan.candidate.id
         existing = select(TrialRow).where(
@@ -177,7 +189,6 @@ class Transaction:
         )
         if row := self.session.scalars(existing).one_or_none():
             return trial_of(row, study.ulid)
-        require_running(study)
         last_number = self.session.scalars(select(func.max(TrialRow.number)).where(of_study)).one()
         row = TrialRow(
             ulid=new_id(),
@@ -226,7 +237,11 @@ class Transaction:
         """
         finish = (
             update(TrialRow)
-            .where(col(TrialRow.ulid) == trial_id, col(TrialRow.state) == TrialState.QUEUED)
+            .where(
+                col(TrialRow.ulid) == trial_id,
+                col(TrialRow.study_id) == study.id,
+                col(TrialRow.state) == TrialState.QUEUED,
+            )
             .values(
                 state=TrialState.FINISHED,
                 outcome=Outcome.OK,
@@ -253,11 +268,18 @@ class Transaction:
         self.append_event(study, EventKind.TRIAL_FINISHED, events.trial_finished(trial))
         return trial
 
-    def start_trial(self, trial_id: str, measurement_key: str | None) -> TrialRow | None:
-        """queued → running with one attempt more; None where the trial is not queued."""
+    def start_trial(self, study: StudyRow, trial_id: str, measurement_key: str | None) -> TrialRow | None:
+        """queued → running with one attempt more; None where the trial of a locked study is not queued.
+
+        Raises:
+            NotFound: the study has no such trial.
+        """
+        of_study = (col(TrialRow.ulid) == trial_id, col(TrialRow.study_id) == study.id)
+        if self.session.scalars(select(col(TrialRow.id)).where(*of_study)).one_or_none() is None:
+            raise NotFound(f"study {study.ulid} has no trial {trial_id}")
         start = (
             update(TrialRow)
-            .where(col(TrialRow.ulid) == trial_id, col(TrialRow.state).in_(TRIAL_SOURCES[TrialState.RUNNING]))
+            .where(*of_study, col(TrialRow.state).in_(TRIAL_SOURCES[TrialState.RUNNING]))
             .values(
                 state=TrialState.RUNNING,
                 attempts=TrialRow.attempts + 1,
@@ -273,7 +295,8 @@ class Transaction:
 
     def lease_devices(self, fence: int, devices: Sequence[str]) -> bool:
         """Whether all devices were free. Where not, the transaction is rolled back."""
-        self.session.add_all(DeviceLeaseRow(device=device, fence=fence) for device in devices)
+        # In one order whoever asks, or two that want the same two would wait for each other.
+        self.session.add_all(DeviceLeaseRow(device=device, fence=fence) for device in sorted(devices))
         try:
             self.session.flush()
         except IntegrityError:
@@ -353,12 +376,6 @@ class Transaction:
             .returning(TrialRow)
         )
         return self.session.scalars(move).one()
-
-
-def require_running(study: StudyRow) -> None:
-    """Raise Conflict unless the study is running."""
-    if study.state is not StudyState.RUNNING:
-        raise _conflict(study, "this needs a running one")
 
 
 def _study(study_id: str) -> Select[StudyRow]:

@@ -10,6 +10,7 @@ from sqlmodel import col
 
 from ..errors import NotFound
 from ..optimizer.domain import StudyState, Trial, TrialPlan, TrialState
+from .claims import StudyClaim
 from .database import Database
 from .mapping import heldout_of, trial_of
 from .tables import HeldoutRow, StudyRow, TrialRow
@@ -19,18 +20,17 @@ from .transaction import find_study
 class Trials(Database):
     """What the store does with trials."""
 
-    def plan_trial(self, study_id: str, plan: TrialPlan) -> Trial:
+    def plan_trial(self, claim: StudyClaim, plan: TrialPlan) -> Trial:
         """Put a trial of a running study into the queue, once.
 
         Returns the existing trial, whatever its state, where the study has one of this candidate, rung,
         replicate and number of steps: a resumed search meets its own trials again.
 
         Raises:
-            NotFound: no study has this id.
-            Conflict: the study is not running.
+            StaleFence: the claim is over.
         """
         with self._write() as transaction:
-            return transaction.plan_trial(transaction.lock_study(study_id), plan)
+            return transaction.plan_trial(transaction.lock_claimed(claim), plan)
 
     def list_trials(self, study_id: str, *, with_heldout: bool = False) -> list[Trial]:
         """All trials of a study, by number.

@@ -273,6 +273,7 @@ def recommend(
 
     Progress goes to standard error, results to standard output. Ctrl-C keeps what was measured.
     """
+    from ...runners.place import reservation
     from ...store import Store
     from ..asking import parse_arguments, read_request
     from ..following import find_unfinished
@@ -351,7 +352,7 @@ def recommend(
     with closing(Store.open(home.database)) as store:
         study_id = find_unfinished(store, request) if resume_or_start else None
         if study_id is None:
-            study_id = store.create_study(_in_time(request)).id
+            study_id = store.create_study(_in_time(request), reserved_for=reservation(home)).id
         else:
             print_note(f"going on with study {study_id}, which asked for the same")
         run(store, study_id, home=home)

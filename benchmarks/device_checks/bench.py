@@ -50,7 +50,7 @@ from rankwise.runners.jobs import read_predictions, start_estimate_trials
 from rankwise.runners.messages import last_line
 from rankwise.runners.study import Interrupted, StudyRun
 from rankwise.runners.warm_client import WarmServer
-from rankwise.store import Store
+from rankwise.store import Store, Worker
 
 RANK = 16
 EFFECTIVE_BATCH = 8
@@ -179,13 +179,13 @@ class Bench:
                 methods=tuple(Method),
             )
             study_id = self.store.create_study(request).id
-            study = self.store.claim_study(only=study_id)
-            if study is None:
+            claim = self.store.claim_study(Worker(name="device_check", place="here"), only=study_id)
+            if claim is None:
                 raise Failed(f"the study on {shape} could not be claimed")
             run = StudyRun(
                 store=self.store,
                 home=self.home,
-                study=study,
+                claim=claim,
                 warm_server=self.server,
                 should_stop=lambda: self.is_over,
                 worker="device_check",
@@ -203,7 +203,7 @@ class Bench:
         """
         run = prepared.run
         plan = TrialPlan(candidate=candidate, rung=Rung.PROBE, reason="device check")
-        trial = self.store.plan_trial(run.study.id, plan)
+        trial = self.store.plan_trial(run.claim, plan)
         with self._our_errors():
             while trial.state is not TrialState.FINISHED:
                 run.run_trial(prepared.facts, trial)

@@ -174,7 +174,7 @@ def running_job(
     run = prepared.run
     rung = Rung.PROBE if train_steps is None else Rung.TRAIN
     plan = TrialPlan(candidate=candidate, rung=rung, train_steps=train_steps or 0, reason=name)
-    trial = bench.store.plan_trial(run.study.id, plan)
+    trial = bench.store.plan_trial(run.claim, plan)
     devices = (bench.device,) if bench.device else ()
     spec = run.spec(prepared.facts, trial, devices)
     limits = replace(run.limits(prepared.facts, devices), grace_s=1.0)

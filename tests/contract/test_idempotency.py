@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from rankwise.errors import KeyReused
 from rankwise.optimizer.domain import StudyRequest
 from rankwise.store import Store
-from rankwise.store.clock import SystemClock
+from rankwise.store.clock import Moment, SystemClock
 
 REQUEST = StudyRequest(model="m", dataset="d")
 
@@ -23,8 +25,9 @@ class Calendar(SystemClock):
 
     days = 0
 
-    def utc(self) -> datetime:
-        return datetime(2026, 5, 1, tzinfo=UTC) + timedelta(days=self.days)
+    def now(self, session: Session) -> Moment:
+        utc = datetime(2026, 5, 1, tzinfo=UTC) + timedelta(days=self.days)
+        return replace(super().now(session), utc=utc)
 
 
 @pytest.fixture

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from rankwise.errors import NotFound
 from rankwise.optimizer.domain import (
@@ -25,10 +27,11 @@ from rankwise.optimizer.domain import (
     TrialPlan,
     TrialState,
 )
-from rankwise.store import Store
-from rankwise.store.clock import SystemClock
+from rankwise.store import Store, StudyClaim, Worker
+from rankwise.store.clock import Moment, SystemClock
 from rankwise.store.listing import StudyFilter, StudySort, TrialFilter, TrialSort
 
+WORKER = Worker(name="w", place="here")
 BEGIN = datetime(2026, 5, 1, tzinfo=UTC)
 
 
@@ -38,9 +41,9 @@ class Calendar(SystemClock):
     def __init__(self) -> None:
         self.days = 0
 
-    def utc(self) -> datetime:
+    def now(self, session: Session) -> Moment:
         self.days += 1
-        return BEGIN + timedelta(days=self.days)
+        return replace(super().now(session), utc=BEGIN + timedelta(days=self.days))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -61,7 +64,7 @@ def studies(store: Store) -> list[str]:
         store.create_study(StudyRequest(model=named[index % 3][0], dataset=named[index % 3][1])).id
         for index in range(7)
     ]
-    store.claim_study(only=ids[1])
+    store.claim_study(WORKER, only=ids[1])
     store.request_cancel(ids[3])
     return ids
 
@@ -122,9 +125,13 @@ def test_studies_are_read_in_the_order_asked_for(store: Store, studies: list[str
 
 def test_a_mark_changes_with_its_study(store: Store, studies: list[str]) -> None:
     before = store.get_mark(studies[0])
-    store.append_event(studies[0], "note", {})
+    claim = store.claim_study(WORKER, only=studies[0])
+    assert claim is not None
+    store.append_event(claim, "note", {})
     after = store.get_mark(studies[0])
-    assert (before.last_event, after.last_event, after.state) == (1, 2, StudyState.QUEUED)
+    assert (before.last_event, after.last_event, after.state) == (1, 3, StudyState.RUNNING)
+    store.renew_study(claim)  # changes nothing that anybody could want to see
+    assert store.get_mark(studies[0]) == after
     with pytest.raises(NotFound):
         store.get_mark("01ARZ3NDEKTSV4RRFFQ69G5FAV")
     assert {mark.study_id for mark in store.list_marks()} == {*studies} - {studies[3]}
@@ -143,7 +150,8 @@ FIGURES = [(100.0, 8, None), (300.0, 4, 0.5), None, (200.0, 2**40, 0.25), (300.0
 def study_id(store: Store) -> str:
     """A running study with a trial for each of the figures, and one that is queued."""
     made = store.create_study(StudyRequest(model="m", dataset="d")).id
-    store.claim_study(only=made)
+    run = store.claim_study(WORKER, only=made)
+    assert run is not None
     for number, figures in enumerate([*FIGURES, "queued"], start=1):
         candidate = Candidate(
             adapter=Adapter(method=Method.LORA, rank=number, alpha=16, targets=("q",)),
@@ -153,10 +161,10 @@ def study_id(store: Store) -> str:
             learning_rate=1e-4,
         )
         rung = Rung.TRAIN if isinstance(figures, tuple) and figures[2] else Rung.PROBE
-        trial = store.plan_trial(made, TrialPlan(candidate=candidate, rung=rung))
+        trial = store.plan_trial(run, TrialPlan(candidate=candidate, rung=rung))
         if figures == "queued":
             continue
-        claim = store.claim_trial(trial.id, devices=["cpu"], worker="w")
+        claim = store.claim_trial(run, trial.id, devices=["cpu"], worker="w")
         assert claim is not None
         if figures is None:
             store.finish_attempt(claim, outcome=Outcome.OOM)
@@ -205,7 +213,8 @@ def test_trials_are_found_by_what_became_of_them(store: Store, study_id: str) ->
 
 def test_a_measurement_that_is_no_number_sorts_as_none(store: Store, study_id: str) -> None:
     [queued] = store.page_trials(study_id, TrialFilter(states=(TrialState.QUEUED,)), limit=1).trials
-    claim = store.claim_trial(queued.id, devices=["cpu"], worker="w")
+    run = StudyClaim(study=store.get_study(study_id), fence=1, moved=False)
+    claim = store.claim_trial(run, queued.id, devices=["cpu"], worker="w")
     assert claim is not None
     store.finish_attempt(
         claim, outcome=Outcome.OK, measurement=Measurement(heldout_loss=float("nan"), samples_per_s=1.0)

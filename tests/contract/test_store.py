@@ -6,14 +6,17 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from rankwise.errors import Conflict, NotFound, StaleFence
 from rankwise.optimizer.domain import (
@@ -40,6 +43,7 @@ from rankwise.optimizer.domain import (
     Weights,
 )
 from rankwise.optimizer.estimates.intervals import Fits
+from rankwise.optimizer.keys import environment_key
 from rankwise.probes.profiles import (
     DatasetProfile,
     GpuProfile,
@@ -51,7 +55,9 @@ from rankwise.probes.profiles import (
     TaskKind,
     TaskProfile,
 )
-from rankwise.store import Claim, QuarantineCause, Store
+from rankwise.store import Claim, QuarantineCause, Reaped, Store, StudyClaim, Worker
+from rankwise.store import clock as clock_module
+from rankwise.store.clock import Moment
 
 GPU = "GPU-4cf8db2d-06c0-7d70-1a51-e59b25b2c16c"
 NO_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -63,12 +69,13 @@ class HandClock:
     def __init__(self) -> None:
         self.boot_id = "first-boot"
         self.seconds = 100.0
+        self.wall_error_s = 0.0
 
-    def boot_s(self) -> float:
-        return self.seconds
+    def now(self, _: Session) -> Moment:
+        return Moment(self.utc(), self.boot_id, self.seconds)
 
     def utc(self) -> datetime:
-        return datetime.fromtimestamp(1_700_000_000 + self.seconds, UTC)
+        return datetime.fromtimestamp(1_700_000_000 + self.seconds + self.wall_error_s, UTC)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -202,24 +209,42 @@ def make_recommendation(trial: Trial) -> Recommendation:
     )
 
 
-def start_study(store: Store) -> Study:
-    study = store.create_study(make_request())
-    claimed = store.claim_study(only=study.id)
+WORKER = Worker(name="host:1", place="here")
+ELSEWHERE = Worker(name="other:1", place="elsewhere")
+
+RUNS: dict[str, StudyClaim] = {}
+"""The last claim of each study, by its id."""
+
+
+def take(store: Store, worker: Worker = WORKER, *, only: str | None = None) -> StudyClaim | None:
+    """Claim a study, if there is one."""
+    claim = store.claim_study(worker, only=only)
+    if claim is not None:
+        RUNS[claim.id] = claim
+    return claim
+
+
+def start_study(store: Store) -> StudyClaim:
+    claimed = take(store, only=store.create_study(make_request()).id)
     assert claimed is not None
     return claimed
 
 
+def claim_trial(store: Store, trial: Trial, **options: Any) -> Claim | None:
+    """An attempt at a trial, by whoever has its study in hand."""
+    options = {"devices": [GPU], "worker": "w", **options}
+    return store.claim_trial(RUNS[trial.study_id], trial.id, **options)
+
+
 def start_trial(store: Store, *, lease_s: float = 45.0) -> Claim:
-    trial = store.plan_trial(start_study(store).id, make_plan())
-    claim = store.claim_trial(trial.id, devices=[GPU], worker="w", lease_s=lease_s)
+    claim = claim_trial(store, store.plan_trial(start_study(store), make_plan()), lease_s=lease_s)
     assert claim is not None
     return claim
 
 
-def finish_first(store: Store, study_id: str) -> Trial:
+def finish_first(store: Store, study: StudyClaim) -> Trial:
     """Plan, run and finish a trial of a running study."""
-    trial = store.plan_trial(study_id, make_plan())
-    claim = store.claim_trial(trial.id, devices=[GPU], worker="w")
+    claim = claim_trial(store, store.plan_trial(study, make_plan()))
     assert claim is not None
     return store.finish_attempt(claim, outcome=Outcome.OK, measurement=Measurement(tokens_per_s=10.0))
 
@@ -243,35 +268,41 @@ class TestStudies:
     def test_what_a_write_returns_is_what_is_stored(self, store: Store, clock: HandClock) -> None:
         study = store.create_study(make_request())
         clock.seconds += 1
+
+        def claim() -> Study | None:
+            return (claimed := take(store)) and claimed.study
+
         writes: list[Callable[[], object]] = [
-            store.claim_study,
-            lambda: store.save_facts(study.id, make_facts()),
-            lambda: store.release_study(study.id),
-            store.claim_study,
+            claim,
+            lambda: store.save_facts(RUNS[study.id], make_facts()),
+            lambda: store.release_study(RUNS[study.id]),
+            claim,
             lambda: store.request_cancel(study.id),
-            lambda: store.finish_study(study.id, StudyState.CANCELLED, "on request"),
+            lambda: store.finish_study(RUNS[study.id], StudyState.CANCELLED, "on request"),
         ]
         for write in writes:
             assert write() == store.get_study(study.id)
 
     def test_unknown_id(self, store: Store) -> None:
-        source = finish_first(store, start_study(store).id)
+        study = start_study(store)
+        unknown = replace(study, study=replace(study.study, id=NO_ID))
         calls: list[Callable[[], object]] = [
             lambda: store.get_study(NO_ID),
             lambda: store.list_studies(before=NO_ID),
-            lambda: store.release_study(NO_ID),
+            lambda: store.release_study(unknown),
             lambda: store.request_cancel(NO_ID),
-            lambda: store.save_facts(NO_ID, make_facts()),
-            lambda: store.add_wall(NO_ID, 1.0),
+            lambda: store.save_facts(unknown, make_facts()),
+            lambda: store.add_wall(unknown, 1.0),
             lambda: store.attempts_wall_s(NO_ID),
-            lambda: store.finish_study(NO_ID, StudyState.FAILED),
+            lambda: store.finish_study(unknown, StudyState.FAILED),
             lambda: store.get_recommendation(NO_ID),
-            lambda: store.plan_trial(NO_ID, make_plan()),
+            lambda: store.plan_trial(unknown, make_plan()),
             lambda: store.list_trials(NO_ID),
             lambda: store.get_trial(NO_ID),
-            lambda: store.claim_trial(NO_ID, devices=[GPU], worker="w"),
-            lambda: store.reuse_measurement(NO_ID, source),
-            lambda: store.append_event(NO_ID, "x", {}),
+            lambda: store.claim_trial(study, NO_ID, devices=[GPU], worker="w"),
+            lambda: store.renew_study(unknown),
+            lambda: store.holder_of(NO_ID),
+            lambda: store.append_event(unknown, "x", {}),
             lambda: store.events_after(NO_ID, 0),
         ]
         for call in calls:
@@ -295,46 +326,36 @@ class TestStudies:
 
     def test_claims_go_by_age(self, store: Store) -> None:
         ids = [store.create_study(make_request()).id for _ in range(2)]
-        claimed = [store.claim_study(), store.claim_study(), store.claim_study()]
+        claimed = [take(store), take(store), take(store)]
         assert [study and study.id for study in claimed] == [*ids, None]
         assert store.get_study(ids[0]).state is StudyState.RUNNING
-
-    def test_a_new_supervisor_adopts_what_was_left_running(self, store: Store) -> None:
-        left = start_study(store)
-        store.create_study(make_request())
-        adopted = store.claim_study(include_running=True)
-        assert adopted is not None
-        assert adopted.id == left.id
 
     def test_claim_of_one(self, store: Store) -> None:
         store.create_study(make_request())
         wanted = store.create_study(make_request())
-        for _ in ("queued", "left running"):
-            claimed = store.claim_study(only=wanted.id)
-            assert claimed is not None
-            assert claimed.id == wanted.id
-        store.finish_study(wanted.id, StudyState.FAILED)
-        assert store.claim_study(only=wanted.id) is None
+        claimed = take(store, only=wanted.id)
+        assert claimed is not None
+        assert claimed.id == wanted.id
+        assert take(store, only=wanted.id) is None
+        store.finish_study(claimed, StudyState.FAILED)
+        assert take(store, only=wanted.id) is None
 
     def test_release(self, store: Store) -> None:
         study = start_study(store)
-        assert store.release_study(study.id).state is StudyState.QUEUED
-        with pytest.raises(Conflict, match="queued"):
-            store.release_study(study.id)
+        assert store.release_study(study).state is StudyState.QUEUED
+        with pytest.raises(StaleFence, match="queued"):
+            store.release_study(study)
 
     def test_facts(self, store: Store) -> None:
-        study = store.create_study(make_request())
-        with pytest.raises(Conflict, match="queued"):
-            store.save_facts(study.id, make_facts())
-        store.claim_study()
-        store.save_facts(study.id, make_facts())
+        study = start_study(store)
+        store.save_facts(study, make_facts())
         assert store.get_study(study.id).facts == make_facts()
 
     def test_wall_time_adds_up_over_connections(self, store: Store, url: str) -> None:
-        study = store.create_study(make_request())
-        assert store.add_wall(study.id, 10.0) == 10.0
+        study = start_study(store)
+        assert store.add_wall(study, 10.0) == 10.0
         again = Store.open(url)
-        assert again.add_wall(study.id, 5.0) == 15.0
+        assert again.add_wall(study, 5.0) == 15.0
         again.close()
 
     def test_time_of_all_attempts_counts(self, store: Store) -> None:
@@ -343,7 +364,7 @@ class TestStudies:
         assert store.attempts_wall_s(study_id) == 0.0
         for outcome in (Outcome.LOST, Outcome.DISTURBED, Outcome.OK):
             store.finish_attempt(claim, outcome=outcome, wall_s=10.0)
-            claim = store.claim_trial(claim.trial.id, devices=[GPU], worker="w") or claim
+            claim = claim_trial(store, claim.trial) or claim
         other = start_trial(store)
         store.release_attempt(other, "the supervisor was stopped")
         assert store.attempts_wall_s(study_id) == 30.0
@@ -353,8 +374,8 @@ class TestStudies:
 class TestCancelling:
     def test_queued_ends_at_once_with_its_trials(self, store: Store) -> None:
         study = start_study(store)
-        trial = store.plan_trial(study.id, make_plan())
-        store.release_study(study.id)
+        trial = store.plan_trial(study, make_plan())
+        store.release_study(study)
 
         cancelled = store.request_cancel(study.id)
         assert (cancelled.state, cancelled.cancel_requested) == (StudyState.CANCELLED, True)
@@ -369,7 +390,7 @@ class TestCancelling:
 
     def test_ended_stays_ended(self, store: Store) -> None:
         study = start_study(store)
-        store.finish_study(study.id, StudyState.FAILED, "no such model")
+        store.finish_study(study, StudyState.FAILED, "no such model")
         with pytest.raises(Conflict, match="failed"):
             store.request_cancel(study.id)
         assert store.get_study(study.id).cancel_requested is False
@@ -380,7 +401,7 @@ class TestCancelling:
             for _ in range(20):
                 study = store.create_study(make_request())
                 cancelled = pool.submit(store.request_cancel, study.id)
-                claimed = pool.submit(other.claim_study, only=study.id)
+                claimed = pool.submit(other.claim_study, WORKER, only=study.id)
                 cancelled.result()
                 if claimed.result() is None:
                     assert store.get_study(study.id).state is StudyState.CANCELLED
@@ -393,16 +414,16 @@ class TestCancelling:
 class TestFinishing:
     def test_success_keeps_the_recommendation(self, store: Store) -> None:
         study = start_study(store)
-        recommendation = make_recommendation(finish_first(store, study.id))
-        finished = store.finish_study(study.id, StudyState.SUCCEEDED, recommendation=recommendation)
+        recommendation = make_recommendation(finish_first(store, study))
+        finished = store.finish_study(study, StudyState.SUCCEEDED, recommendation=recommendation)
         assert finished.state is StudyState.SUCCEEDED
         assert store.get_recommendation(study.id) == recommendation
 
     def test_queued_trials_are_cancelled(self, store: Store) -> None:
         study = start_study(store)
-        done = finish_first(store, study.id)
-        waiting = store.plan_trial(study.id, make_plan(2e-4))
-        store.finish_study(study.id, StudyState.FAILED, "disk full")
+        done = finish_first(store, study)
+        waiting = store.plan_trial(study, make_plan(2e-4))
+        store.finish_study(study, StudyState.FAILED, "disk full")
 
         assert store.get_trial(done.id).outcome is Outcome.OK
         dropped = store.get_trial(waiting.id)
@@ -411,19 +432,21 @@ class TestFinishing:
 
     @pytest.mark.parametrize("state", [StudyState.FAILED, StudyState.CANCELLED])
     def test_only_running_studies(self, store: Store, state: StudyState) -> None:
-        study = store.create_study(make_request())
-        with pytest.raises(Conflict, match="queued"):
-            store.finish_study(study.id, state)
-        store.claim_study()
-        store.finish_study(study.id, state)
-        with pytest.raises(Conflict, match=state):
-            store.finish_study(study.id, StudyState.FAILED)
+        study = start_study(store)
+        store.release_study(study)
+        with pytest.raises(StaleFence, match="queued"):
+            store.finish_study(study, state)
+        again = take(store)
+        assert again is not None
+        store.finish_study(again, state)
+        with pytest.raises(StaleFence, match=state):
+            store.finish_study(again, StudyState.FAILED)
 
     def test_not_while_a_trial_runs(self, store: Store) -> None:
         claim = start_trial(store)
         for move in (
-            lambda: store.finish_study(claim.trial.study_id, StudyState.FAILED),
-            lambda: store.release_study(claim.trial.study_id),
+            lambda: store.finish_study(RUNS[claim.trial.study_id], StudyState.FAILED),
+            lambda: store.release_study(RUNS[claim.trial.study_id]),
         ):
             with pytest.raises(Conflict, match="trial 1 still runs"):
                 move()
@@ -431,19 +454,19 @@ class TestFinishing:
 
     def test_a_recommendation_goes_with_success_only(self, store: Store) -> None:
         study = start_study(store)
-        recommendation = make_recommendation(finish_first(store, study.id))
+        recommendation = make_recommendation(finish_first(store, study))
         with pytest.raises(ValueError, match="succeeded without"):
-            store.finish_study(study.id, StudyState.SUCCEEDED)
+            store.finish_study(study, StudyState.SUCCEEDED)
         with pytest.raises(ValueError, match="failed with"):
-            store.finish_study(study.id, StudyState.FAILED, recommendation=recommendation)
+            store.finish_study(study, StudyState.FAILED, recommendation=recommendation)
         with pytest.raises(ValueError, match="running"):
-            store.finish_study(study.id, StudyState.RUNNING)
+            store.finish_study(study, StudyState.RUNNING)
 
     def test_missing_recommendation_says_why(self, store: Store) -> None:
         study = start_study(store)
         with pytest.raises(NotFound, match="yet: it is running"):
             store.get_recommendation(study.id)
-        store.finish_study(study.id, StudyState.FAILED, "no such model")
+        store.finish_study(study, StudyState.FAILED, "no such model")
         with pytest.raises(NotFound, match=r"failed \(no such model\)"):
             store.get_recommendation(study.id)
 
@@ -452,15 +475,15 @@ class TestTrials:
     def test_is_read_as_it_was_planned(self, store: Store) -> None:
         study = start_study(store)
         plan = make_plan(rung=Rung.TRAIN, train_steps=100, reason="front-runner")
-        trial = store.plan_trial(study.id, plan)
+        trial = store.plan_trial(study, plan)
         assert trial.plan == plan
         assert (trial.number, trial.state, trial.attempts) == (1, TrialState.QUEUED, 0)
         assert store.get_trial(trial.id) == trial
 
     def test_planning_twice_gives_the_same_trial(self, store: Store) -> None:
         study = start_study(store)
-        finished = finish_first(store, study.id)
-        assert store.plan_trial(study.id, make_plan(reason="asked again")) == finished
+        finished = finish_first(store, study)
+        assert store.plan_trial(study, make_plan(reason="asked again")) == finished
 
         different = [
             make_plan(2e-4),
@@ -468,20 +491,20 @@ class TestTrials:
             make_plan(rung=Rung.TRAIN, train_steps=10),
             make_plan(rung=Rung.TRAIN, train_steps=20),
         ]
-        planned = [store.plan_trial(study.id, plan) for plan in different]
+        planned = [store.plan_trial(study, plan) for plan in different]
         assert [trial.number for trial in planned] == [2, 3, 4, 5]
         assert store.list_trials(study.id) == [finished, *planned]
 
     def test_numbers_are_per_study(self, store: Store) -> None:
         studies = [start_study(store) for _ in range(2)]
-        assert [store.plan_trial(study.id, make_plan()).number for study in studies] == [1, 1]
+        assert [store.plan_trial(study, make_plan()).number for study in studies] == [1, 1]
 
     def test_are_counted_by_state(self, store: Store) -> None:
         busy, idle, other = (start_study(store) for _ in range(3))
-        finish_first(store, busy.id)
-        finish_first(store, other.id)
+        finish_first(store, busy)
+        finish_first(store, other)
         for rate in (2e-4, 3e-4):
-            store.plan_trial(busy.id, make_plan(rate))
+            store.plan_trial(busy, make_plan(rate))
         assert store.count_trials([busy.id, idle.id]) == {
             busy.id: {TrialState.QUEUED: 2, TrialState.RUNNING: 0, TrialState.FINISHED: 1},
             idle.id: {TrialState.QUEUED: 0, TrialState.RUNNING: 0, TrialState.FINISHED: 0},
@@ -489,17 +512,18 @@ class TestTrials:
         assert store.count_trials([]) == {}
 
     def test_only_running_studies_get_trials(self, store: Store) -> None:
-        study = store.create_study(make_request())
-        with pytest.raises(Conflict, match="queued"):
-            store.plan_trial(study.id, make_plan())
+        study = start_study(store)
+        store.release_study(study)
+        with pytest.raises(StaleFence, match="queued"):
+            store.plan_trial(study, make_plan())
         assert store.list_trials(study.id) == []
 
     def test_only_trials_of_running_studies_are_claimed(self, store: Store) -> None:
         study = start_study(store)
-        trial = store.plan_trial(study.id, make_plan())
-        store.release_study(study.id)
-        with pytest.raises(Conflict, match="queued"):
-            store.claim_trial(trial.id, devices=[GPU], worker="w")
+        trial = store.plan_trial(study, make_plan())
+        store.release_study(study)
+        with pytest.raises(StaleFence, match="queued"):
+            claim_trial(store, trial)
 
     def test_life_of_a_trial(self, store: Store, clock: HandClock) -> None:
         claim = start_trial(store)
@@ -523,21 +547,21 @@ class TestTrials:
         claim = start_trial(store)
         trial = store.finish_attempt(claim, outcome=outcome, reason="because")
         assert (trial.state, trial.outcome, trial.reason) == (TrialState.FINISHED, outcome, "because")
-        assert store.claim_trial(trial.id, devices=[GPU], worker="w") is None
+        assert claim_trial(store, trial) is None
 
     def test_a_running_trial_is_taken(self, store: Store) -> None:
         claim = start_trial(store)
-        assert store.claim_trial(claim.trial.id, devices=["another"], worker="w") is None
+        assert claim_trial(store, claim.trial, devices=["another"]) is None
 
     def test_a_device_serves_one_attempt(self, store: Store) -> None:
         claim = start_trial(store)
-        other = store.plan_trial(claim.trial.study_id, make_plan(2e-4))
-        assert store.claim_trial(other.id, devices=["free", GPU], worker="w") is None
+        other = store.plan_trial(RUNS[claim.trial.study_id], make_plan(2e-4))
+        assert claim_trial(store, other, devices=["free", GPU]) is None
         assert store.get_trial(other.id) == other
         assert kinds(store, claim.trial.study_id).count("trial.running") == 1
 
         store.finish_attempt(claim, outcome=Outcome.OOM)
-        second = store.claim_trial(other.id, devices=["free", GPU], worker="w")
+        second = claim_trial(store, other, devices=["free", GPU])
         assert second is not None
         assert second.devices == ("free", GPU)
         assert second.fence > claim.fence
@@ -556,9 +580,9 @@ class TestTrials:
 class TestHeldoutScores:
     SCORES = HeldoutScores(losses=(2.25, 0.5), items=(3, 1))
 
-    def train(self, store: Store, study_id: str, steps: int, outcome: Outcome = Outcome.OK) -> Trial:
+    def train(self, store: Store, study: StudyClaim, steps: int, outcome: Outcome = Outcome.OK) -> Trial:
         plan = make_plan(rung=Rung.TRAIN, train_steps=steps)
-        claim = store.claim_trial(store.plan_trial(study_id, plan).id, devices=[GPU], worker="w")
+        claim = claim_trial(store, store.plan_trial(study, plan))
         assert claim is not None
         return store.finish_attempt(
             claim, outcome=outcome, measurement=Measurement(heldout_loss=0.6875), heldout=self.SCORES
@@ -566,8 +590,8 @@ class TestHeldoutScores:
 
     def test_are_read_where_they_are_asked_for(self, store: Store) -> None:
         study = start_study(store)
-        finish_first(store, study.id)
-        trial = self.train(store, study.id, 10)
+        finish_first(store, study)
+        trial = self.train(store, study, 10)
         assert trial.heldout == self.SCORES
         assert [it.heldout for it in store.list_trials(study.id, with_heldout=True)] == [None, self.SCORES]
         assert [it.heldout for it in store.list_trials(study.id)] == [None, None]
@@ -575,15 +599,15 @@ class TestHeldoutScores:
 
     def test_are_those_of_the_attempt_that_finished_the_trial(self, store: Store) -> None:
         study = start_study(store)
-        lost = self.train(store, study.id, 10, Outcome.LOST)
+        lost = self.train(store, study, 10, Outcome.LOST)
         assert lost.state is TrialState.QUEUED
         assert lost.heldout is None
         assert store.list_trials(study.id, with_heldout=True)[0].heldout is None
-        assert self.train(store, study.id, 10).heldout == self.SCORES
+        assert self.train(store, study, 10).heldout == self.SCORES
 
     def test_of_other_studies_stay_there(self, store: Store) -> None:
         first, second = start_study(store), start_study(store)
-        self.train(store, first.id, 10)
+        self.train(store, first, 10)
         assert store.list_trials(second.id, with_heldout=True) == []
 
     def test_that_are_no_numbers_end_nothing(self, store: Store) -> None:
@@ -602,7 +626,7 @@ class TestLostAttempts:
             assert (trial.state, trial.outcome) == (TrialState.QUEUED, None)
             with pytest.raises(StaleFence):
                 store.heartbeat(claim)
-            again = store.claim_trial(trial.id, devices=[GPU], worker="w")
+            again = claim_trial(store, trial)
             assert again is not None
             claim = again
         assert store.finish_attempt(claim, outcome=Outcome.LOST).state is TrialState.QUEUED
@@ -616,7 +640,7 @@ class TestLostAttempts:
             )
             assert (trial.state, trial.attempts, trial.outcome) == (TrialState.QUEUED, attempt, None)
             assert (trial.reason, trial.started_at, trial.finished_at) == (f"killed {attempt}", None, None)
-            again = store.claim_trial(trial.id, devices=[GPU], worker="w")
+            again = claim_trial(store, trial)
             assert again is not None
             assert again.trial.reason is None
             claim = again
@@ -634,8 +658,9 @@ class TestLostAttempts:
 
     def test_late_writes_change_nothing(self, store: Store) -> None:
         claim = start_trial(store)
-        store.expire_attempts(all_of_previous=True)
-        current = store.claim_trial(claim.trial.id, devices=[GPU], worker="w2")
+        store.reap(dead_place=WORKER.place)
+        take(store)
+        current = claim_trial(store, claim.trial)
         assert current is not None
         before = store.get_trial(claim.trial.id)
         with pytest.raises(StaleFence):
@@ -649,27 +674,183 @@ class TestLostAttempts:
 
     def test_lease_runs_out(self, store: Store, clock: HandClock) -> None:
         claim = start_trial(store, lease_s=45)
+        study = RUNS[claim.trial.study_id]
         clock.seconds += 44
-        assert store.expire_attempts() == []
+        assert store.reap() == Reaped()
         store.heartbeat(claim, lease_s=45)
+        store.renew_study(study, lease_s=100)
         clock.seconds += 44
-        assert store.expire_attempts() == []
+        assert store.reap() == Reaped()
         clock.seconds += 1
-        assert [trial.id for trial in store.expire_attempts()] == [claim.trial.id]
+        reaped = store.reap()
+        assert ([trial.id for trial in reaped.trials], reaped.studies) == ([claim.trial.id], ())
         assert store.get_trial(claim.trial.id).state is TrialState.QUEUED
-        assert store.claim_trial(claim.trial.id, devices=[GPU], worker="w") is not None
+        assert claim_trial(store, claim.trial) is not None
 
-    def test_a_restart_of_the_machine_ends_leases(self, store: Store, clock: HandClock) -> None:
+
+class TestAbandonedStudies:
+    def test_a_claim_runs_out_with_its_attempt(self, store: Store, clock: HandClock) -> None:
+        claim = start_trial(store, lease_s=1000)
+        study = RUNS[claim.trial.study_id]
+        clock.seconds += 44
+        assert store.holder_of(study.id) == WORKER
+        store.renew_study(study)
+        clock.seconds += 44
+        assert store.reap() == Reaped()
+        clock.seconds += 1
+        assert store.holder_of(study.id) is None
+        reaped = store.reap()
+        assert ([trial.id for trial in reaped.trials], reaped.studies) == ([claim.trial.id], (study.id,))
+        assert store.get_study(study.id).state is StudyState.QUEUED
+        lost = store.events_after(study.id, 0)[-1]
+        assert (lost.kind, lost.payload["worker"]) == ("study.lost", WORKER.name)
+        assert store.reap() == Reaped()
+
+    @pytest.mark.parametrize("error_s", [3600.0, -3600.0])
+    def test_a_wall_clock_that_is_set_ends_nothing(
+        self, store: Store, clock: HandClock, error_s: float
+    ) -> None:
+        start_trial(store)
+        clock.wall_error_s = error_s
+        assert store.reap() == Reaped()
+        clock.seconds += 44
+        assert store.reap() == Reaped()
+        clock.seconds += 1
+        assert len(store.reap().trials) == 1
+
+    @pytest.mark.parametrize("error_s", [3600.0, -3600.0])
+    def test_this_machines_wall_clock_is_not_asked(
+        self, url: str, monkeypatch: pytest.MonkeyPatch, error_s: float
+    ) -> None:
+        """With the backend's own clock: CLOCK_BOOTTIME, or the server's."""
+        right_s, right = time.time, time.clock_gettime
+
+        class WrongDatetime(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> WrongDatetime:
+                return cls.fromtimestamp(right_s() + error_s, tz)
+
+        def wrong(which: int) -> float:
+            return right(which) + (error_s if which == time.CLOCK_REALTIME else 0.0)
+
+        with closing(Store.open(url)) as store:
+            start_trial(store)
+            monkeypatch.setattr(clock_module, "datetime", WrongDatetime)
+            monkeypatch.setattr(time, "clock_gettime", wrong)
+            monkeypatch.setattr(time, "time", lambda: right_s() + error_s)
+            assert store.reap() == Reaped()
+
+    def test_a_restart_of_the_machine_ends_claims(self, store: Store, clock: HandClock) -> None:
         start_trial(store)
         clock.boot_id = "second-boot"
         clock.seconds = 1.0
-        assert len(store.expire_attempts()) == 1
-        assert store.expire_attempts() == []
+        reaped = store.reap()
+        assert (len(reaped.trials), len(reaped.studies)) == (1, 1)
+        assert store.reap() == Reaped()
 
-    def test_a_new_supervisor_ends_all(self, store: Store) -> None:
-        start_trial(store)
-        assert store.expire_attempts() == []
-        assert len(store.expire_attempts(all_of_previous=True)) == 1
+    def test_a_successor_takes_over_at_once_what_its_place_left(self, store: Store) -> None:
+        left, others = start_trial(store), take(store, ELSEWHERE, only=store.create_study(make_request()).id)
+        assert others is not None
+        reaped = store.reap(dead_place=WORKER.place)
+        assert ([trial.id for trial in reaped.trials], reaped.studies) == (
+            [left.trial.id],
+            (left.trial.study_id,),
+        )
+        assert reaped.trials[0].reason == "its supervisor ended"
+        assert store.holder_of(others.id) == ELSEWHERE
+        again = take(store)
+        assert again is not None
+        assert (again.id, again.moved) == (left.trial.study_id, False)
+
+    def test_what_was_to_be_cancelled_is(self, store: Store) -> None:
+        claim = start_trial(store)
+        store.request_cancel(claim.trial.study_id)
+        store.reap(dead_place=WORKER.place)
+        assert store.get_study(claim.trial.study_id).state is StudyState.CANCELLED
+        assert store.get_trial(claim.trial.id).outcome is Outcome.CANCELLED
+
+    def test_another_place_goes_on_and_is_told_that_it_is_another(self, store: Store) -> None:
+        study = start_study(store)
+        store.release_study(study)
+        moved = take(store, ELSEWHERE)
+        assert moved is not None
+        assert (moved.id, moved.moved, moved.fence) == (study.id, True, study.fence + 1)
+
+    def test_late_writes_of_a_run_change_nothing(self, store: Store, clock: HandClock) -> None:
+        """Whoever was stopped past its lease comes back to a study that another one runs."""
+        late = start_study(store)
+        trial = store.plan_trial(late, make_plan())
+        source = finish_first(store, start_study(store))
+        clock.seconds += 45
+        store.reap()
+        current = take(store, ELSEWHERE, only=late.id)
+        assert current is not None
+        before = (store.get_study(late.id), store.list_trials(late.id), store.events_after(late.id, 0))
+        recommendation = make_recommendation(source)
+        writes: list[Callable[[], object]] = [
+            lambda: store.renew_study(late),
+            lambda: store.save_facts(late, make_facts()),
+            lambda: store.append_event(late, "x", {}),
+            lambda: store.save_estimates(late, {make_plan().candidate: told(Fits.NO)}),
+            lambda: store.plan_trial(late, make_plan(2e-4)),
+            lambda: store.reuse_measurement(late, trial.id, source),
+            lambda: store.claim_trial(late, trial.id, devices=[GPU], worker="w"),
+            lambda: store.add_wall(late, 1.0),
+            lambda: store.release_study(late),
+            lambda: store.finish_study(late, StudyState.SUCCEEDED, None, recommendation),
+        ]
+        for write in writes:
+            with pytest.raises(StaleFence, match="run 1 of study"):
+                write()
+        assert before == (
+            store.get_study(late.id),
+            store.list_trials(late.id),
+            store.events_after(late.id, 0),
+        )
+        store.renew_study(current)
+
+
+class TestSeveralPlaces:
+    def test_what_is_reserved_is_left_to_its_place(self, store: Store) -> None:
+        reserved = store.create_study(make_request(), reserved_for=ELSEWHERE.place)
+        assert take(store) is None
+        claimed = take(store, ELSEWHERE)
+        assert claimed is not None
+        assert claimed.id == reserved.id
+
+    def test_unless_it_is_asked_for(self, store: Store) -> None:
+        reserved = store.create_study(make_request(), reserved_for=ELSEWHERE.place)
+        claimed = take(store, only=reserved.id)
+        assert claimed is not None
+        store.release_study(claimed)
+        assert take(store) is not None  # and then it is this place's
+
+    def test_what_was_measured_is_left_to_where_it_can_be_compared(self, store: Store) -> None:
+        facts = make_facts()
+        study = start_study(store)
+        store.save_facts(study, facts)
+        store.release_study(study)
+        other = replace(ELSEWHERE, environment="of another GPU")
+        assert take(store, other) is None
+        alike = take(store, replace(ELSEWHERE, environment=environment_key(facts.hardware)))
+        assert alike is not None
+        store.release_study(alike)
+        same_place = replace(ELSEWHERE, environment="the same place with a new driver")
+        assert take(store, same_place) is not None
+
+    def test_two_that_want_the_same_devices_do_not_wait_for_each_other(self, store: Store, url: str) -> None:
+        devices = ["GPU-1", "GPU-2", "GPU-3"]
+        with closing(Store.open(url)) as other, ThreadPoolExecutor(2) as pool:
+            for _ in range(10):
+                trials = [store.plan_trial(start_study(store), make_plan()) for _ in range(2)]
+                attempts = [
+                    pool.submit(claim_trial, where, trial, devices=order)
+                    for where, trial, order in zip(
+                        (store, other), trials, (devices, devices[::-1]), strict=True
+                    )
+                ]
+                (won,) = [claim for attempt in attempts if (claim := attempt.result())]
+                store.finish_attempt(won, outcome=Outcome.OK)
 
 
 class TestDisturbedAttempts:
@@ -685,7 +866,7 @@ class TestDisturbedAttempts:
         assert (trial.state, trial.outcome, trial.measurement) == (TrialState.QUEUED, None, None)
         assert trial.reason == "a neighbour took 2 GiB"
 
-        again = store.claim_trial(trial.id, devices=[GPU], worker="w")
+        again = claim_trial(store, trial)
         assert again is not None
         assert again.disturbed_before == 1
         trial = store.finish_attempt(again, outcome=Outcome.OK, measurement=Measurement(tokens_per_s=9.0))
@@ -705,7 +886,7 @@ class TestDisturbedAttempts:
         for outcome in (Outcome.LOST, Outcome.DISTURBED, Outcome.DISTURBED, Outcome.LOST, Outcome.OK):
             seen.append(claim.disturbed_before)
             trial = store.finish_attempt(claim, outcome=outcome)
-            claim = store.claim_trial(trial.id, devices=[GPU], worker="w") or claim
+            claim = claim_trial(store, trial) or claim
         assert seen == [0, 0, 1, 2, 2]
         assert (trial.attempts, trial.outcome) == (5, Outcome.OK)
 
@@ -716,39 +897,40 @@ def told(fits: Fits | None = Fits.YES, **changes: Any) -> Estimate:
 
 class TestEstimates:
     def test_are_read_as_they_were_written_and_kept_by_later_trials(self, store: Store) -> None:
-        study_id, plan = start_study(store).id, make_plan()
+        study, plan = start_study(store), make_plan()
         estimate = told(flops={"bfloat16": 10**12}, step_tokens=12.5)
-        store.save_estimates(study_id, {plan.candidate: estimate})
-        assert store.list_estimates(study_id) == {plan.candidate: estimate}
-        trial = store.plan_trial(study_id, plan)
+        store.save_estimates(study, {plan.candidate: estimate})
+        assert store.list_estimates(study.id) == {plan.candidate: estimate}
+        trial = store.plan_trial(study, plan)
         assert trial.estimate == estimate
-        assert store.get_trial(trial.id) == store.list_trials(study_id)[0] == trial
+        assert store.get_trial(trial.id) == store.list_trials(study.id)[0] == trial
 
     def test_a_shape_keeps_what_was_told_first(self, store: Store) -> None:
-        study_id, candidate = start_study(store).id, make_plan().candidate
+        study, candidate = start_study(store), make_plan().candidate
         same_shape = replace(candidate, learning_rate=2 * candidate.learning_rate)
-        store.save_estimates(study_id, {candidate: told()})
-        store.save_estimates(study_id, {same_shape: told(Fits.NO)})
-        assert store.list_estimates(study_id) == {candidate: told()}
-        assert store.plan_trial(study_id, replace(make_plan(), candidate=same_shape)).estimate == told()
+        store.save_estimates(study, {candidate: told()})
+        store.save_estimates(study, {same_shape: told(Fits.NO)})
+        assert store.list_estimates(study.id) == {candidate: told()}
+        assert store.plan_trial(study, replace(make_plan(), candidate=same_shape)).estimate == told()
 
     def test_are_of_one_study(self, store: Store) -> None:
-        store.save_estimates(start_study(store).id, {make_plan().candidate: told()})
-        other = start_study(store).id
-        assert store.list_estimates(other) == {}
+        store.save_estimates(start_study(store), {make_plan().candidate: told()})
+        other = start_study(store)
+        assert store.list_estimates(other.id) == {}
         assert store.plan_trial(other, make_plan()).estimate is None
 
     def test_what_is_ruled_out_is_an_event(self, store: Store) -> None:
-        study_id, candidate = start_study(store).id, make_plan().candidate
-        store.save_estimates(study_id, {candidate: told(Fits.NO, reason="it needs too much")})
-        newest = store.events_after(study_id, 0)[-1]
+        study, candidate = start_study(store), make_plan().candidate
+        store.save_estimates(study, {candidate: told(Fits.NO, reason="it needs too much")})
+        newest = store.events_after(study.id, 0)[-1]
         assert newest.kind == "candidate.ruled_out"
         assert newest.payload == {"candidate": candidate.describe(), "reason": "it needs too much"}
 
     def test_only_in_running_studies(self, store: Store) -> None:
-        study = store.create_study(make_request())
-        with pytest.raises(Conflict):
-            store.save_estimates(study.id, {make_plan().candidate: told()})
+        study = start_study(store)
+        store.release_study(study)
+        with pytest.raises(StaleFence):
+            store.save_estimates(study, {make_plan().candidate: told()})
 
     @pytest.mark.parametrize(
         ("outcome", "found"), [(Outcome.OK, True), (Outcome.OOM, True), (Outcome.DIVERGED, False)]
@@ -756,10 +938,10 @@ class TestEstimates:
     def test_what_teaches_of_estimates_is_found_by_device(
         self, store: Store, outcome: Outcome, found: bool
     ) -> None:
-        study_id = start_study(store).id
-        store.save_estimates(study_id, {make_plan().candidate: told()})
-        trial = store.plan_trial(study_id, make_plan())
-        claim = store.claim_trial(trial.id, devices=[GPU], worker="w")
+        study = start_study(store)
+        store.save_estimates(study, {make_plan().candidate: told()})
+        trial = store.plan_trial(study, make_plan())
+        claim = claim_trial(store, trial)
         assert claim is not None
         trial = store.finish_attempt(claim, outcome=outcome, measurement=Measurement(tokens_per_s=1.0))
         assert store.list_estimated("a GPU") == ([trial] if found else [])
@@ -769,8 +951,8 @@ class TestEstimates:
 class TestReuse:
     def measure(self, store: Store, key: str | None, outcome: Outcome = Outcome.OK, **figures: Any) -> Trial:
         """A finished trial of a study of its own."""
-        trial = store.plan_trial(start_study(store).id, make_plan())
-        claim = store.claim_trial(trial.id, devices=[GPU], worker="w", measurement_key=key)
+        trial = store.plan_trial(start_study(store), make_plan())
+        claim = claim_trial(store, trial, measurement_key=key)
         assert claim is not None
         return store.finish_attempt(claim, outcome=outcome, measurement=Measurement(**figures), wall_s=8.0)
 
@@ -794,8 +976,8 @@ class TestReuse:
         assert store.find_measurement("k") == sound
 
     def test_one_that_is_under_way_is_not_found(self, store: Store) -> None:
-        trial = store.plan_trial(start_study(store).id, make_plan())
-        claim = store.claim_trial(trial.id, devices=[GPU], worker="w", measurement_key="k")
+        trial = store.plan_trial(start_study(store), make_plan())
+        claim = claim_trial(store, trial, measurement_key="k")
         assert claim is not None
         assert store.find_measurement("k") is None
         store.finish_attempt(claim, outcome=Outcome.LOST)
@@ -804,8 +986,8 @@ class TestReuse:
     def test_is_taken_over_without_an_attempt(self, store: Store, clock: HandClock) -> None:
         source = self.measure(store, "k", tokens_per_s=2.0, measured_s=5.0)
         clock.seconds += 60
-        planned = store.plan_trial(start_study(store).id, make_plan(3e-4))
-        trial = store.reuse_measurement(planned.id, source)
+        planned = store.plan_trial(start_study(store), make_plan(3e-4))
+        trial = store.reuse_measurement(RUNS[planned.study_id], planned.id, source)
         assert trial == store.get_trial(planned.id)
         assert (trial.state, trial.outcome, trial.attempts) == (TrialState.FINISHED, Outcome.OK, 0)
         assert (trial.measurement, trial.reused_from) == (source.measurement, source.id)
@@ -816,8 +998,8 @@ class TestReuse:
 
     def test_rows_are_taken_over_with_a_training(self, store: Store) -> None:
         trained = make_plan(rung=Rung.TRAIN, train_steps=20)
-        trial = store.plan_trial(start_study(store).id, trained)
-        claim = store.claim_trial(trial.id, devices=[GPU], worker="w", measurement_key="k")
+        trial = store.plan_trial(start_study(store), trained)
+        claim = claim_trial(store, trial, measurement_key="k")
         assert claim is not None
         scores = HeldoutScores(losses=(0.5, 1.5), items=(1, 2))
         store.finish_attempt(
@@ -825,8 +1007,8 @@ class TestReuse:
         )
         source = store.find_measurement("k")
         assert source is not None
-        planned = store.plan_trial(start_study(store).id, trained)
-        store.reuse_measurement(planned.id, source)
+        planned = store.plan_trial(start_study(store), trained)
+        store.reuse_measurement(RUNS[planned.study_id], planned.id, source)
         (taken,) = store.list_trials(planned.study_id, with_heldout=True)
         assert (taken.reused_from, taken.heldout) == (trial.id, scores)
 
@@ -838,13 +1020,13 @@ class TestReuse:
         succeeded = []
         for own in (facts, another, facts):
             study = start_study(store)
-            store.save_facts(study.id, own)
-            trial = finish_first(store, study.id)
-            store.finish_study(study.id, StudyState.SUCCEEDED, recommendation=make_recommendation(trial))
+            store.save_facts(study, own)
+            trial = finish_first(store, study)
+            store.finish_study(study, StudyState.SUCCEEDED, recommendation=make_recommendation(trial))
             succeeded.append(store.list_trials(study.id))
         failed = start_study(store)
-        store.save_facts(failed.id, facts)
-        store.finish_study(failed.id, StudyState.FAILED, "it did not work")
+        store.save_facts(failed, facts)
+        store.finish_study(failed, StudyState.FAILED, "it did not work")
         sha256, kind = facts.model.structure_sha256, facts.dataset.task.kind
         assert store.list_alike(sha256, kind) == [succeeded[0], succeeded[2]]
         assert store.list_alike(sha256, kind, limit=1) == [succeeded[2]]
@@ -852,32 +1034,32 @@ class TestReuse:
 
     def test_what_was_taken_over_is_no_source(self, store: Store, clock: HandClock) -> None:
         source = self.measure(store, "k", tokens_per_s=2.0)
-        trial = store.plan_trial(start_study(store).id, make_plan())
-        claim = store.claim_trial(trial.id, devices=[GPU], worker="w", measurement_key="k")
+        trial = store.plan_trial(start_study(store), make_plan())
+        claim = claim_trial(store, trial, measurement_key="k")
         assert claim is not None
         store.finish_attempt(claim, outcome=Outcome.LOST)
         clock.seconds += 1
-        store.reuse_measurement(trial.id, source)
+        store.reuse_measurement(RUNS[trial.study_id], trial.id, source)
         assert store.find_measurement("k") == source
 
     def test_only_for_queued_trials_of_running_studies(self, store: Store) -> None:
         source = self.measure(store, "k", tokens_per_s=2.0)
         claim = start_trial(store)
         with pytest.raises(Conflict, match="not queued"):
-            store.reuse_measurement(claim.trial.id, source)
+            store.reuse_measurement(RUNS[claim.trial.study_id], claim.trial.id, source)
         store.release_attempt(claim, "the supervisor was stopped")
-        store.release_study(claim.trial.study_id)
-        with pytest.raises(Conflict, match="queued"):
-            store.reuse_measurement(claim.trial.id, source)
+        store.release_study(RUNS[claim.trial.study_id])
+        with pytest.raises(StaleFence, match="queued"):
+            store.reuse_measurement(RUNS[claim.trial.study_id], claim.trial.id, source)
 
 
 class TestEvents:
     def test_history_of_a_study(self, store: Store) -> None:
         study = start_study(store)
-        store.save_facts(study.id, make_facts())
-        trial = finish_first(store, study.id)
-        store.plan_trial(study.id, make_plan(2e-4))
-        store.finish_study(study.id, StudyState.SUCCEEDED, recommendation=make_recommendation(trial))
+        store.save_facts(study, make_facts())
+        trial = finish_first(store, study)
+        store.plan_trial(study, make_plan(2e-4))
+        store.finish_study(study, StudyState.SUCCEEDED, recommendation=make_recommendation(trial))
         history = store.events_after(study.id, 0)
         assert [event.kind for event in history] == [
             "study.created",
@@ -900,46 +1082,49 @@ class TestEvents:
         }
 
     def test_appended_and_read_from_a_number_on(self, store: Store, clock: HandClock) -> None:
-        study = store.create_study(make_request())
-        written = [store.append_event(study.id, "trial.progress", {"step": step}) for step in range(4)]
-        assert [event.seq for event in written] == [2, 3, 4, 5]
+        study = start_study(store)
+        written = [store.append_event(study, "trial.progress", {"step": step}) for step in range(4)]
+        assert [event.seq for event in written] == [3, 4, 5, 6]
         assert written[0].created_at == clock.utc()
-        assert store.events_after(study.id, 3) == written[2:]
-        assert store.events_after(study.id, 1, limit=2) == written[:2]
-        assert store.events_after(study.id, 5) == []
+        assert store.events_after(study.id, 4) == written[2:]
+        assert store.events_after(study.id, 2, limit=2) == written[:2]
+        assert store.events_after(study.id, 6) == []
 
     def test_a_number_that_is_none_becomes_null(self, store: Store) -> None:
-        study = store.create_study(make_request())
-        store.append_event(study.id, "trial.progress", {"loss": float("nan"), "losses": [1.0, float("inf")]})
-        assert store.events_after(study.id, 1)[0].payload == {"loss": None, "losses": [1.0, None]}
+        study = start_study(store)
+        store.append_event(study, "trial.progress", {"loss": float("nan"), "losses": [1.0, float("inf")]})
+        assert store.events_after(study.id, 2)[0].payload == {"loss": None, "losses": [1.0, None]}
 
     def test_a_failed_change_leaves_no_event(self, store: Store) -> None:
-        study = store.create_study(make_request())
+        claim = start_trial(store)
+        before = kinds(store, claim.trial.study_id)
         with pytest.raises(Conflict):
-            store.release_study(study.id)
-        assert kinds(store, study.id) == ["study.created"]
+            store.release_study(RUNS[claim.trial.study_id])
+        assert kinds(store, claim.trial.study_id) == before
 
     def test_numbers_have_no_gaps_under_concurrent_writers(self, store: Store, url: str) -> None:
-        study = store.create_study(make_request())
+        study = start_study(store)
         stores = [store, store, Store.open(url), Store.open(url)]
 
         def write(writer: Store) -> list[int]:
-            return [writer.append_event(study.id, "tick", {}).seq for _ in range(25)]
+            return [writer.append_event(study, "tick", {}).seq for _ in range(25)]
 
         with ThreadPoolExecutor(len(stores)) as pool:
             given = [seq for numbers in pool.map(write, stores) for seq in numbers]
         for other in stores[2:]:
             other.close()
-        assert sorted(given) == list(range(2, 102))
-        assert [event.seq for event in store.events_after(study.id, 0)] == list(range(1, 102))
+        assert sorted(given) == list(range(3, 103))
+        assert [event.seq for event in store.events_after(study.id, 0)] == list(range(1, 103))
 
 
 CLAIM_ALL = """
 store = Store.open(url)
+study_id, fence, *trial_ids = trial_ids
+claim = StudyClaim(study=store.get_study(study_id), fence=int(fence), moved=False)
 wait()
 claimed = [
     trial_id for trial_id in trial_ids
-    if store.claim_trial(trial_id, devices=[f"device of {trial_id}"], worker="w")
+    if store.claim_trial(claim, trial_id, devices=[f"device of {trial_id}"], worker="w")
 ]
 print(json.dumps(claimed))
 store.close()
@@ -954,7 +1139,7 @@ print("null")
 
 HEAD = """
 import json, sys
-from rankwise.store import Store
+from rankwise.store import Store, StudyClaim
 url, *trial_ids = sys.argv[1:]
 def wait():
     print("ready", flush=True)
@@ -981,8 +1166,12 @@ def run_at_once(script: str, url: str, *arguments: str) -> list[Any]:
 class TestProcesses:
     def test_trials_are_claimed_once(self, store: Store, url: str) -> None:
         study = start_study(store)
-        ids = [store.plan_trial(study.id, make_plan(1e-4 * number)).id for number in range(1, 101)]
-        claimed = [trial_id for each in run_at_once(CLAIM_ALL, url, *ids) for trial_id in each]
+        ids = [store.plan_trial(study, make_plan(1e-4 * number)).id for number in range(1, 101)]
+        claimed = [
+            trial_id
+            for each in run_at_once(CLAIM_ALL, url, study.id, str(study.fence), *ids)
+            for trial_id in each
+        ]
         assert sorted(claimed) == sorted(ids)
         assert all(trial.attempts == 1 for trial in store.list_trials(study.id))
 

@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 
 from rankwise.errors import Conflict, NotFound
 from rankwise.optimizer.domain import StudyRequest
 from rankwise.roles import Role
 from rankwise.store import Store
+from rankwise.store.clock import Moment
 from rankwise.store.tokens import MOST_SESSIONS
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -20,16 +22,11 @@ START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 class HandClock:
     """A clock that tests turn."""
 
-    boot_id = "a-boot"
-
     def __init__(self) -> None:
         self.moment = START
 
-    def boot_s(self) -> float:
-        return (self.moment - START).total_seconds()
-
-    def utc(self) -> datetime:
-        return self.moment
+    def now(self, _: Session) -> Moment:
+        return Moment(self.moment, "a-boot", (self.moment - START).total_seconds())
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -18,7 +18,7 @@ from rankwise.optimizer.domain import StudyRequest
 from rankwise.runners.fetching import Fetched, fetch, start_fetch
 from rankwise.runners.study import StudyRun
 from rankwise.runners.warm_client import WarmServer, trial_environment
-from rankwise.store import Store
+from rankwise.store import Store, Worker
 
 from ..fake_hub import FakeHub, fake_hub
 
@@ -182,8 +182,9 @@ def test_a_token_reaches_the_hub_and_nobody_else(
         hub.private[repo] = TOKEN
     store = Store.open(home.database)
     request = StudyRequest(model="org/model", dataset="org/data")
-    study = store.create_study(request)
-    store.claim_study()
+    store.create_study(request)
+    study = store.claim_study(Worker(name="test", place="here"))
+    assert study is not None
     server = WarmServer(home.logs / "warm.log", ["prepare"], home=home)
     try:
         server.wait_ready()
@@ -191,7 +192,7 @@ def test_a_token_reaches_the_hub_and_nobody_else(
         run = StudyRun(
             store=store,
             home=home,
-            study=study,
+            claim=study,
             warm_server=lambda: server,
             should_stop=lambda: False,
             worker="test",

@@ -23,7 +23,7 @@ from rankwise.runners import study as study_module
 from rankwise.runners.ready_files import write_ready_files
 from rankwise.runners.study import StudyRun
 from rankwise.runners.warm_client import WarmServer
-from rankwise.store import Store
+from rankwise.store import Store, Worker
 
 
 def only_spread(facts: StudyFacts, request: StudyRequest) -> tuple[Candidate, ...]:
@@ -79,7 +79,7 @@ def test_a_study_of_two_processes(
     )
     with closing(Store.open(home.database)) as store:
         store.create_study(request)
-        claimed = store.claim_study(only=None, include_running=True)
+        claimed = store.claim_study(Worker(name="test", place="here"))
         assert claimed is not None
         killed: list[int] = []
         killer = threading.Thread(target=kill_a_rank, args=(server, killed))
@@ -87,7 +87,7 @@ def test_a_study_of_two_processes(
         run = StudyRun(
             store=store,
             home=home,
-            study=claimed,
+            claim=claimed,
             warm_server=lambda: server,
             should_stop=lambda: False,
             worker="test",

@@ -52,7 +52,7 @@ from rankwise.probes.profiles import (
     TaskProfile,
 )
 from rankwise.runners.jobs import Estimation
-from rankwise.store import Claim, Store
+from rankwise.store import Claim, Store, StudyClaim, Worker
 
 RECIPE = Recipe(max_length=128)
 LORA = Candidate(
@@ -149,6 +149,9 @@ TRAINED = Measurement(
 )
 
 
+WORKER = Worker(name="script", place="here")
+
+
 class StudyScript:
     """Plays the supervisor: what a study went through, written into the store step by step."""
 
@@ -156,21 +159,32 @@ class StudyScript:
         self.store = store
         self.request = StudyRequest(model="models/MiniLM", dataset="data/reviews.csv", budget_s=60.0)
         self.id = store.create_study(self.request).id
+        self._claim: StudyClaim | None = None
+
+    @property
+    def claim(self) -> StudyClaim:
+        """The right to play it."""
+        assert self._claim is not None, "the study is not begun"
+        return self._claim
+
+    def take(self) -> StudyClaim:
+        """Claim the study and find out nothing yet."""
+        self._claim = self.store.claim_study(WORKER, only=self.id)
+        return self.claim
 
     def candidate(self, *, learning_rate: float) -> Candidate:
         return replace(LORA, learning_rate=learning_rate)
 
     def begin(self) -> None:
-        self.store.claim_study(only=self.id)
-        self.store.save_facts(self.id, FACTS)
+        self.store.save_facts(self.take(), FACTS)
 
     def plan(self, candidate: Candidate, rung: Rung) -> Trial:
         steps = 20 if rung is Rung.TRAIN else 0
-        return self.store.plan_trial(self.id, TrialPlan(candidate=candidate, rung=rung, train_steps=steps))
+        return self.store.plan_trial(self.claim, TrialPlan(candidate=candidate, rung=rung, train_steps=steps))
 
     def start(self, candidate: Candidate, rung: Rung) -> Claim:
         trial = self.plan(candidate, rung)
-        claim = self.store.claim_trial(trial.id, devices=["cpu"], worker="script", lease_s=60.0)
+        claim = self.store.claim_trial(self.claim, trial.id, devices=["cpu"], worker="script", lease_s=60.0)
         assert claim is not None
         return claim
 
@@ -209,10 +223,10 @@ class StudyScript:
             wall_s=20.0,
             measured_s=13.0,
         )
-        return self.store.finish_study(self.id, StudyState.SUCCEEDED, None, recommendation)
+        return self.store.finish_study(self.claim, StudyState.SUCCEEDED, None, recommendation)
 
     def fail(self, reason: str) -> Study:
-        return self.store.finish_study(self.id, StudyState.FAILED, reason)
+        return self.store.finish_study(self.claim, StudyState.FAILED, reason)
 
     def play(self) -> Study:
         """A whole study: a probe, one that did not fit, a training, the recommendation."""

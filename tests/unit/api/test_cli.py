@@ -563,11 +563,11 @@ def test_a_list_counts_trials_without_reading_them(run: Run, script, monkeypatch
 @pytest.mark.parametrize("end", ["stopped", "stopped while reading", "killed"])
 def test_a_study_that_nobody_works_on_is_interrupted(run: Run, script, store, home, end: str):
     if end == "stopped while reading":
-        store.claim_study(only=script.id)
+        script.take()
     else:
         script.begin()
     if end != "killed":
-        store.release_study(script.id)
+        store.release_study(script.claim)
     untouched = store.create_study(script.request)
 
     listed = run("studies", "list")

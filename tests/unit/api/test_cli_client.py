@@ -152,7 +152,7 @@ def test_events_are_lines_of_json(run: Run, played: str) -> None:
 
 def test_exit_codes_are_those_of_recommend(run: Run, script: Any, server: str, elsewhere: None) -> None:
     script.begin()
-    script.store.finish_study(script.id, StudyState.FAILED, "NothingFits: nothing fits — raise the limit")
+    script.store.finish_study(script.claim, StudyState.FAILED, "NothingFits: nothing fits — raise the limit")
     failed = run("client", "recommend", script.id, "--wait", "--quiet", "--format", "env")
     assert (failed.code, failed.out) == (3, "")
     assert "raise the limit" in failed.err

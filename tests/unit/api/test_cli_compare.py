@@ -28,8 +28,7 @@ def second(script, store: Store, probed: Measurement, trained: Measurement) -> C
             facts = replace(facts, model=replace(facts.model, structure_sha256=structure))
         candidate: Candidate = script.candidate(learning_rate=5e-4)
         script.id = store.create_study(StudyRequest(model="models/MiniLM", dataset="data/reviews.csv")).id
-        store.claim_study(only=script.id)
-        store.save_facts(script.id, facts)
+        store.save_facts(script.take(), facts)
         faster = replace(probed, tokens_per_s=(probed.tokens_per_s or 0) * factor)
         script.run(candidate, Rung.PROBE, faster)
         script.recommend(script.run(candidate, Rung.TRAIN, trained))

@@ -66,7 +66,7 @@ def test_lines_tell_each_thing_once(script, store, stderr: StringIO, candidates)
 
 
 def test_reading_takes_a_while_and_is_announced(script, store, stderr: StringIO):
-    store.claim_study(only=script.id)
+    script.take()
     LineDisplay(store.get_trial).update(store.get_study(script.id), [])
     assert stderr.getvalue().endswith("] reading data and model\n")
 

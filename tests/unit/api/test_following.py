@@ -14,7 +14,7 @@ from rankwise.home import Home
 from rankwise.optimizer.domain import Estimate, Outcome, Rung, Study, StudyRequest, StudyState, Trial
 from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.runners.lock import LockHolder
-from rankwise.store import Store
+from rankwise.store import Store, Worker
 
 
 class FakeSupervisor:
@@ -85,8 +85,8 @@ def test_what_is_ruled_out_is_said(store, script, home, candidates, monkeypatch)
     def rule_out() -> None:
         script.begin()
         hopeless = Estimate(device="a CPU", fits=Fits.NO, reason="it needs too much")
-        store.save_estimates(script.id, {candidates[0]: hopeless})
-        store.finish_study(script.id, StudyState.FAILED, "NothingFits: nothing fits")
+        store.save_estimates(script.claim, {candidates[0]: hopeless})
+        store.finish_study(script.claim, StudyState.FAILED, "NothingFits: nothing fits")
 
     supervise(monkeypatch, rule_out)
     said: list[str] = []
@@ -209,7 +209,8 @@ def test_the_newest_unfinished_study_of_the_same_request_is_found(store: Store) 
     assert find_unfinished(store, asked) == second
     store.request_cancel(second)
     assert find_unfinished(store, asked) == first
-    store.claim_study(only=first)
+    claim = store.claim_study(Worker(name="w", place="here"), only=first)
+    assert claim is not None
     assert find_unfinished(store, asked) == first
-    store.finish_study(first, StudyState.FAILED, "RunnerError: gone")
+    store.finish_study(claim, StudyState.FAILED, "RunnerError: gone")
     assert find_unfinished(store, asked) is None

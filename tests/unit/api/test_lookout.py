@@ -12,10 +12,11 @@ from fastapi.sse import KEEPALIVE_COMMENT
 from rankwise.api import lookout as module
 from rankwise.api.lookout import Lookout
 from rankwise.errors import StoreError
-from rankwise.optimizer.domain import StudyRequest
-from rankwise.store import Store
+from rankwise.optimizer.domain import StudyRequest, StudyState
+from rankwise.store import Store, StudyClaim, Worker
 
 REQUEST = StudyRequest(model="models/MiniLM", dataset="data/reviews.csv")
+WORKER = Worker(name="script", place="here")
 
 
 @pytest.fixture
@@ -63,29 +64,35 @@ async def next_change(stream: AsyncIterator[bytes]) -> dict[str, Any]:
     raise AssertionError("the stream ended")
 
 
+def claimed(store: Store) -> StudyClaim:
+    claim = store.claim_study(WORKER, only=store.create_study(REQUEST).id)
+    assert claim is not None
+    return claim
+
+
 def told(store: Store, study_id: str) -> list[int]:
     return [event.seq for event in store.events_after(study_id, 0)]
 
 
 def test_a_stream_has_every_event_once_and_ends_with_the_study(store: Store) -> None:
-    study = store.create_study(REQUEST)
+    study = claimed(store)
 
     async def body(lookout: Lookout) -> None:
         stream = asyncio.create_task(numbers(lookout.study_events(store.get_mark(study.id), after=0)))
         for turn in range(30):
-            await asyncio.to_thread(store.append_event, study.id, "note", {"turn": turn})
+            await asyncio.to_thread(store.append_event, study, "note", {"turn": turn})
             await asyncio.sleep(0.003)
-        await asyncio.to_thread(store.request_cancel, study.id)
+        await asyncio.to_thread(store.finish_study, study, StudyState.CANCELLED)
         assert await stream == told(store, study.id)
 
     with_lookout(store, body)
 
 
 def test_a_stream_goes_on_where_it_broke_off(store: Store) -> None:
-    study = store.create_study(REQUEST)
+    study = claimed(store)
     for turn in range(20):
-        store.append_event(study.id, "note", {"turn": turn})
-    store.request_cancel(study.id)
+        store.append_event(study, "note", {"turn": turn})
+    store.finish_study(study, StudyState.CANCELLED)
 
     async def body(lookout: Lookout) -> None:
         rest = await numbers(lookout.study_events(store.get_mark(study.id), after=13))
@@ -97,22 +104,22 @@ def test_a_stream_goes_on_where_it_broke_off(store: Store) -> None:
 def test_one_who_is_far_behind_misses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED", 3)
     monkeypatch.setattr(module, "PAGE", 4)
-    study = store.create_study(REQUEST)
+    study = claimed(store)
 
     async def body(lookout: Lookout) -> None:
         stream = lookout.study_events(store.get_mark(study.id), after=0)
         seen = [int(fields(message)["id"]) for message in [await anext(stream), await anext(stream)][1:]]
         for turn in range(25):
-            await asyncio.to_thread(store.append_event, study.id, "note", {"turn": turn})
+            await asyncio.to_thread(store.append_event, study, "note", {"turn": turn})
         await asyncio.sleep(0.1)
-        await asyncio.to_thread(store.request_cancel, study.id)
+        await asyncio.to_thread(store.finish_study, study, StudyState.CANCELLED)
         assert seen + await numbers(stream) == told(store, study.id)
 
     with_lookout(store, body)
 
 
 def test_many_who_follow_ask_the_store_as_often_as_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = store.create_study(REQUEST)
+    study = claimed(store)
     reads = 0
     read = store.events_after
 
@@ -130,11 +137,11 @@ def test_many_who_follow_ask_the_store_as_often_as_one(store: Store, monkeypatch
         ]
         await asyncio.sleep(0.05)
         for turn in range(5):
-            await asyncio.to_thread(store.append_event, study.id, "note", {"turn": turn})
+            await asyncio.to_thread(store.append_event, study, "note", {"turn": turn})
             await asyncio.sleep(0.05)
-        await asyncio.to_thread(store.request_cancel, study.id)
+        await asyncio.to_thread(store.finish_study, study, StudyState.CANCELLED)
         found = await asyncio.gather(*streams)
-        assert found == [[2, 3, 4, 5, 6, 7]] * 50
+        assert found == [[3, 4, 5, 6, 7, 8]] * 50
         assert reads <= 7  # once an event at most, not 50 times
 
     with_lookout(store, body)
@@ -184,7 +191,7 @@ def test_changes_tell_of_live_studies_first_and_then_of_each_that_changes(store:
         while found["state"] != "cancelled":
             found = await next_change(stream)
         assert found["id"] == new.id
-        await asyncio.to_thread(store.claim_study, only=live.id)
+        await asyncio.to_thread(store.claim_study, WORKER, only=live.id)
         found = await next_change(stream)
         assert (found["id"], found["state"]) == (live.id, "running")
 

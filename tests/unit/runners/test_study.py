@@ -47,7 +47,7 @@ from rankwise.runners import device_care
 from rankwise.runners import study as study_module
 from rankwise.runners.study import StudyRun, is_judged
 from rankwise.runners.warm_client import Job
-from rankwise.store import QuarantineCause, Store
+from rankwise.store import QuarantineCause, Store, Worker
 
 NEIGHBOUR = ("Another process took 2.0 GiB of the device.",)
 LEFT = {"type": "exit", "cause": "finished", "exit_code": 0, "signal": None, "wall_s": 1.0}
@@ -241,12 +241,13 @@ def run_study(
         max_trials=changes.pop("max_trials", 2),
     )
     study_id = store.create_study(dataclasses.replace(request, **changes)).id
-    store.claim_study(only=study_id)
-    study = store.save_facts(study_id, facts or make_facts())
+    claim = store.claim_study(Worker(name="test", place="here"), only=study_id)
+    assert claim is not None
+    study = store.save_facts(claim, facts or make_facts())
     StudyRun(
         store=store,
         home=home,
-        study=study,
+        claim=dataclasses.replace(claim, study=study),
         warm_server=lambda: server,  # type: ignore[arg-type, return-value]
         should_stop=lambda: False,
         worker="test",

@@ -15,12 +15,13 @@ from sqlalchemy import Engine, make_url, text
 
 from rankwise.errors import StoreError
 from rankwise.optimizer.domain import Measurement, Outcome, StudyRequest, StudyState, TrialState
-from rankwise.store import Store, schema, upgrade
+from rankwise.store import Store, Worker, schema, upgrade
 from rankwise.store.backends import database_url, trouble_reported
 from rankwise.store.postgresql import connect_engine, for_reads, for_writes
 from rankwise.store.tables import Row
 
 REQUEST = StudyRequest(model="m", dataset="d")
+WORKER = Worker(name="w", place="here")
 
 DEFINITIONS = """
     SELECT c.relname, 'column ' || a.attname,
@@ -157,9 +158,10 @@ class TestTransactions:
     def test_a_text_without_its_nul_is_better_than_none(self, url: str) -> None:
         with closing(Store.open(url)) as store:
             study = store.create_study(StudyRequest(model="a\0b", dataset="d"))
-            store.request_cancel(study.id)
             assert store.get_study(study.id).request.model == "a\0b"  # in a document it is kept
-            store.append_event(study.id, "say\0", {})
+            claim = store.claim_study(WORKER)
+            assert claim is not None
+            store.append_event(claim, "say\0", {})
             assert store.events_after(study.id, 0)[-1].kind == "say\N{REPLACEMENT CHARACTER}"
 
 
@@ -183,10 +185,12 @@ class TestTrouble:
                 transaction.session.execute(text("UPDATE study SET wall_s = 2"))
 
         with closing(Store.open(url)) as store:
-            study = store.create_study(REQUEST)
+            store.create_study(REQUEST)
+            claim = store.claim_study(WORKER)
+            assert claim is not None
             with pytest.raises(StoreError, match="cannot be used: terminating connection"):
                 break_in_the_middle()
-            assert store.add_wall(study.id, 0.0) == 0.0
+            assert store.add_wall(claim, 0.0) == 0.0
 
     @pytest.mark.parametrize(
         ("changes", "said", "step"),

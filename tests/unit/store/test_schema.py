@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from rankwise import migrations
 from rankwise.errors import StoreError
 from rankwise.optimizer.domain import Measurement, Outcome, StudyRequest, StudyState, TrialState
-from rankwise.store import Store, schema, upgrade
+from rankwise.store import Store, Worker, schema, upgrade
 from rankwise.store.backends import database_url
 from rankwise.store.listing import StudyFilter, TrialFilter, TrialSort
 from rankwise.store.sqlite import connect_engine, for_writes
@@ -137,8 +137,11 @@ def test_a_database_of_version_0001_keeps_its_rows(path: Path) -> None:
     assert len(store.page_studies(StudyFilter(model="models/tiny"), limit=2).marks) == 1
     assert store.attempts_wall_s(study.id) == 9.5
     assert [event.kind for event in store.events_after(study.id, 0)] == ["study.created", "trial.planned"]
-    assert store.add_wall(study.id, 1.0) == 13.5
-    claim = store.claim_trial(second.id, devices=["cpu"], worker="w", measurement_key="k")
+    assert store.reap().studies == (study.id,)  # nobody is known to run it
+    run = store.claim_study(Worker(name="w", place="here"))
+    assert run is not None
+    assert store.add_wall(run, 1.0) == 13.5
+    claim = store.claim_trial(run, second.id, devices=["cpu"], worker="w", measurement_key="k")
     assert claim is not None
     assert claim.fence == 7  # grows on
     assert store.finish_attempt(claim, outcome=Outcome.DISTURBED).state is TrialState.QUEUED

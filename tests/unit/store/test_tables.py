@@ -23,7 +23,14 @@ def insert(name: str, **values: object) -> Insert:
 
 def study(**changes: object) -> Insert:
     values = {"id": 2, "ulid": "S2", "request": "{}", "state": "queued", "cancel_requested": 0, "wall_s": 0}
-    values |= {"last_event": 0, "created_at": NOW, "updated_at": NOW, "model": "m", "dataset": "d"}
+    values |= {
+        "last_event": 0,
+        "fence": 0,
+        "created_at": NOW,
+        "updated_at": NOW,
+        "model": "m",
+        "dataset": "d",
+    }
     return insert("study", **{**values, **changes})
 
 
@@ -59,6 +66,7 @@ def recommendation() -> Insert:
     return insert("recommendation", study_id=1, snapshot="{}", created_at=NOW)
 
 
+RUNNING = {"state": "running", "fence": 1, "boot_id": "b", "lease_until": 1.0}
 ENDED = {"ended_at": NOW, "outcome": "lost"}
 
 
@@ -71,7 +79,7 @@ def connection() -> Iterator[Connection]:
         connection.rollback()
         connection.exec_driver_sql("PRAGMA foreign_keys = ON")
         for statement in (
-            study(id=1, ulid="S1", state="running"),
+            study(id=1, ulid="S1", **RUNNING),
             trial(id=1, ulid="T1", number=1, candidate_id="c1", state="running", attempts=1),
             trial(id=2, ulid="T2", number=2, candidate_id="c2"),
             attempt(trial_id=1),
@@ -86,6 +94,7 @@ def connection() -> Iterator[Connection]:
 
 LEGAL = {
     "a second study": study(),
+    "a second study that runs": study(**RUNNING),
     "a third trial": trial(),
     "a finished trial": trial(state="finished", outcome="ok", finished_at=NOW),
     "a trial that took over a measurement": trial(
@@ -100,6 +109,10 @@ LEGAL = {
 
 ILLEGAL = {
     "an unknown state of a study": ("ck_study_state", study(state="paused")),
+    "a study running without a lease": ("ck_study_leased", study(state="running", fence=1)),
+    "a lease of a study that does not run": ("ck_study_leased", study(boot_id="b", lease_until=1.0)),
+    "a lease of no boot": ("ck_study_lease", study(**{**RUNNING, "boot_id": None})),
+    "a study running without a fence": ("ck_study_claimed", study(**{**RUNNING, "fence": 0})),
     "negative time": ("ck_study_times", study(wall_s=-1)),
     "a study's id twice": ("study.ulid", study(ulid="S1")),
     "an unknown state of a trial": ("ck_trial_state", trial(state="paused")),

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from rankwise.optimizer.domain import Rung, StudyRequest
-from rankwise.store import Store
+from rankwise.store import Store, Worker
 
 NO_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
@@ -156,7 +156,9 @@ def test_a_tag_changes_with_the_study(client: TestClient, stored: Store) -> None
     study = stored.create_study(StudyRequest(model="m", dataset="d"))
     paths = ["/v1/studies", f"/v1/studies/{study.id}", f"/v1/studies/{study.id}/events"]
     tags = [client.get(path).headers["ETag"] for path in paths]
-    stored.append_event(study.id, "note", {})
+    claim = stored.claim_study(Worker(name="w", place="here"), only=study.id)
+    assert claim is not None
+    stored.append_event(claim, "note", {})
     for path, tag in zip(paths, tags, strict=True):
         assert client.get(path, headers={"If-None-Match": tag}).status_code == 200
 
