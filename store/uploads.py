@@ -33,17 +33,17 @@ class Uploads(Database):
 
     def add_upload(self, upload_id: str, *, owner: str, filename: str, size_bytes: int) -> Upload:
         """Note that somebody sent a dataset; one that they sent before stays as it was noted."""
-        row = UploadRow(
-            upload=upload_id,
-            owner=owner,
-            filename=filename,
-            size_bytes=size_bytes,
-            created_at=self._clock.utc(),
-        )
         try:
             with self._write() as transaction:
                 if known := transaction.session.scalars(_of(upload_id, owner)).one_or_none():
                     return _upload_of(known)
+                row = UploadRow(
+                    upload=upload_id,
+                    owner=owner,
+                    filename=filename,
+                    size_bytes=size_bytes,
+                    created_at=transaction.now,
+                )
                 transaction.session.add(row)
                 transaction.session.flush()
                 return _upload_of(row)
