@@ -83,3 +83,29 @@ def hope_of_rate(arm: Arm, behind: float) -> float:
     """
     known = sum(arm.best is not None and arm.best + side in arm.rates for side in (1, -1))
     return math.exp(-behind / BEHIND) * float(KNOWN_SIDE**known)
+
+
+def hope_of_seed(behind: float, share: float, seeds: int) -> float:
+    """Of another seed of what was trained: what it may be expected to gain by changing which is the best.
+
+    The knowledge gradient (Frazier, Powell & Dayanik 2008), as a share of what a training as good as the best
+    would be expected to gain if losses of untried ones lay ``BEHIND`` about it: seeds that move the loss by
+    little promise little, and each further one promises less.
+
+    Args:
+        behind: how far its mean over seeds lies behind the best one's, as a share; of the best, how far it is
+            ahead of the next.
+        share: standard deviation between seeds, as a share of the loss.
+        seeds: that it was trained with.
+    """
+    moved = share / math.sqrt(seeds * (seeds + 1))
+    return min(1.0, _expected_gain(behind, moved) / _expected_gain(0.0, BEHIND))
+
+
+def _expected_gain(behind: float, moved: float) -> float:
+    """Of a normal change of this standard deviation, beyond what it is behind."""
+    if moved == 0.0:
+        return 0.0
+    z = behind / moved
+    density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    return moved * (density - z * math.erfc(z / math.sqrt(2)) / 2)

@@ -19,7 +19,7 @@ from .evidence import Evidence, by_adapter
 from .paired import Run, compare, each_confidence, seed_spread
 from .priors import prior_quality
 from .probing import ADAPTERS, level_like, near
-from .promise import Arm, hope_of_rate, hope_untried
+from .promise import Arm, hope_of_rate, hope_of_seed, hope_untried
 from .quality import run_of
 from .tuning import at_rate, is_plateau, is_unstable, with_less_alpha, with_more_capacity
 
@@ -36,6 +36,13 @@ SEEDS = 2
 """Of each finalist, where time allows."""
 
 MOST_SEEDS = 5
+
+LOOK_AT_SEEDS_AFTER = 8
+"""Trainings that succeeded; then the best of them is repeated, since it is likely to stay the best, …"""
+
+SEEDS_MATTER = 0.02
+"""… and if seeds move the loss by more than this share of it, more are repeated while others are tried: what
+looks best first is often lucky."""
 
 LEAST_ADAPTERS = 3
 """Trainings are as long as leaves time for so many adapters …"""
@@ -78,6 +85,7 @@ class _Move:
     candidate: Candidate
     hope: float
     reason: str
+    replicate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +103,9 @@ class Training:
         if not arms:
             return None
         goal = self._goal(arms)
-        has_seeds = any(trial.plan.replicate for trial in self.evidence.trainings)
-        exploring = None if has_seeds else self._most_promising(arms, goal)
+        if (plan := self._first_look_at_seeds(goal)) is not None:
+            return plan
+        exploring = self._most_promising(arms, goal) if self._is_exploring(goal) else None
         return exploring or self._next_seed(goal)
 
     def conclusion(self) -> str:
@@ -115,16 +124,48 @@ class Training:
 
     # What is wanted
 
+    def _is_exploring(self, goal: int) -> bool:
+        """Other adapters and rates may still come: until two have second seeds, or while seeds matter."""
+        repeated = {trial.candidate for trial in self.evidence.trainings if trial.plan.replicate}
+        return len(repeated) < SEEDS or self._seeds_matter(goal)
+
+    def _first_look_at_seeds(self, goal: int) -> TrialPlan | None:
+        """A second seed of the best of the first few: what seeds do decides how all others are read."""
+        means = self._means(goal)
+        if len(means) < LOOK_AT_SEEDS_AFTER or any(t.plan.replicate for t in self.evidence.trainings):
+            return None
+        best = min(means, key=means.__getitem__)
+        if not self._affords(best, goal, self._reserve_s(goal)):
+            return None
+        return _plan(best, goal, "another seed, to see what seeds do", 1)
+
+    def _repeats(self, goal: int) -> Iterator[_Move]:
+        """Another seed of the best, and of what might be better, where seeds matter."""
+        if not self._seeds_matter(goal):
+            return
+        means, counts, runs = self._means(goal), self._counts(goal), self._runs_at(goal)
+        best, *others = sorted(means, key=means.__getitem__)
+        level = abs(means[best]) or 1.0
+        for candidate in (best, *others):
+            rival = means[others[0]] if candidate == best and others else means[best]
+            behind = abs(means[candidate] - rival) / level
+            share = self._seed_share(goal, runs[candidate])
+            hope = hope_of_seed(behind, share or 0.0, counts[candidate])
+            if counts[candidate] < MOST_SEEDS and hope >= LEAST_HOPE:
+                reason = f"another seed, since seeds move the loss by {share:.1%}"
+                yield _Move(candidate, hope, reason, counts[candidate])
+
     def _most_promising(self, arms: Sequence[Arm], goal: int) -> TrialPlan | None:
         """The training with the most hope for its time, among those that leave time for two second seeds."""
         reserve_s = self._reserve_s(goal)
-        prices_s = {move: self.price_s(move.candidate, goal) for move in self._moves(arms, goal)}
+        moves = [*self._moves(arms, goal), *self._repeats(goal)]
+        prices_s = {move: self.price_s(move.candidate, goal) for move in moves}
         for move in sorted(prices_s, key=lambda each: -each.hope / (prices_s[each] or 1.0)):
-            if not self._affords(move.candidate, goal, reserve_s):
+            if not self._affords(move.candidate, goal, 0.0 if move.replicate else reserve_s):
                 continue
             if self.evidence.measured(move.candidate) is None:
                 return TrialPlan(candidate=move.candidate, rung=Rung.PROBE, reason=move.reason)
-            return _plan(move.candidate, goal, move.reason)
+            return _plan(move.candidate, goal, move.reason, move.replicate)
         return None
 
     def _moves(self, arms: Sequence[Arm], goal: int) -> Iterator[_Move]:
@@ -231,11 +272,12 @@ class Training:
         """With what its rates came to; ``most`` is the best published quality."""
         steps = self._steps()
         rates: dict[int, float | None] = {}
+        means = self._means(steps)
         gave_up = False
         for step in range(-Arm.MOST_RATES, Arm.MOST_RATES + 1) if steps else ():
             trial = self.evidence.trained(at_rate(candidate, step), steps)
             if trial is not None:
-                rates[step] = self.evidence.loss(trial.candidate, steps)
+                rates[step] = means.get(trial.candidate)
                 gave_up |= rates[step] is None and trial.outcome is not Outcome.DIVERGED
         shortfall = 1 - prior_quality(candidate.adapter) / most
         return Arm(candidate=candidate, place=place, shortfall=shortfall, rates=rates, gave_up=gave_up)
@@ -318,10 +360,43 @@ class Training:
                 runs.setdefault(trial.candidate, []).append(run_of(trial, measurement, loss))
         return runs
 
+    def _means(self, steps: int) -> dict[Candidate, float]:
+        """Loss of each that was trained so long with its first seed, the mean over its seeds."""
+        runs = self._runs_at(steps)
+        return {
+            candidate: fmean(run.loss for run in own)
+            for candidate, own in runs.items()
+            if self.evidence.loss(candidate, steps) is not None
+        }
+
+    def _counts(self, steps: int) -> dict[Candidate, int]:
+        """Seeds that each was trained with, whatever came of them."""
+        counts: dict[Candidate, int] = {}
+        for trial in self.evidence.trainings:
+            if trial.plan.train_steps == steps:
+                counts[trial.candidate] = max(counts.get(trial.candidate, 0), trial.plan.replicate + 1)
+        return counts
+
+    def _seed_share(self, steps: int, own: Sequence[Run] = ()) -> float | None:
+        """Standard deviation between seeds of one candidate, as a share of its loss; None where all have one.
+
+        Of all together, or of one, for which all together count as much as one more seed of its own.
+        """
+        every = [_squares(runs) for runs in self._runs_at(steps).values()]
+        squares, degrees = (sum(values) for values in zip(*every, strict=True)) if every else (0.0, 0.0)
+        if not degrees:
+            return None
+        of_own, own_degrees = _squares(own)
+        return math.sqrt((squares / degrees + of_own) / (1 + own_degrees))
+
+    def _seeds_matter(self, steps: int) -> bool:
+        share = self._seed_share(steps)
+        return share is not None and share > SEEDS_MATTER
+
     def _behind(self, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
         """How far each lies behind the best, as a share: in loss where quality comes first, else in score."""
-        goal = self._steps()
-        losses = {c: loss for c in candidates if (loss := self.evidence.loss(c, goal)) is not None}
+        means = self._means(self._steps())
+        losses = {candidate: means[candidate] for candidate in candidates if candidate in means}
         if not losses:
             return {}
         if self.room.quality_first:
@@ -374,7 +449,10 @@ class Training:
         shares = self._behind(self._at_first_seed(goal))
         if not shares:
             return 0.0
-        return (SEEDS - 1) * 2 * self.price_s(min(shares, key=shares.__getitem__), goal)
+        counts = self._counts(goal)
+        best, *others = sorted(shares, key=shares.__getitem__)
+        known = sum(counts[each] >= SEEDS for each in (best, *others[:1]))
+        return (2 - known) * (SEEDS - 1) * self.price_s(best, goal)
 
     def price_s(self, candidate: Candidate, steps: int) -> float:
         """What this training takes, with the probe that must come before it."""
@@ -396,6 +474,14 @@ class Training:
             if trial.wall_s is not None and trial.measurement is not None and trial.reused_from is None
         ]
         return max(0.0, median(besides)) if besides else self.room.setup_s
+
+
+def _squares(runs: Sequence[Run]) -> tuple[float, int]:
+    """Of what seeds moved the loss by, as shares of their mean, and the degrees of freedom."""
+    if len(runs) < 2:
+        return 0.0, 0
+    middle = fmean(run.loss for run in runs) or 1.0
+    return sum((run.loss / middle - 1) ** 2 for run in runs), len(runs) - 1
 
 
 def _plan(candidate: Candidate, steps: int, reason: str, replicate: int = 0) -> TrialPlan:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from rankwise.optimizer.levels import enumerate_candidates
-from rankwise.optimizer.promise import Arm, hope_of_rate, hope_untried
+from rankwise.optimizer.promise import Arm, hope_of_rate, hope_of_seed, hope_untried
 
 
 @pytest.fixture
@@ -56,3 +56,14 @@ def test_hope_of_a_rate_falls_with_what_it_is_behind_and_halves_with_each_known_
     assert hope_of_rate(arm_of({0: 1.0}), 0.1) == pytest.approx(1 / math.e)
     assert hope_of_rate(arm_of({0: 1.0, 1: 1.1}), 0.0) == 0.5
     assert hope_of_rate(arm_of({0: 1.0, 1: 1.1, -1: 1.2}), 0.0) == 0.25
+
+
+def test_hope_of_a_seed_is_what_it_may_change():
+    assert hope_of_seed(0.0, 0.0, 1) == 0.0
+    assert hope_of_seed(0.05, 0.0, 1) == 0.0
+    level = [hope_of_seed(0.0, 0.15, seeds) for seeds in (1, 2, 3, 4)]
+    assert level == sorted(level, reverse=True)
+    assert level[0] == 1.0, "seeds that move the loss by more than rates do"
+    assert hope_of_seed(0.0, 0.1, 1) == pytest.approx(1 / math.sqrt(2))
+    assert hope_of_seed(0.0, 0.01, 1) < 0.1
+    assert hope_of_seed(0.0, 0.15, 1) > hope_of_seed(0.1, 0.15, 1) > hope_of_seed(0.3, 0.15, 1) > 0.0

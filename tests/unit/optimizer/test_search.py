@@ -30,7 +30,7 @@ from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.optimizer.levels import enumerate_candidates
 from rankwise.optimizer.priors import prior_quality
 from rankwise.optimizer.search import RunTrial, SearchLimits, Stop, next_step, outline
-from rankwise.optimizer.training import MOST_SEEDS, SEEDS
+from rankwise.optimizer.training import LOOK_AT_SEEDS_AFTER, MOST_SEEDS, SEEDS
 
 GIB = 2**30
 BALANCED = OBJECTIVE_WEIGHTS[Objective.BALANCED]
@@ -192,11 +192,39 @@ def test_all_train_equally_long_and_the_best_with_two_seeds_or_more(build, cpu_c
     replicates = [trial.plan.replicate for trial in trainings]
     assert max(replicates) >= SEEDS - 1
     assert set(replicates) == set(range(max(replicates) + 1))
-    assert replicates == sorted(replicates), "nobody gets a first training once there are second seeds"
+    assert replicates[:LOOK_AT_SEEDS_AFTER] == [0] * LOOK_AT_SEEDS_AFTER
+    look, *later = replicates[LOOK_AT_SEEDS_AFTER:]
+    assert look == 1, "the best of the first few is repeated, to see what seeds do"
+    assert later == sorted(later), "they do nothing: nobody gets a first training once two have second seeds"
     repeated = {trial.candidate for trial in trainings if trial.plan.replicate}
     assert 2 <= len(repeated) <= 3
     best = min(first, key=lambda trial: surface(trial.plan)).candidate
     assert best in repeated
+
+
+def noisy(plan: TrialPlan) -> float:
+    """As :func:`surface`, with seeds that move the loss by 15 %."""
+    chance = random.Random(f"{plan.candidate.id}/{plan.replicate}")
+    return surface(plan) * (1 + 0.15 * chance.gauss(0.0, 1.0))
+
+
+def test_where_seeds_matter_what_looks_best_is_repeated_before_more_is_built_on_it(build, cpu_candidates):
+    machine = Machine(build, cpu_candidates, loss=noisy)
+    machine.finish()
+    trainings = machine.of(Rung.TRAIN)
+    look = next(number for number, trial in enumerate(trainings) if trial.plan.replicate)
+    assert look == LOOK_AT_SEEDS_AFTER
+    assert trainings[look].plan.reason == "another seed, to see what seeds do"
+    later = [trial.plan for trial in trainings[look + 1 :]]
+    repeats = [plan for plan in later if "since seeds move the loss by" in plan.reason]
+    assert repeats
+    place = later.index(repeats[0])
+    assert any(plan.replicate == 0 for plan in later[place:]), "other rates and adapters follow all the same"
+    means: dict[Candidate, list[float]] = {}
+    for trial in trainings:
+        means.setdefault(trial.candidate, []).append(trial.measurement.heldout_loss)
+    best = min(means, key=lambda candidate: sum(means[candidate]) / len(means[candidate]))
+    assert len(means[best]) >= SEEDS
 
 
 def test_rates_are_climbed_uphill_until_it_gets_worse(build, cpu_candidates):
