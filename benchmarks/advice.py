@@ -4,6 +4,7 @@
 
     python benchmarks/advice.py collect            # models, data and all trainings: 80 minutes on two cores
     python benchmarks/advice.py collect --null     # afterwards: many seeds of a few configurations
+    python benchmarks/advice.py collect --truth    # after gather: more seeds of what might be best
     python benchmarks/advice.py probe              # speed and memory of every shape, alone on the machine
     python benchmarks/advice.py gather             # all of it into benchmarks/advice_data
     python benchmarks/advice.py collect --wanted   # what replays asked for in vain; then gather again
@@ -37,9 +38,10 @@ def main() -> int:
     collect.add_argument("--parts", type=int, default=1, help="processes that share the work")
     which = collect.add_mutually_exclusive_group()
     which.add_argument("--null", action="store_true", help="the null bank; the grid comes first")
+    which.add_argument("--truth", action="store_true", help="more seeds of what might be a task's best")
     which.add_argument("--wanted", action="store_true", help="what replays asked for in vain")
     probe = commands.add_parser("probe", help="probe the shapes that are not there")
-    gather = commands.add_parser("gather", help="write what was collected to benchmarks/advice_data")
+    gather = commands.add_parser("gather", help="add what was collected to benchmarks/advice_data")
     replay = commands.add_parser("replay", help="let strategies choose, and write docs/advice.md")
     replay.add_argument("--seeds", type=int, default=20, help="replays of each strategy a task and budget")
     replay.add_argument(
@@ -62,6 +64,7 @@ def run_collection(arguments: argparse.Namespace) -> None:
     import torch
     import transformers
     from advice_parts import collecting, models, sources, tasks
+    from advice_parts.bank import load, names_in
 
     from rankwise.home import Home
 
@@ -70,15 +73,17 @@ def run_collection(arguments: argparse.Namespace) -> None:
     data = sources.write_all(BUILD / "data")
     if arguments.command == "collect":  # a probe forks, and its children must be the first to use threads
         torch.set_num_threads(1)
-    made = models.make_all(BUILD / "models")
+    chosen = [task for task in tasks.TASKS if not arguments.only or task.name in arguments.only]
+    made = models.make_all(BUILD / "models", only={task.model for task in chosen})
     runs = BUILD / "runs"
-    for task in tasks.TASKS:
-        if arguments.only and task.name not in arguments.only:
-            continue
+    for task in chosen:
         started_s = time.monotonic()
         setup = collecting.Setup.of(task, made, data, Home(BUILD / "home"))
         if arguments.command == "gather":
             bank = collecting.gather(setup, runs)
+            if not bank.grid and task.name in names_in(BANK):
+                more, bank = bank, load(BANK, task.name)
+                bank.add(more)
             if not bank.grid:
                 print(f"{task.name}: no adapter has all its trainings yet", flush=True)
                 continue
@@ -88,12 +93,13 @@ def run_collection(arguments: argparse.Namespace) -> None:
             done = collecting.run_probes(setup, runs)
         elif arguments.wanted:
             done = collecting.run_wanted(setup, runs, part=arguments.part, parts=arguments.parts)
-        elif not arguments.null or task.name in collecting.NULL_TASKS:
-            done = collecting.run_trainings(
-                setup, runs, part=arguments.part, parts=arguments.parts, null=arguments.null
-            )
         else:
-            continue
+            jobs = collecting.jobs_of(setup)
+            if arguments.truth:
+                jobs = collecting.truth_jobs(load(BANK, task.name))
+            elif arguments.null:
+                jobs = collecting.null_jobs(load(BANK, task.name))
+            done = collecting.run_trainings(setup, runs, jobs, part=arguments.part, parts=arguments.parts)
         print(f"{task.name}: {done} done in {time.monotonic() - started_s:.0f} s", flush=True)
 
 

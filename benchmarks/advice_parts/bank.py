@@ -19,6 +19,25 @@ from rankwise.optimizer.domain import Adapter, StudyFacts, StudyRequest
 
 Array = np.ndarray[Any, Any]
 
+SEEDS = 3
+"""Of each configuration of the grid."""
+
+SEEDS_SEEN = 5
+"""Replicates below this are those that a study may train with (``training.MOST_SEEDS``)."""
+
+LEAST_OF_TRUTH = 8
+"""So many seeds that no study sees, and they alone are the truth."""
+
+CONTENDERS = 8
+"""Configurations of a task whose truth is worth knowing better: the lowest means over the grid's seeds …"""
+
+KNOWN_WELL = 0.03
+"""… where the standard error of the lowest is above this share of it."""
+
+
+NEAR = 1.5
+"""What lies further above the best, as a ratio, is not taken for it by chance."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
@@ -87,6 +106,7 @@ class Bank:
         self.probed = {(p.adapter, p.checkpointing, p.micro_batch): p for p in probed}
         # A tier's adapter may be one of the grid's: the grid's name counts.
         self._names = {adapter_key(adapters[n]): n for n in reversed(list(adapters))}
+        self._truths: dict[tuple[str, float], float] = {}
 
     @property
     def steps(self) -> int:
@@ -116,20 +136,69 @@ class Bank:
         evaluations = [each.evaluation_s for each in own if each.is_ok]
         return min(each.build_s for each in own), min(evaluations, default=0.0)
 
-    def losses(self, adapter: str, rate: float, *, most: int = 3) -> list[float]:
-        """Of the whole budget on all rows, one of each of the first replicates."""
-        found = (self.trained.get((adapter, rate, self.steps, replicate)) for replicate in range(most))
-        return [self.loss(each) for each in found if each is not None]
+    def losses(self, adapter: str, rate: float) -> list[float]:
+        """Of the whole budget on all rows, one of each of the grid's replicates."""
+        return list(self._of(adapter, rate, range(SEEDS)).values())
+
+    def seeds_of_truth(self, adapter: str, rate: float) -> dict[int, float]:
+        """Replicate → loss on all rows: of those that no study trains with where enough of them are there,
+        else of the grid's."""
+        beyond = max(replicate for *_, replicate in self.trained) + 1
+        unseen = self._of(adapter, rate, range(SEEDS_SEEN, beyond))
+        return unseen if len(unseen) >= LEAST_OF_TRUTH else self._of(adapter, rate, range(SEEDS))
 
     def truth(self, adapter: str, rate: float) -> float:
-        """What a configuration's held-out loss is: the mean over all rows and three seeds."""
-        return float(np.mean(self.losses(adapter, rate)))
+        """What a configuration's held-out loss is: the mean over all rows and the seeds of truth."""
+        if (adapter, rate) not in self._truths:
+            self._truths[adapter, rate] = float(np.mean(list(self.seeds_of_truth(adapter, rate).values())))
+        return self._truths[adapter, rate]
+
+    def _of(self, adapter: str, rate: float, replicates: Iterable[int]) -> dict[int, float]:
+        found = {each: self.trained.get((adapter, rate, self.steps, each)) for each in replicates}
+        return {each: self.loss(trained) for each, trained in found.items() if trained is not None}
 
     def best_truth(self) -> tuple[str, float, float]:
         """Adapter, rate and loss of the grid's best configuration."""
         truths = {(name, rate): self.truth(name, rate) for name in self.grid for rate in self.rates(name)}
         best = min(truths, key=truths.__getitem__)
         return *best, truths[best]
+
+    def standard_error(self, adapter: str, rate: float) -> float:
+        """Of a configuration's truth: what chance leaves open of its mean over seeds."""
+        losses = list(self.seeds_of_truth(adapter, rate).values())
+        return float(np.std(losses, ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else float("nan")
+
+    def optimism(self, *, draws: int = 500) -> float:
+        """By how much, as a share, the best looks better than it is for being the least of many means.
+
+        Bootstrap over seeds: how far the least mean of drawn seeds lies below the truth of whichever it is.
+        """
+        truths = {(name, rate): self.truth(name, rate) for name in self.grid for rate in self.rates(name)}
+        best = min(truths.values())
+        near = [key for key, truth in truths.items() if truth <= NEAR * best]
+        losses = [np.array(list(self.seeds_of_truth(*key).values())) for key in near]
+        rng = np.random.default_rng(0)
+        below = []
+        for _ in range(draws):
+            means = [float(rng.choice(each, len(each)).mean()) for each in losses]
+            least = int(np.argmin(means))
+            below.append(truths[near[least]] - means[least])
+        return float(np.mean(below)) / best
+
+    def add(self, other: Bank) -> None:
+        """Take over another bank's trainings of the same rows that are not here yet.
+
+        Raises:
+            SystemExit: its rows are others.
+        """
+        if not np.array_equal(self.items, other.items):
+            raise SystemExit(
+                f"{self.name}: what was collected was judged on other rows than what is committed"
+            )
+        for key, trained in other.trained.items():
+            self.trained.setdefault(key, trained)
+        for name, adapter in other.adapters.items():
+            self.adapters.setdefault(name, adapter)
 
     def save(self, folder: Path, *, below: str) -> None:
         """Write ``NAME.json`` and ``NAME.npz``.

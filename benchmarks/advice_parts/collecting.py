@@ -7,7 +7,7 @@ it stood, and several processes share the work. ``bank.py`` gathers them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rankwise.optimizer.codec import from_json, to_json
 from rankwise.optimizer.domain import Adapter, Candidate, StudyFacts, StudyRequest
 
 from . import tasks
-from .bank import Bank, Probed, Trained, adapter_key
+from .bank import CONTENDERS, KNOWN_WELL, SEEDS, Bank, Probed, Trained, adapter_key
 from .tasks import Task
 from .training import Rows, Training, probe, train
 
@@ -28,6 +28,9 @@ NULL_TASKS = ("images", "patch-tst", "causal-lm")
 NULL_ADAPTERS = ("LoRA r16", "full")
 MICRO_BATCH_SHARES = (1, 2, 4)
 PROBE_REPEATS = 2
+
+TRUTH_REPLICATES = 15
+"""Of contenders: those that no study trains with are the truth of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,38 @@ def jobs_of(setup: Setup) -> Iterator[Job]:
         yield from (Job(name, rate, full, replicate) for name, rate in rivals)
 
 
-def null_jobs(setup: Setup, runs: Path) -> Iterator[Job]:
+def null_jobs(bank: Bank) -> Iterator[Job]:
     """Many replicates of two configurations, each at the rate that was best: what chance alone does."""
-    full = setup.task.rungs[0]
-    for replicate in range(tasks.REPLICATES, NULL_REPLICATES):
-        for name in NULL_ADAPTERS:
-            yield Job(name, _best_rate(setup, name, runs), full, replicate)
+    if bank.name not in NULL_TASKS:
+        return
+    means = means_of(bank)
+    best = [min((key for key in means if key[0] == name), key=means.__getitem__) for name in NULL_ADAPTERS]
+    for replicate in range(SEEDS, NULL_REPLICATES):
+        for name, rate in best:
+            if (name, rate, bank.steps, replicate) not in bank.trained:
+                yield Job(name, rate, bank.steps, replicate)
+
+
+def truth_jobs(bank: Bank) -> Iterator[Job]:
+    """More seeds of what might be a task's best, where three do not say what is."""
+    means = means_of(bank)
+    first, *others = sorted(means, key=means.__getitem__)
+    losses = bank.losses(*first)
+    if np.std(losses, ddof=1) / np.sqrt(len(losses)) <= KNOWN_WELL * means[first]:
+        return
+    for replicate in range(SEEDS, TRUTH_REPLICATES):
+        for name, rate in (first, *others[: CONTENDERS - 1]):
+            if (name, rate, bank.steps, replicate) not in bank.trained:
+                yield Job(name, rate, bank.steps, replicate)
+
+
+def means_of(bank: Bank) -> dict[tuple[str, float], float]:
+    """Adapter and rate of the grid's configurations → mean loss of its three seeds."""
+    return {
+        (name, rate): float(np.mean(bank.losses(name, rate)))
+        for name in bank.grid
+        for rate in bank.rates(name, min(bank.rungs))
+    }
 
 
 def gather(setup: Setup, runs: Path) -> Bank:
@@ -183,13 +212,13 @@ def _probed(path: Path) -> Probed:
     return Probed(**{key: told[key] for key in known}, measurement=rest)
 
 
-def run_trainings(setup: Setup, runs: Path, *, part: int, parts: int, null: bool) -> int:
-    """Run every ``parts``-th of the trainings that are not there; how many were run."""
+def run_trainings(setup: Setup, runs: Path, jobs: Iterable[Job], *, part: int, parts: int) -> int:
+    """Run every ``parts``-th of these trainings, if it is not there; how many were run."""
     folder = runs / setup.task.name
     folder.mkdir(parents=True, exist_ok=True)
     rows = Rows.of(setup.facts)
     done = 0
-    for number, job in enumerate(null_jobs(setup, runs) if null else jobs_of(setup)):
+    for number, job in enumerate(jobs):
         path = folder / f"{job.name}.npz"
         if number % parts != part or path.exists():
             continue
@@ -270,23 +299,6 @@ def read_training(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     with np.load(path) as file:
         arrays = {name: file[name] for name in ("train_losses", "row_losses", "row_items")}
         return json.loads(str(file["told"])), arrays
-
-
-def _best_rate(setup: Setup, name: str, runs: Path) -> float:
-    """The grid's rate of least mean held-out loss over the replicates that are there."""
-    losses: dict[float, list[float]] = {}
-    for path in (runs / setup.task.name).glob("*.npz"):
-        told, arrays = read_training(path)
-        if (told["adapter"], told["steps"]) == (name, setup.task.steps) and told[
-            "replicate"
-        ] < tasks.REPLICATES:
-            loss = arrays["row_losses"].sum() / max(1.0, arrays["row_items"].sum())
-            losses.setdefault(told["rate"], []).append(loss if told["outcome"] == "ok" else np.inf)
-    if not losses:
-        raise SystemExit(
-            f"{setup.task.name}: the grid comes before the null bank: run `collect` without --null"
-        )
-    return min(losses, key=lambda rate: float(np.mean(losses[rate])))
 
 
 def _shape_name(name: str, candidate: Candidate) -> str:

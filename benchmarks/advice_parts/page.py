@@ -14,7 +14,7 @@ import numpy as np
 from rankwise.optimizer.codec import to_json
 
 from . import judging
-from .bank import Bank
+from .bank import CONTENDERS, KNOWN_WELL, Bank
 from .judging import Judged, judge
 from .replay import Missing, Replay
 from .strategies import STRATEGIES
@@ -33,14 +33,18 @@ Models are small and trainings short (96 optimizer steps of 8 rows, on {machine}
 what holds for large ones is another question.
 
 A budget of 18 is the time of 18 median trainings of the grid: 15 % of the 120 that eight adapters make.
-"Loss above the best": of the chosen configuration, by the mean over all held-out rows and three seeds.
+"Loss above the best": of the chosen configuration, by its truth, a mean over all held-out rows and seeds.
+Where three seeds leave open which is best (its standard error is above {known:.0%}), the {contenders} lowest
+means were trained with eight seeds and more that no study sees (`collect --truth`), and these alone are
+their truth; of all others it is the grid's three seeds, which studies draw from, too.
 "Speed lost": against the fastest shape (adapter, checkpointing, micro-batch) of those that learn no less
 than what was chosen. Intervals are bootstrapped over tasks and replays.
 
-Read with care: what a strategy trained is a third of the truth that it is held against, so whole trainings
-look a little better than they are; and a grid is small, so at a budget of 24 random search has seen more
-than half of it. Where the last column of "The tasks" is above 3 %, so small a loss cannot be told from
-chance.
+Read with care: where three seeds are the truth, what a strategy trained is a third of what it is held
+against, so whole trainings look a little better than they are; a study's first three seeds are the same
+three in another order; and a grid is small, so at a budget of 24 random search has seen more than half of
+it. The best is the least of many means, so it looks better than it is, by about as much as the last column
+of "The tasks" says. Where its standard error there is above 3 %, so small a loss cannot be told from chance.
 """
 
 
@@ -81,7 +85,7 @@ def compose(banks: Sequence[Bank], replays: Replays, *, seeds: int) -> str:
     middle = budgets[len(budgets) // 2]
     nulls = [bank for bank in banks if judging.null_configurations(bank)]
     parts = [
-        HEAD.format(seeds=seeds, machine=_machine(banks[0])),
+        HEAD.format(seeds=seeds, machine=_machine(banks[0]), contenders=CONTENDERS, known=KNOWN_WELL),
         "## Strategies\n",
         judging.table_of(replays.judged),
         f"Loss above the best, task by task, at a budget of {middle:g}:\n",
