@@ -20,6 +20,7 @@ from .board import Boards
 from .credentials import Credentials
 from .leaderboard import Leaderboards
 from .lookout import Lookout
+from .metrics import Metrics, RequestMetrics
 from .page_files import PageFiles
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
 from .routes import (
@@ -87,6 +88,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         await run_in_threadpool(uploads.clear_forgotten)
         app.state.credentials = credentials = Credentials(store)
         app.state.leaderboards = Leaderboards(store)
+        app.state.metrics.watch(store, supervision, lookout)
         app.state.inquiries = inquiries = Inquiries(settings.home)
         try:
             if supervision:
@@ -114,6 +116,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.state.turns = Turns()
     app.state.upload_turns = Turns(datasets.AT_ONCE)
     app.state.uploads = uploads = UploadFolder(settings.home.uploads, limit_bytes=settings.upload_limit_bytes)
+    app.state.metrics = metrics = Metrics()
     app.state.page_files = PageFiles()
     app.include_router(pages.router)
     app.include_router(studies.router)
@@ -130,5 +133,6 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.add_middleware(BodyLimit, streamed=(("POST", DATASETS_PATH),))
     app.add_middleware(Authentication, is_required=settings.require_token)
     app.add_middleware(SameSite, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(RequestMetrics, metrics=metrics)
     install_problem_handlers(app)
     return app

@@ -147,6 +147,7 @@ class TrialRow(Row, table=True):
 
     __tablename__ = "trial"
     __table_args__ = (
+        Index("ix_trial_totals", "state", "outcome", "rung", "wall_s"),
         Index("ix_trial_study_id_state", "study_id", "state"),
         Index("ix_trial_study_id_speed", "study_id", "speed"),
         Index("ix_trial_study_id_memory_bytes", "study_id", "memory_bytes"),

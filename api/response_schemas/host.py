@@ -31,6 +31,12 @@ class HardwareDocument(Document):
         )
 
 
+class ReadyDocument(Document):
+    """The server takes requests, and studies are worked on."""
+
+    status: Literal["ready"] = "ready"
+
+
 class HealthDocument(Document):
     """The server answers; whether studies are being worked on."""
 

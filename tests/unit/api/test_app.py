@@ -78,6 +78,7 @@ def operations(app: FastAPI) -> list[dict[str, Any]]:
 
 OTHER_TYPES = {
     "read_report": ["text/html"],
+    "read_metrics": ["text/plain"],
     "list_events": ["application/json", "text/event-stream"],
     "stream_events": ["text/event-stream"],
     "stream_changes": ["text/event-stream"],
