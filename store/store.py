@@ -11,12 +11,8 @@ from ..errors import StoreError
 from . import schema
 from .attempts import Attempts
 from .backends import backend_of, database_url, trouble_reported
-<<<<<<< HEAD
 from .clock import Clock
-=======
-from .clock import Clock, SystemClock
 from .counting import Counting
->>>>>>> fc0c8db (Prometheus reads what the service does; it says when it is ready; its load can be measured)
 from .devices import Devices
 from .estimates import Estimates
 from .figures import FigureReading
