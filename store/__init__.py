@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .backends import described
 from .claims import HEARTBEAT_S, LEASE_S, Claim, Reaped, StudyClaim, Worker
+from .copying import snapshot
 from .devices import Quarantine, QuarantineCause
-from .schema import upgrade
+from .schema import check, upgrade
 from .store import Store
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "Store",
     "StudyClaim",
     "Worker",
+    "check",
     "described",
+    "snapshot",
     "upgrade",
 ]

@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from ..errors import StoreError
+from .backends import database_url, described
 
 BESIDE = ("-wal", "-shm")
 """What SQLite keeps beside a file that it has open."""
@@ -45,6 +46,25 @@ def carry_out(database: Path, target: Path) -> None:
         for path in (whole, arriving):
             with suppress(OSError):
                 path.unlink()
+
+
+def snapshot(address: Path | str, target: Path) -> None:
+    """Write what the database holds now to a file, while it may be in use.
+
+    Raises:
+        StoreError: it cannot be read or written, or is no file of SQLite.
+    """
+    url = database_url(address)
+    if url.get_backend_name() != "sqlite":
+        place = described(url)
+        raise StoreError(
+            f"{place} is not a file: its server has programs of its own for that",
+            next_step=f"run `pg_dump --format=custom --file {target} {place}`, and pg_restore to restore it",
+        )
+    database = Path(str(url.database))
+    if not database.exists():
+        raise StoreError(f"there is no database at {database}", next_step="check RANKWISE_HOME")
+    carry_out(database, target)
 
 
 def carry_in(source: Path, database: Path) -> None:

@@ -71,6 +71,26 @@ def upgrade(url_or_path: Path | str) -> tuple[str | None, str]:
         engine.dispose()
 
 
+def check(url_or_path: Path | str) -> tuple[str | None, list[str]]:
+    """Look whether a database is whole. Returns its version (None: it is empty), and what is wrong with it.
+
+    Raises:
+        StoreError: it is newer than this rankwise, of another program, or cannot be read at all.
+    """
+    url = database_url(url_or_path)
+    backend = backend_of(url)
+    engine = backend.connect_engine(url)
+    try:
+        with trouble_reported(engine), backend.for_reads(engine).connect() as connection:
+            version = stored_version(connection)
+            found = backend.check(connection)
+    finally:
+        engine.dispose()
+    if version not in (None, known_versions()[-1]):
+        found.append(f"schema version {version} is older than {known_versions()[-1]}: `rankwise db upgrade`")
+    return version, found
+
+
 def bring_up_to_date(engine: Engine) -> tuple[str | None, str]:
     """Create or upgrade the schema; do nothing where it is current. Returns the old and the new version.
 

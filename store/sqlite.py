@@ -6,6 +6,7 @@ The rest of the store is portable SQLAlchemy. Knows nothing about tables.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..errors import StoreError
@@ -23,6 +24,7 @@ BUSY_TIMEOUT_S = 30.0
 """How long a transaction waits for another process's; ours take milliseconds."""
 
 _WRITES = "rankwise_writes"
+_WAL = "PRAGMA journal_mode = WAL"
 
 
 def default_clock() -> Clock:
@@ -78,7 +80,9 @@ def before_upgrade(engine: Engine) -> None:
     """Switch to a write-ahead log: readers and the writer no longer wait for each other. Kept in the file."""
     connection = engine.raw_connection()
     try:
-        connection.cursor().execute("PRAGMA journal_mode = WAL")
+        connection.cursor().execute(_WAL)
+    except sqlite3.DatabaseError as error:  # past SQLAlchemy, which would have begun a transaction
+        raise OperationalError(_WAL, None, error) from error
     finally:
         connection.close()
 
