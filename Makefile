@@ -13,7 +13,7 @@ EXTENSIONS := $(VENV)/.extensions
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs docs-run lint check format vendor clean
+.PHONY: help install demo test docs docs-run lint check format openapi vendor clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ check: lint test ## lint, then test: what CI runs
 format: $(INSTALLED) ## format the code and fix what can be fixed safely
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+openapi: $(INSTALLED) ## bring docs/openapi.json up to date; refuses what would break a client
+	$(BIN)/python .ci/openapi.py write
 
 vendor: ## bring the dashboard's libraries anew from their packages; needs npm
 	python3 .ci/vendor.py
