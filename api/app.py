@@ -23,6 +23,7 @@ from .lookout import Lookout
 from .metrics import Metrics, RequestMetrics
 from .page_files import PageFiles
 from .problems import MEDIA_TYPE, Problem, install_problem_handlers
+from .request_log import RequestLog
 from .routes import (
     board,
     checks,
@@ -53,8 +54,8 @@ seconds; null is unknown. Every error is `application/problem+json` with the cau
 
 class _Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
-        """The security headers go around everything, the framework's last-resort answer included."""
-        return SecurityHeaders(super().build_middleware_stack())
+        """Log and security headers go around everything, the framework's last-resort answer included."""
+        return RequestLog(SecurityHeaders(super().build_middleware_stack()))
 
     def openapi(self) -> dict[str, Any]:
         """The schema, with problems under the media type that they are sent as."""
@@ -131,7 +132,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.include_router(datasets.router)
     app.include_router(tokens.router)
     app.add_middleware(BodyLimit, streamed=(("POST", DATASETS_PATH),))
-    app.add_middleware(Authentication, is_required=settings.require_token)
+    app.add_middleware(Authentication, is_required=settings.require_token, rate=settings.rate_limit)
     app.add_middleware(SameSite, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(RequestMetrics, metrics=metrics)
     install_problem_handlers(app)

@@ -5,6 +5,7 @@ Puts a :class:`.access.Caller` on ``request.state.caller``, or answers 401 or 40
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -17,8 +18,10 @@ from ..errors import StoreError
 from .access import LOGIN_PATH, SAFE_METHODS, is_open, least_role, refusal
 from .credentials import LOCAL, Caller, Credentials
 from .problems import plain_problem, problem_of, problem_response
+from .rate_limit import Buckets, network_of
 
 SESSION_COOKIE = "rankwise_session"
+STRANGERS_SHARE = 0.1
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 """What proxies add: the request comes from elsewhere, though the connection does not."""
@@ -37,7 +40,8 @@ class _Refusal(Exception):
 
     def __init__(self, status: HTTPStatus, detail: str, next_step: str, challenge: str = "") -> None:
         super().__init__(detail)
-        self.status, self.detail, self.next_step, self.challenge = status, detail, next_step, challenge
+        self.status, self.detail, self.next_step = status, detail, next_step
+        self.headers = {"WWW-Authenticate": challenge} if challenge else {}
 
 
 class Authentication:
@@ -47,10 +51,13 @@ class Authentication:
         app: what is asked.
         is_required: demand a token of everybody. If not, whoever comes without one is :data:`.LOCAL`,
             unless a proxy passed the request on.
+        rate: requests a second of one token, and :data:`STRANGERS_SHARE` of it of one address without; 0 for
+            any number. Those that need no token are not counted.
     """
 
-    def __init__(self, app: ASGIApp, *, is_required: bool) -> None:
+    def __init__(self, app: ASGIApp, *, is_required: bool, rate: float = 0.0) -> None:
         self.app = app
+        self.of_callers, self.of_strangers = Buckets(rate), Buckets(rate * STRANGERS_SHARE)
         self.is_required = is_required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,7 +65,12 @@ class Authentication:
             await self.app(scope, receive, send)
             return
         try:
-            caller = await self._caller(scope)
+            try:
+                caller = await self._caller(scope)
+            except _Refusal:
+                self._count(None, scope)
+                raise
+            self._count(caller, scope)
             _require_least(caller, scope)
         except _Refusal as refused:
             await _answer(refused, scope)(scope, receive, send)
@@ -67,6 +79,22 @@ class Authentication:
         else:
             scope.setdefault("state", {})["caller"] = caller
             await self.app(scope, receive, send)
+
+    def _count(self, caller: Caller | None, scope: Scope) -> None:
+        if caller is LOCAL:
+            return
+        if caller is not None and caller.token_id is not None:
+            seconds = self.of_callers.take(caller.token_id)
+        else:
+            seconds = self.of_strangers.take(network_of((scope.get("client") or ("",))[0]))
+        if seconds:
+            refused = _Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "so many requests in so short a time are not served",
+                "wait as long as Retry-After says; wait for events or Prefer: wait in place of asking again",
+            )
+            refused.headers["Retry-After"] = str(math.ceil(seconds))
+            raise refused
 
     async def _caller(self, scope: Scope) -> Caller | None:
         """Who asks; None on open paths, where nobody needs to say."""
@@ -154,9 +182,13 @@ def _unauthenticated(detail: str, next_step: str, *, error: str = "") -> _Refusa
 
 
 def _answer(refused: _Refusal, scope: Scope) -> Response:
-    headers = {"WWW-Authenticate": refused.challenge} if refused.challenge else {}
+    headers = refused.headers
     is_page = scope["method"] == "GET" and not scope["path"].startswith("/v1/")
-    if is_page and refused.challenge and "text/html" in Headers(scope=scope).get("accept", ""):
+    if (
+        is_page
+        and refused.status is HTTPStatus.UNAUTHORIZED
+        and "text/html" in Headers(scope=scope).get("accept", "")
+    ):
         query = scope["query_string"].decode("latin-1")
         asked = scope["path"] + (f"?{query}" if query else "")
         return HTMLResponse(_TO_LOGIN.format(quote(asked, safe="")), refused.status, headers)

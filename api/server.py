@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 import uvicorn
 from fastapi import FastAPI
+
+from .connections import PatientProtocol
 
 GRACEFUL_SHUTDOWN_S = 5
 """For answers that are under way. Streams and waits end at once."""
@@ -14,9 +17,18 @@ GRACEFUL_SHUTDOWN_S = 5
 class Server(uvicorn.Server):
     """Serves one application until SIGTERM or Ctrl-C."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, *, trusted_proxies: Sequence[str] = ()) -> None:
         super().__init__(
-            uvicorn.Config(app, timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S, log_level="warning")
+            uvicorn.Config(
+                app,
+                http=PatientProtocol,
+                ws="none",
+                timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+                log_config=None,  # what is logged, request_log.py decides
+                access_log=False,
+                server_header=False,
+                forwarded_allow_ips=["127.0.0.1", "::1", *trusted_proxies],
+            )
         )
         self._app = app
 

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..home import Home
 from .uploads import DEFAULT_LIMIT_BYTES
 
+DEFAULT_RATE = 300.0
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -44,6 +45,8 @@ class ServerSettings:
     """``package.module:factory`` that requests may name, with ``*`` for any part: their code runs here."""
     allowed_hosts: tuple[str, ...] = ()
     """Names that requests may address, without port, beside those of :func:`own_names`; ``*`` for any."""
+    rate_limit: float = DEFAULT_RATE
+    """Requests a second of one token, ten seconds' worth at once; a tenth of it of a stranger. 0: any."""
     require_token: bool = False
     """Demand a token of everybody. Always so where others than this machine can reach the server."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import InputError
+from ..log_format import LogFormat
 from ..units import parse_bytes
 from .console import EXIT_FAILED, print_note
 from .places import home_to_work_in
@@ -61,6 +62,23 @@ def serve(
             "demanded.",
         ),
     ] = None,
+    rate_limit: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="N", help="Requests a second of one token; 0 for any number. Bursts may be longer."
+        ),
+    ] = 300.0,
+    trust_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address or network of a proxy that says who asks and whether encrypted; may be repeated. "
+            "One on this machine is trusted.",
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="text: failures, for people; json: every request, for machines.")
+    ] = LogFormat.TEXT,
     upload_limit: Annotated[
         str, typer.Option(metavar="SIZE", help="The largest dataset that may be sent.")
     ] = "2GiB",
@@ -79,6 +97,8 @@ def serve(
     """Serve the HTTP API until interrupted."""
     from ...store import Store
     from ..app import create_app
+    from ..request_log import configure_logging
+    from ..request_log import log as request_log
     from ..server import Server
     from ..settings import ServerSettings
 
@@ -91,15 +111,21 @@ def serve(
         allowed_factories=tuple(allow_factory or ()),
         allowed_hosts=tuple(allow_host or ()),
         require_token=require_token,
+        rate_limit=rate_limit,
         upload_limit_bytes=parse_bytes(upload_limit),
     )
     with closing(Store.open(settings.home.database)) as store:  # said here, not in a traceback later
         if settings.require_token:
             _require_one_who_may_write(store)
-    server = Server(create_app(settings))
+    server = Server(create_app(settings), trusted_proxies=trust_proxy or ())
     with _listen(host, port) as listener, suppress(KeyboardInterrupt):
+        configure_logging(log_format)
         url = _url(listener)
-        print_note(f"rankwise serves {url}, described at {url}/openapi.json; stop it with Ctrl-C")
+        sentence = f"rankwise serves {url}, described at {url}/openapi.json; stop it with Ctrl-C"
+        if log_format is LogFormat.JSON:
+            request_log.info(sentence)
+        else:
+            print_note(sentence)
         server.run(sockets=[listener])
     if not server.started:
         raise typer.Exit(EXIT_FAILED)

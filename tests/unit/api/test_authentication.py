@@ -317,3 +317,28 @@ def test_a_study_is_its_owners_or_an_admins_to_cancel(client: TestClient, store:
     assert [store.get_study(each).state for each in (first, nobodys)] == [StudyState.QUEUED] * 2
     assert (cancel(first, "ada"), cancel(second, "root"), cancel(nobodys, "root")) == (202, 202, 202)
     assert client.get(f"/v1/studies/{first}", headers=bearer(secrets["bob"])).json()["owner"] == "ada"
+
+
+class TestRates:
+    """One that asks too often waits, others do not."""
+
+    @pytest.fixture
+    def app(self, home: Home) -> FastAPI:
+        settings = ServerSettings(home=home, require_token=True, rate_limit=0.5)
+        return create_app(settings, supervise=False)
+
+    def test_a_token_has_its_own_count(self, client: TestClient, store: Store) -> None:
+        busy, other = bearer(create(store, Role.READER)), bearer(create(store, Role.READER))
+        answers = [client.get("/v1/session", headers=busy) for _ in range(12)]
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert answers[0].status_code == 200
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.headers["Content-Type"] == MEDIA_TYPE
+        assert client.get("/v1/session", headers=other).status_code == 200
+
+    def test_strangers_are_counted_by_address_and_cannot_shut_out_others(
+        self, client: TestClient, store: Store
+    ) -> None:
+        assert [client.get("/v1/session").status_code for _ in range(3)] == [401, 429, 429]
+        assert client.get("/v1/session", headers=bearer(new_token())).status_code == 429
+        assert client.get("/v1/session", headers=bearer(create(store, Role.READER))).status_code == 200

@@ -115,3 +115,46 @@ def test_a_client_that_leaves_in_the_middle_gets_no_answer() -> None:
     body = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
     sent, _ = run_raw([], body)
     assert sent == []
+
+
+def test_encrypted_connections_are_to_stay_so_and_others_are_told_nothing() -> None:
+    guarded = SecurityHeaders(count_body)
+    encrypted = TestClient(guarded, base_url="https://localhost").get("/")
+    assert "max-age" in encrypted.headers["Strict-Transport-Security"]
+    assert (
+        "Strict-Transport-Security" not in TestClient(guarded, base_url="http://localhost").get("/").headers
+    )
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_pages_of_other_sites_do_not_make_a_browser_read(client: TestClient, site: str) -> None:
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
+    assert client.get("/", headers=headers).status_code == 403
+    link = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    assert client.get("/", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
+
+
+def test_any_name_may_be_addressed_where_the_operator_says_so() -> None:
+    client = TestClient(SameSite(count_body, allowed_hosts=["*"]), base_url="http://anything.example")
+    assert client.get("/").status_code == 200
+    assert client.post("/", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert client.get("/", headers={"Host": ""}).status_code == 403
+
+
+def test_a_body_that_takes_too_long_is_given_up() -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await anyio.sleep(60)
+        raise AssertionError("it waited on")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+        await BodyLimit(count_body, seconds=0.05)(scope, receive, send)
+
+    anyio.run(main)
+    assert sent[0]["status"] == 408

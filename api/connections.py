@@ -1,0 +1,57 @@
+"""Connections that are given up where nobody asks anything on them. Knows nothing of what is asked.
+
+uvicorn waits as long as a client likes for the head of a request, and for what is left of a body that nobody
+wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+PATIENCE_S = 20.0
+"""From the connection, or the end of the last answer, to the end of the next request's head."""
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 whose patience ends.
+
+    What a refused client goes on sending is thrown away meanwhile, so that it gets to read why.
+    """
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, unless it is there already."""
+        self._wait()
+        super().on_response_complete()
+
+    def handle_events(self) -> None:
+        """Wait no more once a request's head is there."""
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._patience = self.loop.call_later(PATIENCE_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.abort()
