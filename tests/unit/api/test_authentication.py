@@ -89,7 +89,7 @@ def test_only_health_and_the_login_page_are_open_and_stay_so_whatever_is_sent(
     app: FastAPI, client: TestClient
 ) -> None:
     opened = {path for _, path in served(app) if is_open(path)}
-    assert opened == {"/healthz", "/login", "/login/files/{version}/{name:path}"}
+    assert opened == {"/healthz", "/readyz", "/login", "/login/files/{version}/{name:path}"}
     for headers in (
         {},
         bearer(new_token()),
