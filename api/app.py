@@ -43,6 +43,7 @@ from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
 from .supervision import Supervision
 from .uploads import UploadFolder
+from .webhooks import Webhooks
 
 DESCRIPTION = """\
 Finds the fine-tuning configuration to run for a model, a dataset and the hardware at hand, from
@@ -90,13 +91,16 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
         app.state.credentials = credentials = Credentials(store)
         app.state.leaderboards = Leaderboards(store)
         app.state.metrics.watch(store, supervision, lookout)
+        webhooks = Webhooks(store, settings.webhooks)
         app.state.inquiries = inquiries = Inquiries(settings.home)
         try:
             if supervision:
                 supervision.start()
+            webhooks.start()
             yield
         finally:
             await lookout.close()
+            await run_in_threadpool(webhooks.stop)
             if supervision:
                 await run_in_threadpool(supervision.stop)
             await run_in_threadpool(inquiries.stop)

@@ -258,6 +258,10 @@ class StudyBody(_Body):
     complexity: Complexity | None = None
     """How hard the task is; asked by the tiers only."""
 
+    webhook_url: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    """Is told, signed, of every change of the study's state; on a host that the operator allowed. Never shown
+    again: such addresses are often secret."""
+
     def to_request(self) -> StudyRequest:
         """The domain's form."""
         values: dict[str, Any] = {name: reduce(getattr, place, self) for name, place in _PLACES.items()}

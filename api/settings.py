@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -13,6 +13,7 @@ import psutil
 from ..errors import InputError
 from ..home import Home
 from .uploads import DEFAULT_LIMIT_BYTES
+from .webhooks import WebhookSettings
 
 DEFAULT_RATE = 300.0
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -47,6 +48,8 @@ class ServerSettings:
     """Names that requests may address, without port, beside those of :func:`own_names`; ``*`` for any."""
     rate_limit: float = DEFAULT_RATE
     """Requests a second of one token, ten seconds' worth at once; a tenth of it of a stranger. 0: any."""
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    """Where other programs may be told of studies."""
     require_token: bool = False
     """Demand a token of everybody. Always so where others than this machine can reach the server."""
 

@@ -5,6 +5,7 @@ Keys are a caller's own, and are forgotten after a day. Knows nothing of how key
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 
 from sqlalchemy import delete, select
@@ -39,7 +40,13 @@ class Idempotency(Studies):
             return _known(session, caller, key, fingerprint)
 
     def create_study_once(
-        self, request: StudyRequest, *, owner: str, key: str, fingerprint: str
+        self,
+        request: StudyRequest,
+        *,
+        owner: str,
+        key: str,
+        fingerprint: str,
+        webhooks: Collection[str] = (),
     ) -> tuple[Study, bool]:
         """The study of this key, and whether it is new: of requests that race, one makes it.
 
@@ -53,7 +60,7 @@ class Idempotency(Studies):
                     session.execute(delete(IdempotencyRow).where(col(IdempotencyRow.created_at) < expired))
                     if known := _known(session, owner, key, fingerprint):
                         return known, False
-                    row = self._add_study(transaction, request, owner)
+                    row = self._add_study(transaction, request, owner, webhooks=webhooks)
                     session.add(
                         IdempotencyRow(
                             caller=owner,

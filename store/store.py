@@ -21,6 +21,7 @@ from .idempotency import Idempotency
 from .listing import Listing
 from .marks import Marks
 from .measurements import Measurements
+from .outbox import Outbox
 from .reaping import Reaping
 from .tokens import Tokens
 from .trials import Trials
@@ -31,6 +32,7 @@ class Store(
     Idempotency,
     Marks,
     Listing,
+    Outbox,
     Counting,
     Estimates,
     Trials,

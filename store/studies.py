@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
 from sqlmodel import col
 
@@ -19,7 +21,7 @@ from .claims import LEASE_S, StudyClaim, Worker
 from .database import Database
 from .events import EventKind
 from .mapping import document, recommendation_of, study_of
-from .tables import AttemptRow, RecommendationRow, StudyRow, TrialRow
+from .tables import AttemptRow, RecommendationRow, StudyRow, TrialRow, WebhookRow
 from .transaction import Transaction, find_study, is_over, new_id
 from .transitions import STUDY_SOURCES
 
@@ -28,7 +30,12 @@ class Studies(Database):
     """What the store does with studies."""
 
     def create_study(
-        self, request: StudyRequest, *, owner: str | None = None, reserved_for: str | None = None
+        self,
+        request: StudyRequest,
+        *,
+        owner: str | None = None,
+        reserved_for: str | None = None,
+        webhooks: Collection[str] = (),
     ) -> Study:
         """Put a study into the queue.
 
@@ -36,9 +43,10 @@ class Studies(Database):
             request: what is asked for.
             owner: the name of whoever asks.
             reserved_for: the only place whose worker may claim it unasked; None: any.
+            webhooks: addresses that are told of it.
         """
         with self._write() as transaction:
-            return study_of(self._add_study(transaction, request, owner, reserved_for))
+            return study_of(self._add_study(transaction, request, owner, reserved_for, webhooks))
 
     def get_study(self, study_id: str) -> Study:
         """One study.
@@ -270,6 +278,7 @@ class Studies(Database):
         request: StudyRequest,
         owner: str | None,
         reserved_for: str | None = None,
+        webhooks: Collection[str] = (),
     ) -> StudyRow:
         row = StudyRow(
             ulid=new_id(),
@@ -285,6 +294,9 @@ class Studies(Database):
         transaction.session.add(row)
         transaction.session.flush()
         transaction.append_event(row, EventKind.STUDY_CREATED, events.study_created(request))
+        transaction.session.add_all(
+            WebhookRow(study_id=row.id, url=url, due_at=transaction.now) for url in dict.fromkeys(webhooks)
+        )
         return row
 
 

@@ -277,6 +277,26 @@ class EventRow(Row, table=True):
     created_at: datetime = Field(sa_column=_moment())
 
 
+class WebhookRow(Row, table=True):
+    """An address that is told of a study."""
+
+    __tablename__ = "webhook"
+    __table_args__ = (
+        UniqueConstraint("study_id", "url"),
+        CheckConstraint("told >= 0 AND failures >= 0", name="counts"),
+    )
+
+    id: int = Field(default=None, primary_key=True)
+    study_id: int = Field(foreign_key="study.id")
+    url: str
+    told: int = 0
+    """Number of the last event that it was told."""
+    failures: int = 0
+    """In a row."""
+    given_up: bool = False
+    due_at: datetime = Field(sa_column=_moment(index=True))
+
+
 class IdempotencyRow(Row, table=True):
     """A request that made a study, by the key that its caller gave it."""
 

@@ -93,6 +93,27 @@ def serve(
             "part; may be repeated. If left out: none.",
         ),
     ] = None,
+    webhook: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Address that is told of every study, signed with the secret in $RANKWISE_WEBHOOK_SECRET; "
+            "may be repeated.",
+        ),
+    ] = None,
+    webhook_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Host that a study may have its webhook on; may be repeated. If left out: none.",
+        ),
+    ] = None,
+    webhook_network: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR", help="Private network that hosts of webhooks may be in; may be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Serve the HTTP API until interrupted."""
     from ...store import Store
@@ -101,6 +122,7 @@ def serve(
     from ..request_log import log as request_log
     from ..server import Server
     from ..settings import ServerSettings
+    from ..webhooks import WebhookSettings
 
     settings = ServerSettings(
         home=home_to_work_in(context),
@@ -113,6 +135,9 @@ def serve(
         require_token=require_token,
         rate_limit=rate_limit,
         upload_limit_bytes=parse_bytes(upload_limit),
+        webhooks=WebhookSettings.read(
+            hosts=webhook_host or (), networks=webhook_network or (), urls=webhook or ()
+        ),
     )
     with closing(Store.open(settings.home.database)) as store:  # said here, not in a traceback later
         if settings.require_token:

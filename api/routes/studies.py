@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 
-from ...errors import Conflict, RankwiseError
+from ...errors import Conflict, InputError, RankwiseError
 from ...optimizer.domain import Study, StudyState
 from ...optimizer.trainers.formats import Format
 from ...runners.exporting import export
@@ -32,7 +32,7 @@ from ..response_schemas.parts import study_path
 from ..response_schemas.recommendations import DifferenceDocument, RecommendationDocument
 from ..response_schemas.studies import StudyDocument, StudyList
 from ..settings import ServerSettings
-from ..submission import InvalidRequest, examine_request
+from ..submission import InvalidRequest, RequestProblem, examine_request
 from ..uploads import UploadFolder
 from .dependencies import LookoutDep, SettingsDep, StoreDep, UploadsDep, require_json
 from .freshness import NOT_MODIFIED, fresh_tag, json_answer, unchanged
@@ -294,12 +294,19 @@ def _submit(
         factories=settings.allowed_factories,
         locate=uploads.resolve,
     )
+    webhooks = list(settings.webhooks.urls)
+    if body.webhook_url is not None:
+        try:
+            settings.webhooks.check(body.webhook_url)
+        except InputError as error:
+            problems = (*problems, RequestProblem("webhook_url", error))
+        webhooks.append(body.webhook_url)
     if problems:
         raise InvalidRequest(problems)
     if once is None:
-        return store.create_study(request, owner=caller.name), True
+        return store.create_study(request, owner=caller.name, webhooks=webhooks), True
     key, told = once
-    return store.create_study_once(request, owner=caller.name, key=key, fingerprint=told)
+    return store.create_study_once(request, owner=caller.name, key=key, fingerprint=told, webhooks=webhooks)
 
 
 def _study_document(store: Store, study: Study) -> StudyDocument:
