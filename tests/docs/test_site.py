@@ -47,7 +47,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """A copy of what the site is made of, to break."""
-    for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"):
+    for name in (
+        "mkdocs.yml",
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "LICENSE",
+        "pyproject.toml",
+    ):
         shutil.copy(REPOSITORY / name, tmp_path)
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
