@@ -57,8 +57,8 @@ class Soak:
     random: random.Random
     studies: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Acknowledged, by id, as last seen."""
-    finished: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Trials that the server once told to be finished."""
+    finished: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    """Trials that the server once told to be finished, by study and id."""
     events: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
     outlived: list[str] = field(default_factory=list)
@@ -131,7 +131,9 @@ class Soak:
             events = self.get(f"/v1/studies/{study_id}/events", after=seen)
             if study is None or trials is None or events is None:
                 return
-            self.finished |= {it["id"]: it for it in trials["trials"] if it["state"] == "finished"}
+            self.finished |= {
+                (study_id, trial["id"]): trial for trial in trials["trials"] if trial["state"] == "finished"
+            }
             self.events |= {(study_id, event["seq"]): event for event in events["events"]}
             self.studies[study_id] = study
 
@@ -166,10 +168,11 @@ class Soak:
             self._server.wait()
             self.start()
 
-    def run(self, kills: int) -> None:
-        """Kill so often, then let all studies come to their end."""
+    def run(self, kills: int, limit_s: float) -> None:
+        """Kill so often, or for so long, then let all studies come to their end."""
         self.start()
-        while sum(self.kills.values()) < kills:
+        over_s = time.monotonic() + limit_s
+        while sum(self.kills.values()) < kills and time.monotonic() < over_s:
             while len(self.going_on()) < STUDIES_AT_ONCE:
                 self.submit()
             until_s = time.monotonic() + self.random.uniform(0.2, LONGEST_PAUSE_S)
@@ -203,8 +206,8 @@ class Soak:
         problems = list(self.outlived)
         for study_id in self.studies:
             trials = {trial["id"]: trial for trial in self.get(f"/v1/studies/{study_id}/trials")["trials"]}
-            for trial_id, trial in self.finished.items():
-                if trial["study_id"] == study_id and trials.get(trial_id) != trial:
+            for (of_study, trial_id), trial in self.finished.items():
+                if of_study == study_id and trials.get(trial_id) != trial:
                     problems.append(f"trial {trial_id} is not what it was when it was finished")
             events = self.all_events(study_id)
             if [event["seq"] for event in events] != list(range(1, len(events) + 1)):
@@ -318,6 +321,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=240.0, help="stop killing after so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, default=Path("build/demo/model"))
     parser.add_argument("--data", type=Path, default=Path("build/demo/reviews.csv"))
@@ -332,7 +336,7 @@ def main() -> None:
             random=random.Random(arguments.seed),
         )
         try:
-            soak.run(arguments.kills)
+            soak.run(arguments.kills, 60 * arguments.minutes)
         finally:
             soak.stop()
 

@@ -74,10 +74,35 @@ class CappedLog:
         os.close(self._fd)
 
 
+class Tail:
+    """The end of some output, in memory."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._kept = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Add output."""
+        self._kept += data
+        if len(self._kept) > 2 * self._size_bytes:
+            del self._kept[: -self._size_bytes]
+
+    @property
+    def text(self) -> str:
+        """What was written last."""
+        return self._kept[-self._size_bytes :].decode(errors="replace")
+
+    def abandon(self) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class LogPipe:
     """A pipe into a log: what is written to ``writer`` ends there."""
 
-    def __init__(self, log: CappedLog) -> None:
+    def __init__(self, log: CappedLog | Tail) -> None:
         self._log = log
         self._reader, self.writer = os.pipe()
         with suppress(OSError):
@@ -85,6 +110,12 @@ class LogPipe:
         os.set_blocking(self._reader, False)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._empty, name="log", daemon=True)
+
+    def drop(self) -> None:
+        """Give the pipe up: there is nobody to write to it."""
+        os.close(self.writer)
+        os.close(self._reader)
+        self._log.abandon()
 
     def leave(self) -> int:
         """In the process that writes: give up all but the writer, which is returned."""

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -35,6 +35,7 @@ from ..optimizer.domain import (
     Trial,
     TrialPlan,
 )
+from ..optimizer.estimates.prediction import TrialPrediction
 from ..optimizer.estimates.trials import Judge
 from ..optimizer.experience import by_experience, learn
 from ..optimizer.exports.peft import adapter_config
@@ -65,10 +66,14 @@ from .jobs import (
 )
 from .keeping import Keeping
 from .messages import JUDGING, TrialSpec
-from .warm_client import Job, WarmServer, read_tail
+from .warm_client import Job, Killed, WarmServer, read_tail
 from .watch import DeviceWatch
 
 SERVER_STARTS = 3
+SERVER_TRIES = 20
+"""A warm server that somebody kills while it starts is started again so often …"""
+JOB_TRIES = 4
+"""… and a job that is no trial asked for again: it may be the kernel that kills it, for its memory."""
 POLL_S = 0.1
 DEVICE_POLL_S = 1.0
 CANCEL_CHECK_S = 0.5
@@ -82,6 +87,8 @@ TRIAL_LIMIT_SHARE = 2.0
 """A trial may take this multiple of the study's budget before it is ended as hanging …"""
 MIN_TRIAL_LIMIT_S = 300.0
 """… but at least this long: loading a large model alone takes minutes."""
+
+Answer = TypeVar("Answer")
 
 
 class Interrupted(Exception):
@@ -147,7 +154,26 @@ class StudyRun:
 
     def prepare(self) -> StudyFacts:
         """Probe machine, model and data, and store what was found."""
-        fetched = self.fetch()
+        fetched = self.insistently(self.fetch)
+        facts = self.insistently(lambda: self.read(fetched))
+        alike = self.store.list_alike(facts.model.structure_sha256, facts.dataset.task.kind)
+        facts = replace(facts, known=learn(alike))
+        self.store.save_facts(self.claim, facts)
+        return facts
+
+    def insistently(self, ask: Callable[[], Answer], tries: int = JOB_TRIES) -> Answer:
+        """What a job answers, asked again where somebody has killed who was to answer."""
+        while True:
+            try:
+                return ask()
+            except Killed as killed:
+                tries -= 1
+                if not tries:
+                    raise RunnerError(killed.message, next_step=killed.next_step) from killed
+            self.check_signals()
+
+    def read(self, fetched: Fetched) -> StudyFacts:
+        """What there is to know of model and data."""
         job = start_prepare(
             self.ready_server(),
             self.home,
@@ -157,11 +183,7 @@ class StudyRun:
             fetched=fetched,
         )
         self.follow(job)
-        facts = read_facts(job)
-        alike = self.store.list_alike(facts.model.structure_sha256, facts.dataset.task.kind)
-        facts = replace(facts, known=learn(alike))
-        self.store.save_facts(self.claim, facts)
-        return facts
+        return read_facts(job)
 
     def fetch(self) -> Fetched:
         """Have in the hub's cache what model and data name there; what is local stays where it is."""
@@ -202,8 +224,8 @@ class StudyRun:
         """
         for _ in range(SERVER_STARTS - 1):
             with suppress(RunnerError):
-                return self.started_server()
-        return self.started_server()
+                return self.insistently(self.started_server, SERVER_TRIES)
+        return self.insistently(self.started_server, SERVER_TRIES)
 
     def started_server(self) -> WarmServer:
         """As :meth:`ready_server`, tried once; a server that died is replaced at the next call."""
@@ -267,18 +289,22 @@ class StudyRun:
         """Run candidates dry until one may fit, and keep what that told; that it told nothing, too."""
         request = self.study.request
         judge = Judge.of(facts, request, self.store.list_estimated)
-        job = start_estimate_trials(
-            self.ready_server(),
-            facts,
-            ladder,
-            judge.terms,
-            self.home.trial_folder(self.study.id),
-            enough_bytes=judge.enough_bytes(ladder[0]),
-            order_seed=derive_seed(request.seed, "order"),
-        )
-        self.follow(job)
+
+        def ask() -> Sequence[TrialPrediction]:
+            job = start_estimate_trials(
+                self.ready_server(),
+                facts,
+                ladder,
+                judge.terms,
+                self.home.trial_folder(self.study.id),
+                enough_bytes=judge.enough_bytes(ladder[0]),
+                order_seed=derive_seed(request.seed, "order"),
+            )
+            self.follow(job)
+            return read_predictions(job)
+
         try:
-            predictions = read_predictions(job)
+            predictions = self.insistently(ask)
         except RankwiseError as error:
             told = {ladder[0]: Estimate(device=judge.device_name, reason=error.message)}
         else:
@@ -296,16 +322,20 @@ class StudyRun:
         """
         if not level.uses_deepspeed or level.offload in self._extensions:
             return
-        job = start_extensions(
-            self.ready_server(),
-            self.home.trial_folder(self.study.id),
-            on_cpu=not facts.hardware.gpus,
-            offloads=level.offload != "none",
-        )
-        self.follow(job, on_message=self.tell_of_building)
-        seconds = read_extensions(job)
-        if any(message.get("phase") == "build" for message in job.messages):
-            self.store.append_event(self.claim, "extensions.built", {"seconds": dict(seconds)})
+
+        def build() -> None:
+            job = start_extensions(
+                self.ready_server(),
+                self.home.trial_folder(self.study.id),
+                on_cpu=not facts.hardware.gpus,
+                offloads=level.offload != "none",
+            )
+            self.follow(job, on_message=self.tell_of_building)
+            seconds = read_extensions(job)
+            if any(message.get("phase") == "build" for message in job.messages):
+                self.store.append_event(self.claim, "extensions.built", {"seconds": dict(seconds)})
+
+        self.insistently(build)
         self._extensions.add(level.offload)
 
     def tell_of_building(self, message: Mapping[str, Any]) -> None:

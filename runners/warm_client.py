@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -114,6 +115,14 @@ def hub_cache() -> Path:
     return Path(os.path.expandvars(home)).expanduser() / "hub"
 
 
+class Killed(RunnerError):
+    """Somebody ended a process of ours: what it was to do can be asked for again."""
+
+
+KILLS = (signal.SIGKILL, signal.SIGTERM)
+"""No process of ours sends itself these."""
+
+
 class WarmServer:
     """A running warm server. Ends with :meth:`stop`, or with this process."""
 
@@ -166,6 +175,7 @@ class WarmServer:
         """Wait until the libraries are imported, calling ``check`` meanwhile; it may raise to give up.
 
         Raises:
+            Killed: somebody ended it.
             RunnerError: it ended or did not answer in time; with the end of its log.
         """
         if self.modules:
@@ -177,7 +187,10 @@ class WarmServer:
             readable, _, _ = select.select([self._control], [], [], POLL_S)
         message = self._control.recv(65536) if readable else b""
         if not message:
+            code = self._end_of_process() if readable else None
             self.stop()
+            if code is not None and -code in KILLS:
+                raise Killed("the warm server was killed while it started")
             cause = last_line(read_tail(self._log_path)) or "no output"
             raise RunnerError(
                 f"the warm server did not start: {cause}",
@@ -189,7 +202,7 @@ class WarmServer:
         """Write the spec into ``folder`` and fork the job.
 
         Raises:
-            RunnerError: the server is gone.
+            Killed: the server is gone.
         """
         self.wait_ready()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -208,8 +221,14 @@ class WarmServer:
                 socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno()])
             except OSError as error:
                 ours.close()
-                raise RunnerError(f"the warm server is gone: {error}") from error
+                raise Killed(f"the warm server is gone: {error}") from error
         return Job(connection=ours, log_path=log_path)
+
+    def _end_of_process(self) -> int | None:
+        """The exit code of a server that has closed its socket; None if it lives on."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout=1.0)
+        return None
 
     def stop(self) -> None:
         """End the server and, through their guards, all its jobs."""
@@ -287,6 +306,7 @@ def answer_of(job: Job, doing: str) -> dict[str, Any]:
 
     Raises:
         InputError: it refused what it was given.
+        Killed: somebody ended it.
         RunnerError: it ended without an answer; with the end of its log.
     """
     if result := job.last("result"):
@@ -295,6 +315,8 @@ def answer_of(job: Job, doing: str) -> dict[str, Any]:
         kind = getattr(errors, error["kind"], InputError)
         raise kind(error["message"], next_step=error["next_step"])
     end = job.last("exit")
-    cause = _ENDED_BY_GUARD.get(end["cause"] if end else "")
-    cause = cause or last_line(read_tail(job.log_path)) or "the process was killed"
+    if end is None or end["cause"] == "cancelled" or (end["signal"] in KILLS and end["cause"] == "finished"):
+        raise Killed(f"{doing} failed: its process was killed", next_step=f"read {job.log_path}")
+    cause = _ENDED_BY_GUARD.get(end["cause"])
+    cause = cause or last_line(read_tail(job.log_path)) or f"exit code {end['exit_code']}, no output"
     raise RunnerError(f"{doing} failed: {cause}", next_step=f"read {job.log_path}")

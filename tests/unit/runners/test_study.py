@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from rankwise.api.handover import write_results
+from rankwise.errors import Conflict, NotFound
 from rankwise.home import Home
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import (
@@ -47,8 +51,9 @@ from rankwise.runners import device_care
 from rankwise.runners import study as study_module
 from rankwise.runners.study import StudyRun, is_judged
 from rankwise.runners.warm_client import Job
-from rankwise.store import QuarantineCause, Store, Worker
+from rankwise.store import QuarantineCause, Store, StudyClaim, Worker
 
+RACES = int(os.environ.get("RANKWISE_CANCEL_RACES", "8"))
 NEIGHBOUR = ("Another process took 2.0 GiB of the device.",)
 LEFT = {"type": "exit", "cause": "finished", "exit_code": 0, "signal": None, "wall_s": 1.0}
 OOM = {"type": "failure", "outcome": "oom", "reason": "CUDA out of memory"}
@@ -241,18 +246,27 @@ def run_study(
         max_trials=changes.pop("max_trials", 2),
     )
     study_id = store.create_study(dataclasses.replace(request, **changes)).id
+    claim = claimed(store, study_id)
+    study = store.save_facts(claim, facts or make_facts())
+    study_run(store, home, server, dataclasses.replace(claim, study=study)).run()
+    return store.get_study(study_id), store.list_trials(study_id)
+
+
+def claimed(store: Store, study_id: str) -> StudyClaim:
     claim = store.claim_study(Worker(name="test", place="here"), only=study_id)
     assert claim is not None
-    study = store.save_facts(claim, facts or make_facts())
-    StudyRun(
+    return claim
+
+
+def study_run(store: Store, home: Home, server: FakeServer, claim: StudyClaim) -> StudyRun:
+    return StudyRun(
         store=store,
         home=home,
-        claim=dataclasses.replace(claim, study=study),
+        claim=claim,
         warm_server=lambda: server,  # type: ignore[arg-type, return-value]
         should_stop=lambda: False,
         worker="test",
-    ).run()
-    return store.get_study(study_id), store.list_trials(study_id)
+    )
 
 
 def kinds(store: Store, study: Study) -> list[str]:
@@ -485,6 +499,43 @@ def test_a_baseline_that_cannot_run_is_told_and_the_study_goes_on(
     assert (written["name"], written["reason"]) == (told[0]["name"], told[0]["reason"])
 
 
+def test_dry_runs_that_are_killed_are_asked_for_again(store: Store, home: Home, server: FakeServer) -> None:
+    """They tell nothing of the candidate."""
+    killed = [LEFT | {"exit_code": None, "signal": 9}, LEFT | {"cause": "cancelled"}]
+    tell = server.start
+
+    def start(job: str, spec: dict[str, Any], folder: Path, limits: object) -> FakeJob:
+        if job == "estimate-trials" and killed:
+            return FakeJob([killed.pop()], folder / "estimate.log")
+        return tell(job, spec, folder, limits)
+
+    server.start = start  # type: ignore[method-assign]
+    study, trials = run_study(store, home, server)
+    assert study.state is StudyState.SUCCEEDED
+    assert killed == []
+    assert trials[0].estimate is not None
+    assert trials[0].estimate.reason is None or "killed" not in trials[0].estimate.reason
+
+
+def test_a_job_that_is_killed_every_time_ends_the_study(store: Store, home: Home) -> None:
+    asked = []
+
+    class Deadly(FakeServer):
+        def start(self, job: str, _spec: dict[str, Any], folder: Path, _limits: object) -> FakeJob:
+            asked.append(job)
+            return FakeJob([], folder / "prepare.log")
+
+    model = home.root / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    study_id = store.create_study(StudyRequest(model=str(model), dataset="reviews.csv")).id
+    study_run(store, home, Deadly(), claimed(store, study_id)).run()
+    ended = store.get_study(study_id)
+    assert ended.state is StudyState.FAILED
+    assert "its process was killed" in str(ended.reason)
+    assert asked == ["prepare"] * study_module.JOB_TRIES
+
+
 class Driver:
     """Says of every device what the test says: bytes in use, look by look; the last stays."""
 
@@ -545,3 +596,46 @@ def test_a_trial_waits_for_room_on_the_disk(
     assert kinds(store, study)[:3] == ["trial.planned", "trial.waiting", "trial.running"]
     waiting = next(event for event in store.events_after(study.id, 0) if event.kind == "trial.waiting")
     assert "1.0 GiB must be freed on the disk" in waiting.payload["reason"]
+
+
+def test_a_cancellation_that_races_with_the_end_leaves_one_end(
+    store: Store, home: Home, server: FakeServer
+) -> None:
+    """Asked for by another connection, at any moment of a study."""
+    ends = Counter(race(store, home, server, 1 + 3 * number % 24) for number in range(RACES))
+    assert ends.keys() <= {StudyState.SUCCEEDED, StudyState.CANCELLED}
+    assert ends[StudyState.CANCELLED] > 0
+
+
+def race(store: Store, home: Home, server: FakeServer, after: int) -> StudyState:
+    """Run a study, and have it cancelled when so many events are there; returns how it ended."""
+    study_id = store.create_study(
+        StudyRequest(model="models/tiny", dataset="reviews.csv", methods=(Method.LORA,), max_trials=3)
+    ).id
+    claim = claimed(store, study_id)
+    study = store.save_facts(claim, make_facts())
+    other, over = Store.open(home.database), threading.Event()
+
+    def cancel() -> None:
+        while len(other.events_after(study_id, 0)) < after and not over.wait(0.001):
+            continue
+        with suppress(Conflict):
+            other.request_cancel(study_id)
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    study_run(store, home, server, dataclasses.replace(claim, study=study)).run()
+    over.set()
+    canceller.join()
+    other.close()
+    ended = store.get_study(study_id)
+    told = [event.kind for event in store.events_after(study_id, 0)]
+    assert told.count("study.finished") == 1
+    assert told[-1] == "study.finished"
+    assert {trial.state for trial in store.list_trials(study_id)} <= {TrialState.FINISHED}
+    if ended.state is StudyState.SUCCEEDED:
+        assert store.get_recommendation(study_id)
+    else:
+        with pytest.raises(NotFound):
+            store.get_recommendation(study_id)
+    return ended.state

@@ -64,3 +64,12 @@ def test_one_that_takes_too_long_is_ended_with_all_that_it_began(folder: Path) -
     while child.exists() and " Z " not in (child / "stat").read_text():
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+def test_one_that_prints_without_end_fills_no_disk(folder: Path) -> None:
+    """200 MB, where a process may write no file of more than one."""
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)); "
+        "line = 'x' * 99 + '\\n'; [sys.stdout.write(line * 10**4) for _ in range(200)]; print(0.25)"
+    )
+    assert judged(folder, script) == 0.25
