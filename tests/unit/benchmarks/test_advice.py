@@ -122,11 +122,37 @@ def test_a_bank_survives_the_disk(parts: Any, made: Any, tmp_path: Path) -> None
     assert again.probed == made.probed
 
 
-def test_the_truth_is_the_mean_over_rows_and_three_seeds(made: Any) -> None:
+def test_of_others_the_truth_is_the_mean_over_rows_and_three_seeds(made: Any) -> None:
     name, rate, loss = made.best_truth()
     assert (name, rate) == ("full", made.rates("full")[1])
     assert loss == pytest.approx(1.01, abs=1e-3)
     assert made.truth("LoRA r16", made.rates("LoRA r16")[1]) == math.inf
+
+
+def test_seeds_that_no_study_sees_are_the_truth_where_there_are_enough(parts: Any, made: Any) -> None:
+    known = made.trained["full", made.rates("full")[0], made.steps, 0]
+    unseen = range(parts.bank.SEEDS_SEEN, parts.bank.SEEDS_SEEN + parts.bank.LEAST_OF_TRUTH)
+    more = [replace(known, replicate=each, row_losses=np.full(ROWS, 1.5, np.float32)) for each in unseen]
+
+    def with_these(trained: list[Any]) -> Any:
+        return parts.bank.Bank(**{**vars_of(made), "trained": [*made.trained.values(), *trained]})
+
+    assert with_these(more[:-1]).truth("full", known.rate) == made.truth("full", known.rate)
+    told = with_these(more)
+    assert told.truth("full", known.rate) == pytest.approx(1.5)
+    assert set(told.seeds_of_truth("full", known.rate)) == set(unseen)
+    assert len(told.losses("full", known.rate)) == parts.bank.SEEDS
+    made.add(told)
+    assert made.trained.keys() == told.trained.keys()
+    told.items = told.items[:-1]
+    with pytest.raises(SystemExit, match="other rows"):
+        made.add(told)
+
+
+def vars_of(bank: Any) -> dict[str, Any]:
+    """What a bank was made of, but for its trainings."""
+    names = ("name", "request", "facts", "rungs", "grid", "adapters", "items")
+    return {**{name: getattr(bank, name) for name in names}, "probed": bank.probed.values()}
 
 
 def test_a_replayed_training_sees_some_rows_and_costs_its_time(parts: Any, made: Any) -> None:
