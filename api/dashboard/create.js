@@ -1,6 +1,6 @@
 // A new study: what to ask for, and what of it will fit, told while one types.
 
-import { html, useEffect, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Problem, ask, studyPath } from "./api.js";
 import { bytes, short } from "./format.js";
 import { requestOf } from "./actions.js";
@@ -54,6 +54,8 @@ function bodyOf(base, form) {
   return body;
 }
 
+const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
 export function NewStudy() {
   const from = new URLSearchParams(location.search).get("from");
   const { data, error } = useAnswer(async () => (from ? requestOf(await ask(studyPath(from))) : { objective: "balanced", budget: { seconds: "10m", max_trials: 64 } }), [from]);
@@ -66,17 +68,20 @@ function Form({ base, isClone }) {
   const [form, setForm] = useState(() => (isClone ? formOf(base) : { ...EMPTY, objective: "balanced", seconds: "10m", max_trials: "64" }));
   const [error, setError] = useState(/** @type {any} */ (null));
   const [isBusy, setBusy] = useState(false);
+  const key = useRef(newKey());
   const set = (/** @type {string} */ name) => (/** @type {string} */ value) => setForm((/** @type {any} */ old) => ({ ...old, [name]: value }));
   const send = async (/** @type {Event} */ event) => {
     event.preventDefault();
     setBusy(true);
     setError(null);
     try {
-      const study = await ask("/v1/studies", { method: "POST", json: bodyOf(base, form) });
+      // Sent twice, by a second click or a broken connection, it is asked for once.
+      const study = await ask("/v1/studies", { method: "POST", json: bodyOf(base, form), headers: { "Idempotency-Key": key.current } });
       go(`/studies/${study.id}`);
     } catch (failure) {
       setError(failure);
       setBusy(false);
+      if (/** @type {any} */ (failure).status) key.current = newKey();
     }
   };
   const wrong = (/** @type {string} */ name) => {

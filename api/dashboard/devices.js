@@ -1,21 +1,20 @@
 // What trials run on: GPUs with memory by process, their health, the host, and which studies wait.
 
 import { html, useEffect } from "./vendor/htm-preact.js";
-import { ask, askIfThere } from "./api.js";
+import { ask } from "./api.js";
 import { UNKNOWN, bytes, sentence, short, whole } from "./format.js";
 import { Failure, Heading, Loading, Moment, State, Table, useAnswer } from "./ui.js";
 
 const LOOK_MS = 3000;
 
 async function load() {
-  const [hardware, health, running, queued, quarantine] = await Promise.all([
+  const [hardware, health, running, queued] = await Promise.all([
     ask("/v1/hardware"),
     ask("/healthz"),
     ask("/v1/studies?state=running"),
     ask("/v1/studies?state=queued"),
-    askIfThere("/v1/devices"),
   ]);
-  return { hardware, health, studies: [...running.studies, ...queued.studies.reverse()], devices: quarantine?.devices || [] };
+  return { hardware, health, studies: [...running.studies, ...queued.studies.reverse()] };
 }
 
 export function Devices() {
@@ -25,12 +24,12 @@ export function Devices() {
     return () => clearInterval(timer);
   }, [again]);
   if (!data) return html`<${Heading}>Devices<//>${error ? html`<${Failure} error=${error} again=${again} />` : html`<${Loading} what="devices" />`}`;
-  const { gpus, gpu_note, host } = data.hardware;
+  const { gpus, gpu_note, host, quarantines } = data.hardware;
   return html`
     <div class="title"><${Heading}>Devices<//><span class="live ${error ? "waiting" : ""}" role="status">${error ? "connecting …" : "live"}</span></div>
     ${gpus.length === 0 && html`<p class="note">There is no GPU to see here: ${gpu_note}. Trials run on the processor.</p>`}
     <div class="cards">
-      ${gpus.map((/** @type {any} */ gpu) => html`<${Card} key=${gpu.uuid} gpu=${gpu} known=${data.devices.find((/** @type {any} */ each) => each.uuid === gpu.uuid || each.device === gpu.uuid)} />`)}
+      ${gpus.map((/** @type {any} */ gpu) => html`<${Card} key=${gpu.uuid} gpu=${gpu} held=${quarantines.find((/** @type {any} */ each) => each.device === gpu.uuid)} />`)}
       <${Host} host=${host} />
       <section class="card" aria-labelledby="queue"><h2 id="queue">Queue</h2>
         <p class="muted">The supervisor that runs trials: ${data.health.supervisor || "not told"}.</p>
@@ -42,17 +41,15 @@ export function Devices() {
     </div>`;
 }
 
-/** @param {{gpu: any, known: any}} props */
-function Card({ gpu, known }) {
+/** @param {{gpu: any, held: any}} props */
+function Card({ gpu, held }) {
   const processes = (gpu.processes || []).filter((/** @type {any} */ each) => each.used_bytes).sort((/** @type {any} */ a, /** @type {any} */ b) => b.used_bytes - a.used_bytes);
   const named = processes.reduce((/** @type {number} */ sum, /** @type {any} */ each) => sum + each.used_bytes, 0);
   const other = gpu.used_bytes == null ? null : Math.max(0, gpu.used_bytes - named);
   const parts = [...processes.map((/** @type {any} */ each, /** @type {number} */ index) => [each.name ? `${each.name} (${each.pid})` : `process ${each.pid}`, each.used_bytes, `c${(index % 5) + 1}`]), ["driver and others", other, "c6"]].filter(([, size]) => size);
-  const isHeld = known && (known.quarantined || known.quarantine);
-  const why = known && (known.reason || known.quarantine?.reason);
   return html`<section class="card" aria-label=${`GPU ${gpu.index}`}>
     <h2>GPU ${gpu.index}: ${gpu.name}${gpu.is_mig ? ", MIG" : ""}</h2>
-    ${isHeld ? html`<p class="note failure"><strong>In quarantine: no trial runs here.</strong> ${why ? sentence(why) : ""}</p>`
+    ${held ? html`<p class="note failure"><strong>In quarantine ${held.released ? "and released by hand" : "since"} <${Moment} at=${held.since} />${held.released ? "" : ": no trial runs here"}.</strong> ${sentence(held.reason)}</p>`
       : gpu.health_problems.length ? gpu.health_problems.map((/** @type {string} */ each) => html`<p class="note warning">${sentence(each)}</p>`)
       : html`<p><${State} state="ok" text="healthy" /></p>`}
     <div class="stack" role="img" aria-label=${`${bytes(gpu.used_bytes)} of ${bytes(gpu.total_bytes)} taken`}>

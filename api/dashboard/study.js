@@ -33,10 +33,10 @@ function useStudy(id) {
     let isAsking = false;
     let isMore = false;
 
-    const readResults = async () => {
+    const readResults = async (/** @type {any} */ study) => {
       const [standings, best] = await Promise.all([
         ask(`${path}/standings`),
-        askIfThere(`${path}/recommendation`),
+        study.state === "succeeded" ? askIfThere(`${path}/recommendation`) : null,
       ]);
       if (!isGone) set({ standings, best });
     };
@@ -49,7 +49,7 @@ function useStudy(id) {
         last = board.last_seq;
         for (const row of board.rows) rows.set(row.id, row);
         set({ study, rows: [...rows.values()] });
-        if (board.rows.length || FINAL.includes(study.state)) await readResults();
+        if (board.rows.length || FINAL.includes(study.state)) await readResults(study);
       } catch {
         isMore = true; // the stream says when the server is back
       } finally {
@@ -77,7 +77,7 @@ function useStudy(id) {
         set({ events: history.events });
         if (FINAL.includes(study.state)) setLine("over");
         else stop = followStudy(id, Math.max(last, history.last_seq), onEvents, setLine);
-        await readResults();
+        await readResults(study);
       } catch (failure) {
         if (!isGone) setError(failure);
       }
@@ -257,7 +257,7 @@ function Facts({ study }) {
     ["budget", `${seconds(study.request.budget.seconds)}, ${whole(study.request.budget.max_trials)} trials at most`],
     ["notes", dataset.notes.join(" ")],
   ];
-  return html`<div class="scroll" tabindex="0" role="region" aria-label="Model, data, device"><table><tbody>
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="Facts of the study"><table><tbody>
     ${facts.filter(([, value]) => value).map(([name, value]) => html`<tr><th scope="row">${name}</th><td>${value}</td></tr>`)}
   </tbody></table></div>`;
 }
