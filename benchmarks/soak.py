@@ -42,6 +42,8 @@ START_LIMIT_S = 120.0
 END_LIMIT_S = 900.0
 """For the studies that are left when the killing is over."""
 LONGEST_PAUSE_S = 6.0
+ROLE_LIMIT_S = 60.0
+"""For a process of the role whose turn it is."""
 STUDIES_AT_ONCE = 2
 FINAL = ("succeeded", "failed", "cancelled")
 
@@ -149,9 +151,14 @@ class Soak:
         return found
 
     def kill_one(self) -> None:
-        """Kill a process of a role that is there, and see what depended on it go."""
-        present = {role: alive for role, alive in self.processes().items() if alive}
-        role = self.random.choice(list(present))
+        """Kill a process of some role, once there is one, and see what depended on it go."""
+        role = self.random.choice(ROLES)
+        deadline_s = time.monotonic() + ROLE_LIMIT_S
+        while not (present := self.processes())[role] and time.monotonic() < deadline_s:
+            self.look()
+            time.sleep(0.2)
+        if not present[role]:  # all studies have ended meanwhile, or prepare for long
+            role = "server"
         victim = self.random.choice(present[role])
         with suppress(psutil.NoSuchProcess):
             dependents = victim.children(recursive=True)
