@@ -20,6 +20,7 @@ from .response_schemas.leaderboard import PlaceDocument
 
 MAX_PLACES = 20_000
 """That are kept of all studies together."""
+AT_ONCE = 32
 PATIENCE = 20.0
 """A ranking is shown for this many times what it cost, whatever happens meanwhile."""
 
@@ -49,13 +50,14 @@ class Leaderboards:
         self._store = store
         self._kept: OrderedDict[str, Standing] = OrderedDict()
         self._lock = threading.Lock()
-        self._working = threading.Lock()
+        self._working = [threading.Lock() for _ in range(AT_ONCE)]
 
     def of(self, mark: Mark) -> Standing:
         """The ranking of the study with this mark; blocks while it is worked out."""
         if (found := self._find(mark)) is not None:
             return found
-        with self._working:  # those who ask meanwhile wait for the same one
+        # Those who ask meanwhile wait for the same one, and seldom for another study's.
+        with self._working[hash(mark.study_id) % AT_ONCE]:
             return self._find(mark) or self._work_out(mark)
 
     def _find(self, mark: Mark) -> Standing | None:
@@ -89,7 +91,9 @@ def _places(store: Store, study: Study) -> tuple[Place, ...]:
     limit = study.request.memory_limit_bytes
     if study.state is StudyState.SUCCEEDED:
         recommendation = store.get_recommendation(study.id)
-        return leaderboard(store.list_trials(study.id), recommendation, memory_limit_bytes=limit)
+        ranked = [scored.trial_id for scored in recommendation.ranking]
+        trials = store.list_trials_of_shapes(study.id, ranked)
+        return leaderboard(trials, recommendation, memory_limit_bytes=limit)
     ranking = rank(store.list_trials(study.id, with_heldout=True), Aim.of(study))
     return tuple(
         Place(

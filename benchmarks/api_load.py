@@ -238,16 +238,8 @@ async def post(port: int, body: bytes) -> tuple[dict[int, int], int, float]:
 @contextmanager
 def serving(home: Home, root: Path, *, supervised: bool) -> Iterator[tuple[int, psutil.Process]]:
     """The port and the process of a server; without a supervisor, nobody works on what is asked for."""
-    command = [
-        sys.executable,
-        "-m",
-        "rankwise.api.cli.main",
-        "serve",
-        "--port",
-        "0",
-        "--allow-root",
-        str(root),
-    ]
+    program = str(Path(sys.executable).with_name("rankwise"))
+    command = [program, "serve", "--port", "0", "--allow-root", str(root)]
     if not supervised:
         command = [sys.executable, __file__, "--serve", str(root)]
     process = subprocess.Popen(

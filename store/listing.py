@@ -168,11 +168,23 @@ class Listing(Database):
         last = rows[limit - 1] if len(rows) > limit else None
         return TrialPage(trials, None if last is None else (getattr(last, _TRIAL_FIELDS[sort]), last.number))
 
-    def get_trials(self, trial_ids: Sequence[str]) -> dict[str, Trial]:
-        """These trials by their ids; those that are not there are left out."""
-        query = select(TrialRow, col(StudyRow.ulid)).join(StudyRow).where(col(TrialRow.ulid).in_(trial_ids))
+    def list_trials_of_shapes(self, study_id: str, trial_ids: Sequence[str]) -> list[Trial]:
+        """These trials of a study with all others of their shapes, by number.
+
+        Shapes are told apart by their estimates; where one of the trials has none, all of the study are read.
+
+        Raises:
+            NotFound: no study has this id.
+        """
         with self._read() as session:
-            return {row.ulid: trial_of(row, study_id) for row, study_id in session.execute(query)}
+            study = find_study(session, study_id)
+            own = col(TrialRow.study_id) == study.id
+            named = select(col(TrialRow.estimate_id)).where(own, col(TrialRow.ulid).in_(trial_ids))
+            shapes = set(session.scalars(named))
+            query = select(TrialRow).where(own).order_by(col(TrialRow.number))
+            if None not in shapes:
+                query = query.where(col(TrialRow.estimate_id).in_(shapes))
+            return [trial_of(row, study_id) for row in session.scalars(query)]
 
 
 def _study_conditions(wanted: StudyFilter) -> list[ColumnElement[bool]]:
