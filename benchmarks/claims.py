@@ -3,8 +3,8 @@
     python benchmarks/claims.py                                      SQLite, in a temporary folder
     python benchmarks/claims.py --url postgresql://USER@HOST/NAME    an empty database of PostgreSQL
 
-Eight processes each try to claim all of 400 trials, in orders of their own: each must be claimed once, and none
-may fail. Then, 200 times, one process claims a queued study and ends it while another cancels it: each
+Eight processes each try to claim all of 400 trials, in orders of their own: each must be claimed once, and
+none may fail. Then, 200 times, one process claims a queued study and ends it while another cancels it: each
 must end in one final state, told by one event, and stay there. Prints the figures as JSON; the exit code is 1
 when something of this does not hold. Takes about half a minute on two cores that have nothing else to do.
 """

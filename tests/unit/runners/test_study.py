@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from rankwise.api.handover import write_results
-from rankwise.errors import Conflict, NotFound
+from rankwise.errors import Conflict, NotFound, StaleFence, StoreError
 from rankwise.home import Home
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import (
@@ -639,3 +639,75 @@ def race(store: Store, home: Home, server: FakeServer, after: int) -> StudyState
         with pytest.raises(NotFound):
             store.get_recommendation(study_id)
     return ended.state
+
+
+def test_a_run_whose_study_was_taken_over_ends_and_changes_nothing_more(
+    store: Store, home: Home, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Worker(name="other", place="elsewhere")
+    start = server.start
+
+    def be_late(job: str, *rest: Any) -> FakeJob:
+        if job == "trial":
+            (study,) = store.list_studies()
+            store.reap(dead_place="here")
+            assert store.claim_study(other, only=study.id) is not None
+        return start(job, *rest)
+
+    monkeypatch.setattr(server, "start", be_late)
+    with pytest.raises(StaleFence):
+        run_study(store, home, server)
+    (study,) = store.list_studies()
+    assert study.state is StudyState.RUNNING
+    assert store.holder_of(study.id) is not None
+    assert [event.kind for event in store.events_after(study.id, 0)][-3:] == [
+        "trial.lost",
+        "study.lost",
+        "study.running",
+    ]
+
+
+def test_a_run_says_that_it_is_alive_while_its_jobs_run(
+    store: Store, home: Home, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "HEARTBEAT_S", 0.0)
+    renewed: list[str] = []
+    renew = store.renew_study
+    monkeypatch.setattr(store, "renew_study", lambda claim: (renewed.append(claim.id), renew(claim)))
+    study, _ = run_study(store, home, server)
+    assert study.state is StudyState.SUCCEEDED
+    assert len(renewed) >= len(server.launched)
+
+
+def test_what_ran_elsewhere_is_prepared_again(store: Store, home: Home, server: FakeServer) -> None:
+    study = store.create_study(StudyRequest(model="models/tiny", dataset="reviews.csv"))
+    claim = store.claim_study(Worker(name="test", place="elsewhere"), only=study.id)
+    assert claim is not None
+    store.save_facts(claim, make_facts())
+    store.release_study(claim)
+    for place, found in (("elsewhere", True), ("here", False)):
+        claim = store.claim_study(Worker(name="test", place=place), only=study.id)
+        assert claim is not None
+        run = StudyRun(
+            store=store,
+            home=home,
+            claim=claim,
+            warm_server=lambda: server,  # type: ignore[arg-type, return-value]
+            should_stop=lambda: False,
+            worker="test",
+        )
+        assert (run.facts_from_before() is not None) is found
+        store.release_study(claim)
+
+
+def test_a_database_out_of_reach_fails_no_study(
+    store: Store, home: Home, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_reach(*_: object) -> None:
+        raise StoreError("the server is gone")
+
+    monkeypatch.setattr(store, "plan_trial", out_of_reach)
+    with pytest.raises(StoreError):
+        run_study(store, home, server)
+    (study,) = store.list_studies()
+    assert study.state is StudyState.RUNNING
