@@ -14,8 +14,8 @@ from starlette.types import ASGIApp
 from .. import __version__
 from ..runners.jobs import Inquiries
 from ..store import Store
-from .access import DATASETS_PATH
-from .authentication import Authentication
+from .access import DATASETS_PATH, is_open
+from .authentication import SESSION_COOKIE, Authentication
 from .board import Boards
 from .credentials import Credentials
 from .leaderboard import Leaderboards
@@ -52,6 +52,17 @@ once. Times are UTC, sizes bytes, durations
 seconds; null is unknown. Every error is `application/problem+json` with the cause and the next step.
 """
 
+SECURITY_SCHEMES = {
+    "token": {"type": "http", "scheme": "bearer", "description": "Made by `rankwise tokens create`"},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": SESSION_COOKIE,
+        "description": "Of a browser, set by `POST /v1/session`",
+    },
+}
+"""Where a server demands tokens."""
+
 
 class _Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
@@ -59,10 +70,15 @@ class _Application(FastAPI):
         return RequestLog(SecurityHeaders(super().build_middleware_stack()))
 
     def openapi(self) -> dict[str, Any]:
-        """The schema, with problems under the media type that they are sent as."""
+        """The schema, with problems under the media type that they have, and how one says who one is."""
         if self.openapi_schema is None:
-            for path in super().openapi()["paths"].values():
-                for operation in path.values():
+            schema = super().openapi()
+            schema["components"]["securitySchemes"] = SECURITY_SCHEMES
+            schema["security"] = [{name: []} for name in SECURITY_SCHEMES]
+            for path, operations in schema["paths"].items():
+                for operation in operations.values():
+                    if is_open(path):
+                        operation["security"] = []
                     for status, response in operation["responses"].items():
                         if status >= "400" and "content" in response:
                             # The framework names the type of the route's own answer: JSON, or a page.

@@ -7,8 +7,13 @@ wants.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .problems import plain_problem, problem_response
+from .security import SECURITY_HEADERS
 
 PATIENCE_S = 20.0
 """From the connection, or the end of the last answer, to the end of the next request's head."""
@@ -42,6 +47,20 @@ class PatientProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say as everything else is said that this was no request, or its head too long."""
+        problem = plain_problem(
+            HTTPStatus.BAD_REQUEST, msg, next_step="send HTTP/1.1 with a head of at most 16 KiB"
+        )
+        response = problem_response(problem, {**SECURITY_HEADERS, "Connection": "close"})
+        for event in (
+            h11.Response(status_code=problem.status, headers=response.raw_headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(response.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _wait(self) -> None:
         self._stop_waiting()

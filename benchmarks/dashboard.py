@@ -4,8 +4,8 @@
 
 A server with seeded studies (``seeded_study.py``) runs in this process, and the browser beside it. The first
 paint is useful once a study's name is drawn; the table of 5,000 trials counts from going to the page until a
-click has sorted it and that is drawn; ranking by other weights from a slider's event until two frames later; a
-new trial from its being stored until it stands in the table. Medians of several tries, the worst in brackets.
+click has sorted it and that is drawn; ranking by other weights from a slider's event until two frames later;
+a new trial from its being stored until it stands in the table. Medians of tries, the worst in brackets.
 """
 
 from __future__ import annotations

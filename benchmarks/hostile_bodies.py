@@ -84,6 +84,13 @@ def _sent(port: int, head: bytes, blocks: Iterator[bytes], end: bytes = b"") -> 
             return b"(reset)"
 
 
+def long_head(port: int) -> bytes:
+    """What is said to a request whose address is longer than a head may be."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"GET /" + b"x" * 20_000)  # and no end yet, but enough
+        return connection.makefile("rb").read()
+
+
 def slow_ends(port: int, first: bytes, patience_s: float) -> float:
     """Seconds until a connection that says this and then little more is closed."""
     began = time.monotonic()
@@ -128,6 +135,9 @@ def main() -> int:
                 is_good &= refused
                 what = f"{send.__name__:8} {options.mebibytes} MiB × {options.clients} to {path}"
                 print(f"{what}: {sorted(set(answers))}")
+        said = long_head(port)
+        is_good &= said.startswith(b"HTTP/1.1 400") and b"application/problem+json" in said
+        print(f"a head of 20,000 bytes: {said[:24]!r}")
         grown = peak_bytes(process) - before
         is_good &= grown < MOST_GROWTH_BYTES
         print(f"memory of the server, at its peak: {before / 1e6:.1f} MB before, {grown / 1e6:+.1f} MB")
