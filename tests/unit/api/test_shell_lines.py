@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,3 +72,9 @@ def test_documents_say_what_to_ask_for(document: Any) -> None:
     asked = json.loads(document.model_dump_json())["resources"]
     assert asked["gpus"] == 0
     assert asked["limit_s"] > 0
+
+
+def test_the_page_of_schedulers_has_every_name() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "schedulers.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `RANKWISE_(\w+)` \| (.+) \|$", page, flags=re.MULTILINE)
+    assert [(name.lower(), text) for name, text in listed] == list(NAMES.items())
