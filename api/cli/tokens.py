@@ -16,6 +16,7 @@ from ...roles import AccessToken, Role
 from ..units import parse_seconds
 from .console import print_json, print_note, results
 from .options import AsJson
+from .places import home_to_read, home_to_work_in
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -37,6 +38,7 @@ _RESERVED = "local"
 
 @app.command(epilog=EXAMPLES)
 def create(
+    context: typer.Context,
     role: Annotated[
         Role,
         typer.Option(
@@ -66,7 +68,7 @@ def create(
     if expires is not None:
         expires_at = datetime.now(UTC) + timedelta(seconds=parse_seconds(expires))
     secret = new_token()
-    with closing(_open_store()) as store:
+    with closing(_open_store(home_to_work_in(context))) as store:
         token = store.create_token(name=name, role=role, digest=digest_of(secret), expires_at=expires_at)
     if as_json:
         print_json({"schema_version": 1, "token": secret, **_document(token)})
@@ -84,7 +86,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List tokens, oldest first, without their secrets."""
-    with closing(_open_store()) as store:
+    with closing(_open_store(home_to_read())) as store:
         tokens = store.list_tokens(with_ended=ended)
     if as_json:
         print_json({"schema_version": 1, "tokens": [_document(token) for token in tokens]})
@@ -109,11 +111,12 @@ def list_(
 
 @app.command()
 def revoke(
+    context: typer.Context,
     token_id: Annotated[str, typer.Argument(metavar="ID", help="The token's id, from the list.")],
     as_json: AsJson = False,
 ) -> None:
     """Accept a token no more, nor the browser sessions begun with it. Servers refuse it after a second."""
-    with closing(_open_store()) as store:
+    with closing(_open_store(home_to_work_in(context))) as store:
         token = store.revoke_token(token_id)
     if as_json:
         print_json({"schema_version": 1, **_document(token)})
@@ -142,7 +145,7 @@ def _moment(moment: datetime | None, otherwise: str) -> str:
     return otherwise if moment is None else f"{moment:%Y-%m-%d %H:%M}"
 
 
-def _open_store() -> Store:
+def _open_store(home: Home) -> Store:
     from ...store import Store
 
-    return Store.open(Home.from_environment().create().database)
+    return Store.open(home.database)
