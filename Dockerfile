@@ -39,6 +39,6 @@ VOLUME ["/var/lib/rankwise", "/var/cache/rankwise"]
 EXPOSE 8321
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=4 \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8321/healthz', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8321/readyz', timeout=4)"]
 ENTRYPOINT ["rankwise"]
 CMD ["serve", "--host", "0.0.0.0", "--port", "8321", "--allow-root", "/data"]

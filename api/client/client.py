@@ -117,8 +117,8 @@ class Client:
             options: as for :func:`rankwise.recommend`.
 
         Raises:
-            InputError: the request is refused, here or there.
-            Conflict: the key was used for another request.
+            InputError: the request is refused, here or there, or the key was used for another one.
+            RankwiseError: the key's study ended with it.
             RemoteError: the server cannot be reached.
         """
         return self.submit_request(read_request(model, dataset, **options), key=key)
@@ -132,6 +132,8 @@ class Client:
             )
         headers = {"Idempotency-Key": str(ULID()) if key is None else key}
         response = self._connection.send("POST", "/v1/studies", json=_body_of(request), headers=headers)
+        if response.status_code == HTTPStatus.OK:  # the key's study has ended: this is what it recommends
+            return self.study(response.headers.get("Location", "").rpartition("/")[2])
         return _read(StudyDocument, response)
 
     def study(self, study_id: str) -> StudyDocument:

@@ -19,6 +19,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +49,43 @@ def write_study(folder: Path, model: Path, data: Path, **changes: Any) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that demands a token of everybody."""
+
+    url: str
+    token: str
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What its clients are told."""
+        return {"RANKWISE_URL": self.url, "RANKWISE_TOKEN": self.token}
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, reviews_csv: Path) -> Iterator[str]:
-    """The URL of a server that may read the test's data and installed packages."""
-    command = [str(BIN / "rankwise"), "serve", "--port", "0", "--allow-root", str(reviews_csv.parent)]
-    command += ["--allow-root", sysconfig.get_path("purelib")]
+def server(tmp_path_factory: pytest.TempPathFactory, reviews_csv: Path) -> Iterator[Server]:
+    """It may read the test's data and installed packages."""
     home = tmp_path_factory.mktemp("home")
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=environment(RANKWISE_HOME=str(home))
-    )
+    given = environment(RANKWISE_HOME=str(home))
+    make_token = [str(BIN / "rankwise"), "tokens", "create", "--role", "submitter"]
+    token = subprocess.run(make_token, env=given, capture_output=True, text=True, check=True).stdout.strip()
+    command = [str(BIN / "rankwise"), "serve", "--port", "0", "--require-token"]
+    command += ["--allow-root", str(reviews_csv.parent)]
+    command += ["--allow-root", sysconfig.get_path("purelib")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=given)
     assert process.stderr is not None
     with process.stderr:
         try:
             found = re.search(r"http://[\d.:]+", process.stderr.readline())
             assert found is not None
-            yield found[0]
+            yield Server(found[0], token)
         finally:
             process.terminate()
             process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
-def asked(server: str, minilm_path: Path, reviews_csv: Path) -> dict[str, Any]:
+def asked(server: Server, minilm_path: Path, reviews_csv: Path) -> dict[str, Any]:
     """What the Python example answers; the others ask for the same study by its key."""
     spec = importlib.util.spec_from_file_location("airflow_task", EXAMPLES / "airflow_task.py")
     assert spec is not None
@@ -77,7 +93,8 @@ def asked(server: str, minilm_path: Path, reviews_csv: Path) -> dict[str, Any]:
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("RANKWISE_URL", server)
+        for name, value in server.variables.items():
+            patched.setenv(name, value)
         found: dict[str, Any] = example.recommended_settings(
             str(minilm_path), str(reviews_csv), key="the-same", timeout_s=250, **OPTIONS
         )
@@ -98,12 +115,19 @@ def test_a_python_task_gets_plain_data(asked: dict[str, Any]) -> None:
 
 
 def test_cron_keeps_the_answer_and_says_what_is_new(
-    server: str, asked: dict[str, Any], study_file: Path
+    server: Server,
+    asked: dict[str, Any],
+    study_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = study_file.parent
     command = ["sh", "-c", '"$0" "$@"', str(EXAMPLES / "nightly.sh"), str(folder)]
     # As cron has it: hardly any environment.
-    bare = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(folder), "RANKWISE_URL": server, "KEY": "the-same"}
+    secret = tmp_path_factory.mktemp("etc") / "token"
+    secret.touch(0o600)
+    secret.write_text(server.token)
+    bare = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(folder), "KEY": "the-same"}
+    bare |= {"RANKWISE_URL": server.url, "RANKWISE_TOKEN_FILE": str(secret)}
     first = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
     assert (first.returncode, first.stderr) == (0, "")
     answer = json.loads((folder / "recommendation.json").read_text())
@@ -112,22 +136,20 @@ def test_cron_keeps_the_answer_and_says_what_is_new(
     second = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
     assert {path.name for path in folder.iterdir()} == {"study.yaml", "recommendation.json", "nightly.lock"}
-    failed = subprocess.run(
-        command, env=bare | {"RANKWISE_URL": server, "STUDY": "none.yaml"}, capture_output=True, check=False
-    )
+    failed = subprocess.run(command, env=bare | {"STUDY": "none.yaml"}, capture_output=True, check=False)
     assert failed.returncode == 2
     assert json.loads((folder / "recommendation.json").read_text()) == answer
 
 
-def test_a_kubernetes_job_does_what_it_says(server: str, asked: dict[str, Any], study_file: Path) -> None:
+def test_a_kubernetes_job_does_what_it_says(server: Server, asked: dict[str, Any], study_file: Path) -> None:
     job = yaml.safe_load((EXAMPLES / "kubernetes-job.yaml").read_text(encoding="utf-8"))
     kubernetes_validate.validate(job, KUBERNETES, strict=True)
     (container,) = job["spec"]["template"]["spec"]["containers"]
     given = {item["name"]: item.get("value") for item in container["env"]}
     assert "value" not in next(item for item in container["env"] if item["name"] == "RANKWISE_TOKEN")
     out = study_file.parent / "tuned"
-    played = {"RANKWISE_URL": server, "JOB_KEY": "the-same", "STUDY": str(study_file), "OUT": str(out)}
-    assert set(played) | {"RANKWISE_TOKEN"} == set(given)
+    played = {**server.variables, "JOB_KEY": "the-same", "STUDY": str(study_file), "OUT": str(out)}
+    assert set(played) == set(given)
     ran = subprocess.run(
         container["command"], env=environment(**played), capture_output=True, text=True, check=False
     )
@@ -139,17 +161,17 @@ def test_a_kubernetes_job_does_what_it_says(server: str, asked: dict[str, Any], 
 
 
 def test_a_prologue_sets_variables_and_never_keeps_a_job_from_running(
-    server: str, asked: dict[str, Any]
+    server: Server, asked: dict[str, Any]
 ) -> None:
     def run(**changes: str) -> list[str]:
         done = subprocess.run(
             [str(EXAMPLES / "task_prolog.sh")],
-            env=environment(RANKWISE_URL=server, RANKWISE_TOKEN="rw_secret", **changes),
+            env=environment(**server.variables, **changes),
             capture_output=True,
             text=True,
             check=False,
         )
-        assert (done.returncode, "secret" in done.stdout) == (0, False), done.stderr
+        assert (done.returncode, server.token in done.stdout) == (0, False), done.stderr
         return done.stdout.splitlines()
 
     assert run() == []
@@ -196,7 +218,7 @@ def test_a_slurm_job_goes_on_at_another_node_without_network(
     with closing(Store.open(shared / "rankwise.db")) as store:
         (study,) = store.list_studies()
         finished = store.list_trials(study.id)
-    assert [trial.attempts for trial in finished if trial.id in trials] == [1] * len(trials)
+    assert {trial.id: trial.attempts for trial in finished if trial.id in trials} == trials
     asked = noted.read_text().splitlines()[-1]
     assert re.match(
         r"sbatch --cpus-per-task=\d+ --mem=\d+G --time=\d+ --job-name=train --wrap cd 'tuned'", asked
@@ -231,14 +253,16 @@ def at_node(shared: Path, given: dict[str, str]) -> Path:
     return folder / "rankwise.db"
 
 
-def wait_for_a_finished_trial(database: Path, job: subprocess.Popen[str]) -> list[str]:
+def wait_for_a_finished_trial(database: Path, job: subprocess.Popen[str]) -> dict[str, int]:
+    """Finished trials with their attempts: one that was disturbed has two."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         assert job.poll() is None, "the job ended by itself"
         if database.exists():
             with closing(Store.open(database)) as store:
                 for study in store.list_studies():
-                    found = [trial.id for trial in store.list_trials(study.id) if trial.outcome is not None]
+                    trials = store.list_trials(study.id)
+                    found = {trial.id: trial.attempts for trial in trials if trial.outcome is not None}
                     if found:
                         return found
         time.sleep(0.2)

@@ -82,6 +82,26 @@ def test_a_study_is_asked_for_read_listed_and_cancelled(client: Client, body: di
     assert [each.id for each in client.studies(state="queued")] == []
 
 
+def test_a_key_stands_for_one_study_to_its_end(
+    client: Client, body: dict[str, str], script: Any, store: Any
+) -> None:
+    study = client.submit(**body, key="nightly", budget="1h")
+    assert client.submit(**body, key="nightly", budget="1h").id == study.id
+    with pytest.raises(InputError, match="nightly"):
+        client.submit(**body, key="nightly", budget="2h")
+    store.request_cancel(script.id)
+    script.id = study.id
+    script.play()
+    again = client.submit(**body, key="nightly", budget="1h")
+    assert (again.id, again.state) == (study.id, StudyState.SUCCEEDED)
+    failed = client.submit(**body, key="hopeless")
+    script.id = failed.id
+    script.begin()
+    script.fail("NothingFits: nothing fits — raise the limit")
+    with pytest.raises(NothingFits, match="nothing fits"):
+        client.submit(**body, key="hopeless")
+
+
 def test_pages_of_studies_are_read_on(client: Client, body: dict[str, str]) -> None:
     ids = [client.submit(**body, seed=seed).id for seed in range(5)]
     assert [study.id for study in client.studies(limit=2)] == ids[:2:-1]
@@ -126,12 +146,6 @@ def test_a_failed_study_is_its_error(client: Client, script: Any, monkeypatch: p
     with pytest.raises(NothingFits) as failure:
         client.recommend("m", "d")
     assert failure.value.next_step == "raise the memory limit"
-
-
-def test_waiting_ends_with_its_time(client: Client, body: dict[str, str]) -> None:
-    study = client.submit(**body)
-    with pytest.raises(RemoteError, match=r"is queued after 0 s"):
-        client.wait(study.id, timeout_s=0.2)
 
 
 @pytest.mark.parametrize("kind", [each for each in vars(errors).values() if isinstance(each, type)])
@@ -291,6 +305,16 @@ def test_a_server_without_streams_is_asked_again_and_again(
     assert [event.seq for event in scripted(handler).events(STUDY)] == [1, 2, 3]
     assert [dict(request.url.params).get("after") for request in asked] == ["0", "2", None, "2", "3", None]
     assert len(pauses) == 1
+
+
+def test_waiting_ends_with_its_time(scripted: Callable[..., Client]) -> None:
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("events"):
+            return stream(": heartbeat\n\n", httpx2.ReadTimeout("nothing came"))
+        return study_answer("running")
+
+    with pytest.raises(RemoteError, match=r"is running after 0 s"):
+        scripted(handle).wait(STUDY, timeout_s=0.2)
 
 
 def test_streams_that_only_break_off_are_given_up(scripted: Callable[..., Client]) -> None:
