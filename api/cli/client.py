@@ -146,6 +146,20 @@ def export(
 
 
 @app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="With the extension that says its format.")],
+    as_json: AsJson = False,
+) -> None:
+    """Send a file of data, and print what --data names it by."""
+    with opened_client() as client:
+        sent = client.upload(file)
+    if as_json:
+        print_json(_plain(sent))
+    else:
+        results.print(sent.dataset, soft_wrap=True)
+
+
+@app.command()
 def devices(as_json: AsJson = False) -> None:
     """Show what trials run on there."""
     from ..units import format_bytes

@@ -75,7 +75,7 @@ WITH_RESUME = {"resume", "out", "as_json", "form", "allow_remote_code", "quiet"}
 """Parameters that mean something where a study goes on as it was asked for."""
 
 _ONLY_HERE = {"resume", "resume_or_start", "plan", "allow_remote_code"}
-_ONLY_THERE = {"wait", "key"}
+_ONLY_THERE = {"wait", "upload", "key"}
 
 _default = StudyRequest(model="", dataset="")
 _task_option = partial(typer.Option, rich_help_panel="What to learn")
@@ -260,6 +260,7 @@ def recommend(
         _remote_flag("--remote", help="Ask the server at $RANKWISE_URL; paths are its machine's."),
     ] = False,
     wait: Annotated[bool, _remote_flag("--wait", help="Stay until the server has an answer.")] = False,
+    upload: Annotated[bool, _remote_flag("--upload", help="Send the file that --data names first.")] = False,
     key: Annotated[
         str | None,
         _remote_option(metavar="KEY", help="The same key asks for the same study, however often."),
@@ -342,7 +343,9 @@ def recommend(
     if remote:
         from .remote import recommend_remotely
 
-        recommend_remotely(asked, key=key, wait=wait, form=form, as_json=as_json, out=out, quiet=quiet)
+        recommend_remotely(
+            asked, upload=upload, key=key, wait=wait, form=form, as_json=as_json, out=out, quiet=quiet
+        )
         return
     home = home_to_work_in(context)
     request = check_request(asked, roots=None, allow_remote_code=allow_remote_code)

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def opened_client() -> Iterator[Client]:
 def recommend_remotely(
     request: StudyRequest,
     *,
+    upload: bool,
     key: str | None,
     wait: bool,
     form: Form,
@@ -39,8 +41,14 @@ def recommend_remotely(
     out: Path | None,
     quiet: bool,
 ) -> None:
-    """Ask for a study; with ``wait``, stay until it has ended and print what it recommends."""
+    """Ask for a study; with ``wait``, stay until it has ended and print what it recommends.
+
+    Args:
+        upload: the dataset is a file here, to be sent first.
+    """
     with opened_client() as client:
+        if upload:
+            request = replace(request, dataset=client.upload(request.dataset).dataset)
         study = client.submit_request(request, key=key)
         if not wait:
             if as_json:

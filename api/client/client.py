@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar, Unpack
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ from ..response_schemas.host import HardwareDocument
 from ..response_schemas.recommendations import RecommendationDocument
 from ..response_schemas.studies import StudyDocument, StudyList
 from ..response_schemas.trials import TrialList
+from ..response_schemas.uploads import UploadDocument
 from .connection import READ_S, Connection
 from .server import Server
 
@@ -35,6 +37,7 @@ EVENT_STREAM = "text/event-stream"
 POLL_S = 2.0
 """Between looks at a server that streams nothing."""
 RECONNECT_S = 1.0
+CHUNK_BYTES = 2**18
 MOST_FRUITLESS = 20
 """Streams in a row that broke off without an event before the server is given up."""
 
@@ -132,7 +135,7 @@ class Client:
             )
         headers = {"Idempotency-Key": str(ULID()) if key is None else key}
         response = self._connection.send("POST", "/v1/studies", json=_body_of(request), headers=headers)
-        if response.status_code == HTTPStatus.OK:  # the key's study has ended: this is what it recommends
+        if response.status_code == HTTPStatus.OK:  # the study has ended: this is what it recommends
             return self.study(response.headers.get("Location", "").rpartition("/")[2])
         return _read(StudyDocument, response)
 
@@ -337,12 +340,47 @@ class Client:
 
     # The server
 
+    def upload(self, path: str | PathLike[str], *, filename: str | None = None) -> UploadDocument:
+        """Send a file of data there; a study names it by the answer's ``dataset``.
+
+        Args:
+            path: of a file here.
+            filename: what it is called there, with the extension that says its format; its own name if None.
+
+        Raises:
+            InputError: it cannot be read, is too large, or is not what its name says.
+        """
+        file = Path(path)
+        try:
+            size_bytes = file.stat().st_size
+            with file.open("rb"):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"{file} cannot be read: {error.strerror}", next_step="name a file of data"
+            ) from error
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+        response = self._connection.send(
+            "POST",
+            "/v1/datasets",
+            params={"filename": filename or file.name},
+            content=lambda: _chunks(file),
+            headers=headers,
+        )
+        return _read(UploadDocument, response)
+
     def hardware(self) -> HardwareDocument:
         """What trials would run on there, read just now."""
         return self._get(HardwareDocument, "/v1/hardware")
 
     def _get(self, kind: type[Document], path: str, *, params: Any = None) -> Document:
         return _read(kind, self._connection.send("GET", path, params=params or None))
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as read:
+        while chunk := read.read(CHUNK_BYTES):
+            yield chunk
 
 
 class _NotStreamed(Exception):

@@ -171,6 +171,27 @@ def test_a_server_that_is_not_there_is_a_failure(
     assert "cannot be reached" in failed.err
 
 
+def test_data_are_sent_before_they_are_asked_about(
+    run: Run, server: str, elsewhere: None, model: Path, data: Path
+) -> None:
+    sent = run("client", "upload", str(data))
+    assert sent.code == 0, sent.err
+    assert run("client", "upload", str(data), "--json").document["dataset"] == sent.out.strip()
+    asked = run("recommend", "--remote", "--upload", "--model", str(model), "--data", str(data), "--json")
+    assert asked.code == 0, asked.err
+    listed = run("client", "studies", "list", "--json").document["studies"]
+    named = run("recommend", "--remote", "--model", str(model), "--data", sent.out.strip(), "--json")
+    assert named.code == 0, named.err
+    first, second = (study["request"]["dataset"] for study in (listed[0], named.document["study"]))
+    assert first == second
+    assert first != str(data)
+    missing = run("client", "upload", str(data.with_name("none.csv")))
+    assert (missing.code, "cannot be read" in missing.err) == (2, True)
+    wrong = data.with_name("wrong.parquet")
+    wrong.write_bytes(b"no parquet")
+    assert run("client", "upload", str(wrong)).code == 2
+
+
 def test_devices_are_listed(run: Run, server: str) -> None:
     assert "cores" in run("client", "devices").out
     assert run("client", "devices", "--json").document["host"]["logical_cores"] >= 1
@@ -183,6 +204,7 @@ def test_devices_are_listed(run: Run, server: str) -> None:
         (("--remote", "--resume", "01"), "--resume cannot be asked of a server"),
         (("--wait",), "--wait is for a server"),
         (("--key", "x"), "--key is for a server"),
+        (("--upload",), "--upload is for a server"),
         (("--json", "--format", "env"), "--json and --format both say how to print"),
         (("--remote", "--eval-command", "python judge.py"), "no server runs an evaluation command"),
     ],
