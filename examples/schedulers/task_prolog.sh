@@ -8,7 +8,8 @@ set -uo pipefail
 [ -n "${RANKWISE_STUDY_ID:-}" ] || exit 0
 
 if ! answer=$(timeout "${PROLOG_SECONDS:-20}" rankwise client recommend "$RANKWISE_STUDY_ID" --format env 2>&1); then
-  echo "print rankwise: no settings for study $RANKWISE_STUDY_ID: $(head -n 1 <<< "$answer")"
+  why=$(head -n 1 <<< "${answer:-no answer in time}")
+  echo "print rankwise: no settings for study $RANKWISE_STUDY_ID: $why"
   exit 0
 fi
 # In a shell without exports: what it then has is what rankwise said.

@@ -166,7 +166,7 @@ def test_a_prologue_sets_variables_and_never_keeps_a_job_from_running(
     def run(**changes: str) -> list[str]:
         done = subprocess.run(
             [str(EXAMPLES / "task_prolog.sh")],
-            env=environment(**server.variables, **changes),
+            env=environment(**server.variables, **{"PROLOG_SECONDS": "200"} | changes),
             capture_output=True,
             text=True,
             check=False,
@@ -183,6 +183,8 @@ def test_a_prologue_sets_variables_and_never_keeps_a_job_from_running(
     assert not {"RANKWISE_URL", "RANKWISE_TOKEN"} & set(variables)
     (line,) = run(RANKWISE_STUDY_ID="01K5ZJ9V0M3Q8R7T6Y2X4W1N0B")
     assert line.startswith("print rankwise: no settings for study 01K5ZJ9V0M3Q8R7T6Y2X4W1N0B: error:")
+    (line,) = run(RANKWISE_STUDY_ID=asked["study_id"], PROLOG_SECONDS="0.01")
+    assert line.endswith(": no answer in time")
 
 
 def test_a_slurm_job_goes_on_at_another_node_without_network(
