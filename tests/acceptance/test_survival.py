@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ import psutil
 import pytest
 
 from rankwise.home import Home
+from rankwise.optimizer.domain import Method, StudyRequest
 from rankwise.runners.lock import lock_holder
+from rankwise.runners.strays import start_ticks
+from rankwise.store import Store
 
 STUDY = {"budget": {"seconds": 300, "max_trials": 4}, "constraints": {"max_length": 32}, "methods": ["lora"]}
 
@@ -133,3 +136,57 @@ def in_state(client: httpx.Client, study_id: str, state: str) -> list[dict[str, 
 def ended(client: httpx.Client, study_id: str) -> dict[str, Any] | None:
     study: dict[str, Any] = client.get(f"/v1/studies/{study_id}").json()
     return study if study["state"] in ("succeeded", "failed", "cancelled") else None
+
+
+STRAY = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() != 0:
+        os._exit(0)
+    with open(sys.argv[1], "a") as file:
+        file.write(f"{os.getpid()}\\n")
+time.sleep(600)
+"""
+"""As an evaluation command: leaves a daemon in a session of its own that ignores SIGTERM, and stays, too."""
+
+
+def test_what_a_trial_leaves_is_found_whoever_dies_and_whoever_cancels(
+    home: Home, tiny_llama: Path, texts_jsonl: Path, tmp_path: Path
+) -> None:
+    script, pids = tmp_path / "judge.py", tmp_path / "pids"
+    script.write_text(STRAY)
+    pids.touch()
+    request = StudyRequest(
+        model=str(tiny_llama),
+        dataset=str(texts_jsonl),
+        methods=(Method.LORA,),
+        max_trials=2,
+        max_length=32,
+        eval_command=(sys.executable, str(script), str(pids)),
+    )
+
+    def strays(count: int) -> list[int] | None:
+        found = [int(line) for line in pids.read_text().splitlines()]
+        return found if len(found) == count else None
+
+    with serving(home, texts_jsonl, tiny_llama, free_port()) as (client, _):
+        with closing(Store.open(home.database)) as store:
+            study_id = store.create_study(request).id
+        (first,) = wait_for(lambda: strays(1), "the first stray")
+        # Warm server and guard at once: whose child the stray is then, knows nothing of it.
+        holder = lock_holder(home)
+        assert holder is not None
+        (warm,) = psutil.Process(holder.pid).children()
+        watching = [warm, *warm.children()]
+        for process in watching:
+            process.suspend()
+        for process in watching:
+            process.kill()
+        _, second = wait_for(lambda: strays(2), "the stray of the next attempt")
+        assert start_ticks(first) is None
+        assert client.delete(f"/v1/studies/{study_id}").status_code == 202
+        final = wait_for(lambda: ended(client, study_id), "the study to end", timeout_s=40)
+        assert final["state"] == "cancelled"
+        assert start_ticks(second) is None
