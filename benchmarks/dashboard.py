@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from browser.conftest import FLAGS, chromium, serving
-from seeded_study import seed_study, shapes
+from seeded_study import run_of, seed_study, shapes
 
 from rankwise.api.settings import ServerSettings
 from rankwise.home import Home
@@ -127,7 +127,7 @@ def measure(browser: Any, url: str, store: Store, ids: dict[str, str]) -> None:
     for shape in list(shapes(99))[:TRIES]:
         plan = TrialPlan(candidate=shape.candidate, rung=Rung.PROBE, reason="to be seen")
         stored_s = time.time()
-        trial = store.plan_trial(ids["running"], plan)
+        trial = store.plan_trial(run_of(store, ids["running"]), plan)
         seen.append(page.evaluate(APPEARS, f"#{trial.number}") - 1000 * stored_s)
     told("a new trial stands in the table after", seen, "ms", 1000)
     page.context.close()

@@ -53,7 +53,7 @@ from rankwise.probes.profiles import (
     TaskKind,
     TaskProfile,
 )
-from rankwise.store import Store, Worker
+from rankwise.store import Store, StudyClaim, Worker
 from rankwise.store.events import EventKind, trial_finished, trial_planned
 from rankwise.store.mapping import document, heldout_document, measured, trial_of
 from rankwise.store.tables import EstimateRow, HeldoutRow, TrialRow
@@ -231,6 +231,11 @@ def seed_study(
         )
         store.finish_study(claim, StudyState.SUCCEEDED, None, found)
     return study.id
+
+
+def run_of(store: Store, study_id: str) -> StudyClaim:
+    """The right to go on with a seeded study that runs: it was claimed once."""
+    return StudyClaim(study=store.get_study(study_id), fence=1, moved=False)
 
 
 def _write_trials(store: Store, study: Study, trials: int, seed: int) -> None:

@@ -28,9 +28,9 @@ from rankwise.store import Store
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
-from seeded_study import seed_study, shapes  # noqa: E402
+from seeded_study import run_of, seed_study, shapes  # noqa: E402
 
-__all__ = ["shapes"]
+__all__ = ["run_of", "shapes"]
 
 SCREENSHOTS = REPOSITORY / "build" / "screenshots"
 INSTALL = "apt-get update && apt-get install -y chromium"
@@ -120,11 +120,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def _write_markup(store: Store, study_id: str) -> None:
     """Markup wherever strangers can write: columns, events, the reason of a failure."""
-    facts = store.get_study(study_id).facts
+    claim = run_of(store, study_id)
+    facts = claim.study.facts
     assert facts is not None
-    store.save_facts(study_id, replace(facts, dataset=replace(facts.dataset, columns=(SCRIPT, IMAGE))))
-    store.append_event(study_id, "trial.lost", {"number": 1, "attempt": 1, "reason": SCRIPT})
-    store.finish_study(study_id, StudyState.FAILED, f"RunnerError: {SCRIPT}")
+    store.save_facts(claim, replace(facts, dataset=replace(facts.dataset, columns=(SCRIPT, IMAGE))))
+    store.append_event(claim, "trial.lost", {"number": 1, "attempt": 1, "reason": SCRIPT})
+    store.finish_study(claim, StudyState.FAILED, f"RunnerError: {SCRIPT}")
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from rankwise.optimizer.domain import Measurement, Outcome, Rung, StudyState, TrialPlan, Weights
 from rankwise.optimizer.scorer import Aim, rank
 
-from .conftest import LARGE, SMALL, Watched, World, shapes
+from .conftest import LARGE, SMALL, Watched, World, run_of, shapes
 
 Opener = Callable[..., Watched]
 
@@ -173,10 +173,11 @@ def test_a_new_trial_shows_without_a_reload(open_page: Opener, world: World) -> 
     page.get_by_text("live", exact=True).wait_for()
     shape = next(iter(shapes(99)))
     plan = TrialPlan(candidate=shape.candidate, rung=Rung.PROBE, reason="it was asked for by a test")
-    trial = world.store.plan_trial(world.ids["running"], plan)
+    run = run_of(world.store, world.ids["running"])
+    trial = world.store.plan_trial(run, plan)
     page.get_by_role("button", name="trial", exact=True).click()
     page.get_by_role("button", name=f"#{trial.number}", exact=True).wait_for()
-    claim = world.store.claim_trial(trial.id, devices=["cpu"], worker="test")
+    claim = world.store.claim_trial(run, trial.id, devices=["cpu"], worker="test")
     assert claim is not None
     measured = Measurement(tokens_per_s=123_456.0, peak_device_bytes=2**30)
     world.store.finish_attempt(claim, outcome=Outcome.OK, measurement=measured, wall_s=1.0)
