@@ -1,10 +1,10 @@
-// A dataset from the reader's own machine, sent to the server where that takes uploads.
+// A dataset from the reader's own machine, sent to the server as it is.
 
 import { html, useState } from "./vendor/htm-preact.js";
 import { ask } from "./api.js";
 import { bytes } from "./format.js";
 
-/** @param {{onDone: (path: string) => void}} props */
+/** @param {{onDone: (dataset: string) => void}} props */
 export function Upload({ onDone }) {
   const [said, setSaid] = useState("");
   const [isWrong, setWrong] = useState(false);
@@ -14,12 +14,14 @@ export function Upload({ onDone }) {
     setWrong(false);
     setSaid(`sending ${file.name}, ${bytes(file.size)} …`);
     try {
-      const stored = await ask(`/v1/datasets?filename=${encodeURIComponent(file.name)}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      const headers = { "Content-Type": "application/octet-stream" };
+      const stored = await ask(`/v1/datasets?filename=${encodeURIComponent(file.name)}`, { method: "POST", body: file, headers });
       onDone(stored.dataset);
       setSaid(`${file.name} is on the server`);
     } catch (error) {
+      const { message, nextStep } = /** @type {import("./api.js").Problem} */ (error);
       setWrong(true);
-      setSaid(/** @type {any} */ (error).status === 404 ? "this server takes no uploads; put the file there, and name its path" : /** @type {Error} */ (error).message);
+      setSaid(nextStep ? `${message}: ${nextStep}` : message);
     }
   };
   return html`<div class="field"><label for="upload">Or send a file from here</label>

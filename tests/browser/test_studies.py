@@ -67,6 +67,18 @@ def test_a_study_that_cannot_be_is_told_field_by_field(open_page: Opener, world:
     assert page.get_by_label("Time").get_attribute("aria-invalid") == "true"
 
 
+def test_a_dataset_is_sent_from_the_form(open_page: Opener, world: World) -> None:
+    page = open_page(world.url).open("/new", "New study")
+    rows = b"text,label\n" + b"a fine film,good\na dull film,bad\n" * 8
+    page.get_by_label("Or send a file from here").set_input_files(
+        {"name": "films.csv", "mimeType": "text/csv", "buffer": rows}
+    )
+    page.get_by_text("films.csv is on the server").wait_for()
+    (upload,) = world.store.list_uploads()
+    assert upload.filename == "films.csv"
+    assert upload.id in page.get_by_label("Dataset", exact=True).input_value()
+
+
 def test_pages_are_reached_by_keyboard_alone(open_page: Opener, world: World) -> None:
     page = open_page(world.url).open("/", "Studies")
     page.keyboard.press("Tab")
