@@ -46,6 +46,19 @@ export function shade(share) {
   return `rgb(${mix.join(",")})`;
 }
 
+/** Ends of an axis with some room around its points, also where there is only one. */
+export const ROOMY = {
+  min: (/** @type {{min: number, max: number}} */ { min, max }) => rounded(Math.max(0, min - room(min, max)), Math.floor),
+  max: (/** @type {{min: number, max: number}} */ { min, max }) => rounded(max + room(min, max), Math.ceil),
+};
+const room = (/** @type {number} */ min, /** @type {number} */ max) => Math.max(0.08 * (max - min), 0.03 * Math.abs(max));
+/** To two digits, away from the points. @param {number} value @param {(value: number) => number} away */
+function rounded(value, away) {
+  if (!value) return 0;
+  const unit = 10 ** (Math.floor(Math.log10(Math.abs(value))) - 1);
+  return Number((away(value / unit) * unit).toPrecision(4));
+}
+
 /** What all axes share. @param {Record<string, string>} colour @param {string} name @param {any} [more] */
 export const axis = (colour, name, more) => ({
   type: "value",

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useMemo, useState } from "./vendor/htm-preact.js";
 import { ask, studyPath } from "./api.js";
-import { axis, Plot, shade, tip, tooltip } from "./charts.js";
+import { axis, Plot, ROOMY, shade, tip, tooltip } from "./charts.js";
 import { bytes, loss, percent, speed, whole } from "./format.js";
 import { describe, memoryOf, speedOf, unitOf } from "./leaderboard.js";
 import { front } from "./rank.js";
@@ -78,8 +78,8 @@ export function ParetoFigure({ rows, places, recommended, onOpen }) {
     return {
       grid: { left: 64, right: 16, top: 16, bottom: 52 },
       tooltip: tooltip(colour, (params) => (params.data?.point ? tip(lines(params.data.point)) : "")),
-      xAxis: axis(colour, /** @type {any} */ (names)[x]),
-      yAxis: axis(colour, /** @type {any} */ (names)[y], { nameGap: 46 }),
+      xAxis: axis(colour, /** @type {any} */ (names)[x], ROOMY),
+      yAxis: axis(colour, /** @type {any} */ (names)[y], { ...ROOMY, nameGap: 46 }),
       series: [
         { name: "front", type: "line", data: best, showSymbol: false, silent: true, step: false, lineStyle: { color: colour.muted, type: "dashed", width: 1.5 }, z: 2 },
         { name: "measured only", type: "scatter", data: data((point) => !isKnown(point) && point.row.id !== recommended).map((item) => ({ ...item, itemStyle: undefined })), symbolSize: 6, itemStyle: { color: "transparent", borderColor: colour.edge, borderWidth: 1 }, z: 1 },
