@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -195,7 +196,16 @@ def run_job(name: str, spec_path: Path, report: Report) -> None:
 def main() -> None:
     """Entry point of the process."""
     die_with_parent(os.getppid())
-    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    control = socket.socket(fileno=int(sys.argv[1]))
+    if not has_hung_up(control):  # the parent may have died while this interpreter started
+        serve(control, sys.argv[2:])
+
+
+def has_hung_up(control: socket.socket) -> bool:
+    """Nobody is at the other side any more."""
+    poller = select.poll()
+    poller.register(control, select.POLLHUP)
+    return bool(poller.poll(0))
 
 
 if __name__ == "__main__":

@@ -340,3 +340,16 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(RunnerError, match="no torch for you"):
         server.wait_ready()
     assert not server.is_alive()
+
+
+def test_a_server_whose_parent_died_while_it_started_imports_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('nobody waits for this')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.close()
+    with theirs:
+        command = [sys.executable, "-m", "rankwise.runners.warm", str(theirs.fileno()), "trial"]
+        ended = subprocess.run(command, pass_fds=[theirs.fileno()], check=False, timeout=PATIENCE_S)
+    assert ended.returncode == 0
