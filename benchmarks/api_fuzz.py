@@ -3,7 +3,7 @@
 Run ``python benchmarks/api_fuzz.py`` (some ten minutes on two cores for 5,000 requests and more;
 ``--examples 5`` for a look). It ends with 1 if an answer was a server's error (5xx), or not as described:
 status, media type, headers, body. Fewer requests than ``--least`` are a failure too. Two studies with
-invented figures are there to be read. Endless streams are left out.
+invented figures are there to be read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ CHECKS = (
     "response_schema_conformance",
     "unsupported_method",
 )
-LEFT_OUT = ("/v1/events/stream", "/v1/studies/{study_id}/events/stream")
+LEFT_OUT = ("/v1/events/stream", "/v1/studies/{study_id}/events/stream", "/v1/tokens/{token_id}")
+"""What never ends, and what would end the run: ids in answers are asked for again, its own token's too."""
 HOOKS = Path(__file__).with_name("api_fuzz_hooks.py")
 
 
@@ -135,8 +136,9 @@ def main() -> int:
     broken = [line for line in lines if line.get("status", 0) >= 500 or "traceback" in line]
     for line in broken[:20]:
         print(json.dumps(line))
+    proof = statuses.total() - statuses[401]  # which is the same answer whatever was asked
     print(f"{statuses.total()} requests: {dict(sorted(statuses.items()))}; {len(broken)} broke")
-    return int(done.returncode != 0 or bool(broken) or statuses.total() < options.least)
+    return int(done.returncode != 0 or bool(broken) or proof < options.least)
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ class BoardRow(Part):
     replicate: int
     train_steps: int
     state: TrialState
-    outcome: Outcome | None
-    reason: str | None
+    outcome: Outcome | None = None
+    reason: str | None = None
     candidate_key: str | None = None
     """Of trainings: the beginning of the candidate's id, enough to tell those of a study apart."""
     adapter: str
@@ -94,8 +94,8 @@ class BoardRow(Part):
     steps_recorded: int = 0
     """Training losses that the trial's document has."""
     disturbances: int = 0
-    told: ToldFigures | None
-    wall_s: float | None
+    told: ToldFigures | None = None
+    wall_s: float | None = None
 
     @classmethod
     def of(cls, figures: Figures) -> BoardRow:
