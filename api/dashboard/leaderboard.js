@@ -65,7 +65,7 @@ export function Leaderboard({ rows, places, recommended, study, chosen, onChoose
 
   const ranked = useMemo(() => {
     const placeOf = new Map(places.map((place) => [place.trial_id, place]));
-    return rows.map((row) => ({ ...row, place: placeOf.get(row.id) }));
+    return rows.map((row) => (placeOf.has(row.id) ? { ...row, place: placeOf.get(row.id) } : row));
   }, [rows, places]);
   const shown = useMemo(() => {
     const words = query.toLowerCase().split(/\s+/).filter(Boolean);

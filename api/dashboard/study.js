@@ -15,6 +15,7 @@ import { TrialDialog } from "./trial.js";
 import { Failure, Heading, Loading, Moment, State } from "./ui.js";
 
 const GATHER_MS = 120;
+const REST_MS = 250;
 const FINAL = ["succeeded", "failed", "cancelled"];
 const MOST_LINES = 200;
 
@@ -93,10 +94,21 @@ function useStudy(id) {
   return { ...view, error, line: study && FINAL.includes(study.state) ? "over" : line };
 }
 
+/** Plots follow a slider once it rests: the table follows at once. @param {any} value */
+function useSettled(value) {
+  const [settled, setSettled] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => setSettled(value), REST_MS);
+    return () => clearTimeout(timer);
+  }, [value]);
+  return settled;
+}
+
 /** @param {{id: string, caller: any}} props */
 export function StudyPage({ id, caller }) {
   const { study, rows, standings, best, events, error, line } = useStudy(decodeURIComponent(id));
   const ranking = useRanking(standings, best);
+  const settled = useSettled(ranking.places);
   const [opened, setOpened] = useState(/** @type {string | null} */ (null));
   const [chosen, setChosen] = useState(/** @type {string[]} */ ([]));
   const [isComparing, setComparing] = useState(false);
@@ -115,6 +127,7 @@ export function StudyPage({ id, caller }) {
   const { request, facts } = study;
   const recommended = best?.trial_id || null;
   const shared = { rows, places: ranking.places, recommended, standings, onOpen: setOpened };
+  const drawn = { ...shared, places: settled };
   return html`
     <div class="title">
       <${Heading}>${short(request.model)} on ${short(request.dataset)}<//>
@@ -143,9 +156,9 @@ export function StudyPage({ id, caller }) {
       </p>
     </section>
     <div class="cards">
-      <section class="card" aria-labelledby="pareto"><h2 id="pareto">Speed, memory, quality</h2><${ParetoFigure} ...${shared} /></section>
-      <section class="card" aria-labelledby="memory"><h2 id="memory">Memory, estimated and measured</h2><${MemoryFigure} ...${shared} /></section>
-      <section class="card" aria-labelledby="losses"><h2 id="losses">Learning</h2><${LossFigure} ...${shared} id=${study.id} /></section>
+      <section class="card" aria-labelledby="pareto"><h2 id="pareto">Speed, memory, quality</h2><${ParetoFigure} ...${drawn} /></section>
+      <section class="card" aria-labelledby="memory"><h2 id="memory">Memory, estimated and measured</h2><${MemoryFigure} ...${drawn} /></section>
+      <section class="card" aria-labelledby="losses"><h2 id="losses">Learning</h2><${LossFigure} ...${drawn} id=${study.id} /></section>
       <section class="card" aria-labelledby="funnel"><h2 id="funnel">How candidates became few</h2><${Funnel} standings=${standings} /></section>
       ${study.state === "running" && html`<${Timeline} />`}
       <section class="card" aria-labelledby="history"><h2 id="history">What happened</h2><${History} events=${events} /></section>
