@@ -38,6 +38,7 @@ from .routes import (
     tokens,
     trials,
 )
+from .routes.freshness import Answers
 from .routes.turns import Turns
 from .security import BodyLimit, SameSite, SecurityHeaders
 from .settings import ServerSettings
@@ -139,6 +140,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.state.uploads = uploads = UploadFolder(settings.home.uploads, limit_bytes=settings.upload_limit_bytes)
     app.state.metrics = metrics = Metrics()
     app.state.page_files = PageFiles()
+    app.state.answers = Answers()
     app.include_router(pages.router)
     app.include_router(studies.router)
     app.include_router(trials.router)

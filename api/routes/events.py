@@ -19,7 +19,7 @@ from ..lookout import Lookout
 from ..problems import plain_problem, problem_docs, problem_response
 from ..response_schemas.events import EventList
 from .dependencies import LookoutDep, StoreDep
-from .freshness import NOT_MODIFIED, fresh_tag, json_answer, unchanged
+from .freshness import NOT_MODIFIED, fresh_tag, json_answer, known_answer
 
 MAX_EVENTS = 1000
 MAX_FOLLOWERS = 1000
@@ -78,10 +78,10 @@ async def list_events(
     if _wants_stream(request):
         return await _study_stream(request, store, lookout, study_id, after, last_event_id)
     mark = await run_in_threadpool(store.get_mark, study_id)
-    if same := unchanged(request, response, fresh_tag(request, mark)):
-        return same
+    if known := known_answer(request, response, fresh_tag(request, mark)):
+        return known
     events = await run_in_threadpool(store.events_after, study_id, after, limit=limit)
-    return json_answer(response, EventList.of(study_id, events, after=after))
+    return json_answer(request, response, EventList.of(study_id, events, after=after))
 
 
 @router.get(

@@ -35,7 +35,7 @@ from ..settings import ServerSettings
 from ..submission import InvalidRequest, RequestProblem, examine_request
 from ..uploads import UploadFolder
 from .dependencies import LookoutDep, SettingsDep, StoreDep, UploadsDep, require_json
-from .freshness import NOT_MODIFIED, fresh_tag, json_answer, unchanged
+from .freshness import NOT_MODIFIED, fresh_tag, json_answer, known_answer
 from .paging import Cursor, next_path, read_cursor, read_sort, refused, write_cursor
 from .repeating import REPLAYED, IdempotencyKey, fingerprint
 from .waiting import preferred_wait, wait_until_final
@@ -143,11 +143,12 @@ def list_studies(
         older_than=before,
     )
     following = write_cursor(sort, page.next)
-    if same := unchanged(request, response, fresh_tag(request, *page.marks, also=following)):
-        return same
+    if known := known_answer(request, response, fresh_tag(request, *page.marks, also=following)):
+        return known
     ids = [mark.study_id for mark in page.marks]
     counts = store.count_trials(ids)
     return json_answer(
+        request,
         response,
         StudyList(
             studies=tuple(StudyDocument.of(study, counts[study.id]) for study in store.get_studies(ids)),
@@ -198,9 +199,9 @@ def cancel_study(store: StoreDep, caller: SubmitterDep, study_id: str) -> StudyD
 )
 def read_recommendation(request: Request, response: Response, store: StoreDep, study_id: str) -> Response:
     """404 until the study has succeeded."""
-    if same := unchanged(request, response, fresh_tag(request, store.get_mark(study_id))):
-        return same
-    return json_answer(response, _recommendation_document(store, store.get_study(study_id)))
+    if known := known_answer(request, response, fresh_tag(request, store.get_mark(study_id))):
+        return known
+    return json_answer(request, response, _recommendation_document(store, store.get_study(study_id)))
 
 
 @router.get(
@@ -211,8 +212,8 @@ def read_recommendation(request: Request, response: Response, store: StoreDep, s
 )
 def read_report(request: Request, response: Response, store: StoreDep, study_id: str) -> Response:
     """One HTML file that loads and runs nothing. 404 until the study has succeeded."""
-    if same := unchanged(request, response, fresh_tag(request, store.get_mark(study_id))):
-        return same
+    if known := known_answer(request, response, fresh_tag(request, store.get_mark(study_id))):
+        return known
     policy = f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'"
     return HTMLResponse(
         report_of(store, study_id), headers={**response.headers, "Content-Security-Policy": policy}
@@ -246,9 +247,9 @@ def compare_with(store: StoreDep, study_id: str, other: str) -> DifferenceDocume
 
 
 def _read_study(request: Request, response: Response, store: Store, study_id: str) -> Response:
-    if same := unchanged(request, response, fresh_tag(request, store.get_mark(study_id))):
-        return same
-    return json_answer(response, _study_document(store, store.get_study(study_id)))
+    if known := known_answer(request, response, fresh_tag(request, store.get_mark(study_id))):
+        return known
+    return json_answer(request, response, _study_document(store, store.get_study(study_id)))
 
 
 def _study_position(sort: StudySort, after: Position | None, cursor: str | None) -> Position | None:

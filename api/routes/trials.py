@@ -17,7 +17,7 @@ from ..response_schemas.leaderboard import LeaderboardDocument
 from ..response_schemas.parts import StudyLinks
 from ..response_schemas.trials import RuledOut, TrialDocument, TrialList
 from .dependencies import LeaderboardsDep, StoreDep
-from .freshness import NOT_MODIFIED, fresh_tag, json_answer, unchanged
+from .freshness import NOT_MODIFIED, fresh_tag, json_answer, known_answer
 from .paging import Cursor, next_path, read_cursor, read_sort, write_cursor
 
 DEFAULT_PAGE = 200
@@ -52,8 +52,8 @@ def list_trials(
     name, descending = read_sort(sort, [each.value for each in TrialSort])
     after = read_cursor(cursor, sort, kinds=(int, float, type(None)))
     mark = store.get_mark(study_id)
-    if same := unchanged(request, response, fresh_tag(request, mark)):
-        return same
+    if known := known_answer(request, response, fresh_tag(request, mark)):
+        return known
     wanted = TrialFilter(rungs=tuple(rung or ()), outcomes=tuple(outcome or ()), states=tuple(state or ()))
     page = store.page_trials(
         study_id, wanted, limit=limit, sort=TrialSort(name), descending=descending, after=after
@@ -61,6 +61,7 @@ def list_trials(
     is_first = cursor is None
     following = write_cursor(sort, page.next)
     return json_answer(
+        request,
         response,
         TrialList(
             study_id=study_id,
@@ -105,13 +106,14 @@ def read_leaderboard(
     after = read_cursor(cursor, "rank", kinds=(int,))
     mark = store.get_mark(study_id)
     standing = leaderboards.of(mark)
-    if same := unchanged(request, response, fresh_tag(request, standing.as_of)):
-        return same
+    if known := known_answer(request, response, fresh_tag(request, standing.as_of)):
+        return known
     study_request = store.get_study(study_id).request
     begin = 0 if after is None else after[1]
     places = standing.places[begin : begin + limit]
     end = begin + len(places)
     return json_answer(
+        request,
         response,
         LeaderboardDocument(
             study_id=study_id,

@@ -24,7 +24,7 @@ def test_secrets_are_long_alike_in_form_and_never_the_same() -> None:
     assert SECRET.fullmatch(new_session())
 
 
-@pytest.mark.parametrize("secret", [new_token(), new_session()])
+@pytest.mark.parametrize("secret", [new_token(), new_session()], ids=["token", "session"])
 def test_secrets_are_taken_out_of_text(secret: str) -> None:
     text = f'GET /v1/x?token={secret} "{secret}", then {secret}.'
     assert secret[4:] not in without_secrets(text)

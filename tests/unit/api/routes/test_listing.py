@@ -7,6 +7,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from rankwise.api.routes.freshness import Answers
 from rankwise.optimizer.domain import Rung, StudyRequest
 from rankwise.store import Store, Worker
 
@@ -161,6 +162,35 @@ def test_a_tag_changes_with_the_study(client: TestClient, stored: Store) -> None
     stored.append_event(claim, "note", {})
     for path, tag in zip(paths, tags, strict=True):
         assert client.get(path, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_an_answer_that_was_made_is_given_to_others(
+    client: TestClient, stored: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = stored.create_study(StudyRequest(model="m", dataset="d"))
+    path = f"/v1/studies/{study.id}"
+    first = client.get(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "get_study", None)  # nobody needs it
+        again = client.get(path)
+    assert (again.content, again.headers["ETag"]) == (first.content, first.headers["ETag"])
+    assert again.headers["Content-Type"] == "application/json"
+    stored.request_cancel(study.id)
+    assert client.get(path).json()["state"] == "cancelled"
+
+
+def test_answers_asked_for_last_are_kept_longest() -> None:
+    answers = Answers(most_bytes=10)
+    for tag in ("a", "b"):
+        answers.keep(tag, tag.encode() * 4)
+    answers.keep("a", b"aaaaa")
+    answers.find("b")
+    answers.keep("c", b"c")
+    assert [answers.find(tag) for tag in "abc"] == [b"aaaaa", b"bbbb", b"c"]
+    answers.keep("d", b"dd")
+    assert [answers.find(tag) for tag in "abcd"] == [None, b"bbbb", b"c", b"dd"]
+    answers.keep("too large", b"0" * 11)
+    assert answers.find("too large") is None
 
 
 def test_a_read_waits_for_the_end_if_it_is_asked_to(client: TestClient, stored: Store) -> None:
