@@ -45,10 +45,7 @@ def test_is_refused(own_model: Path, texts_jsonl: Path) -> None:
     assert "--allow-remote-code" in result.stderr
 
 
-def test_runs_when_it_is_allowed(
-    home: Home, own_model: Path, texts_jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))  # transformers copies the code there
+def test_runs_when_it_is_allowed(home: Home, own_model: Path, texts_jsonl: Path) -> None:
     result = recommend(
         own_model,
         texts_jsonl,
@@ -63,4 +60,5 @@ def test_runs_when_it_is_allowed(
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["study"]["facts"]["model"]["architecture"] == "OwnModel"
-    assert list((tmp_path / "hf").rglob("modeling_own.py"))
+    # Where transformers copies the code to: never into the folder of the user's own token.
+    assert list((home.root / "cache" / "huggingface").rglob("modeling_own.py"))

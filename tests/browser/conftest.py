@@ -1,6 +1,7 @@
 """A real Chromium before the dashboard: what it loads, says and refuses is watched in every test.
 
-All tests share one browser and one server with seeded studies. Screenshots lie below build/screenshots.
+Each file has a browser of its own; all share one server with seeded studies. Screenshots lie below
+build/screenshots.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def chromium() -> str | None:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Closed after each file: while Playwright runs, no other test of its process can have an event loop."""
     path = chromium()
     if path is None:
         pytest.skip(f"THE DASHBOARD IS NOT TESTED: there is no Chromium. As root: {INSTALL}")

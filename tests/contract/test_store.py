@@ -1207,6 +1207,6 @@ class TestDevices:
     def test_who_has_a_device_is_known(self, store: Store) -> None:
         study = start_study(store)
         assert store.leased_devices([GPU]) == set()
-        assert store.claim_trial(store.plan_trial(study.id, make_plan()).id, devices=[GPU], worker="w")
+        assert store.claim_trial(study, store.plan_trial(study, make_plan()).id, devices=[GPU], worker="w")
         assert store.leased_devices([GPU, "GPU-2"]) == {GPU}
         assert store.leased_devices(["GPU-2"]) == set()

@@ -79,6 +79,7 @@ def test_everything_that_may_be_asked_for_arrives_and_is_shown(
         "eval_lower_is_better": False,
         "context_length": None,
         "prediction_length": None,
+        "webhook_url": None,
     }
     study = client.post("/v1/studies", json=wanted).json()
     shown = wanted | {
