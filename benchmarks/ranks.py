@@ -108,7 +108,7 @@ class Bench:
     """One small model, its candidates, and the processes that train them."""
 
     def __init__(self, folder: Path, *, watched: str | None = None) -> None:
-        self.folder, self.watched, self.library = folder, watched, built()
+        self.folder, self.watched, self.counting = folder, watched, built()
         self.path = folder / "model"
         self.path.mkdir(parents=True)
         (self.path / "config.json").write_text(json.dumps(MODEL))
@@ -150,7 +150,7 @@ class Bench:
         name = f"{scheme.name} {method} {precision}".replace(", ", "-").replace(" ", "-")
         ranks = launched(
             self.folder / name,
-            lambda rank, port, listening: run(rank, port, listening, spec, candidate.level, self.library),
+            lambda rank, port, listening: run(rank, port, listening, spec, candidate.level, self.counting),
         )
         return Compared(
             scheme=scheme.name,

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
+from torch.utils.cpp_extension import include_paths, library_paths
 
 SOURCE = Path(__file__).with_name("counting.cpp")
 PARTS = ("before", "build", "forward", "backward", "optimizer", "end")
@@ -33,8 +33,8 @@ def built() -> Path:
         return library
     cache.mkdir(parents=True, exist_ok=True)
     fresh = library.with_suffix(f".{os.getpid()}")
-    folders = [f"-I{path}" for path in cpp_extension.include_paths()]
-    libraries = cpp_extension.library_paths()[0]
+    folders = [f"-I{path}" for path in include_paths()]
+    libraries = library_paths()[0]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
     command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", abi, *folders, str(SOURCE), "-o", str(fresh)]
     subprocess.run([*command, f"-L{libraries}", "-lc10"], check=True)
