@@ -16,10 +16,10 @@ from ..optimizer.domain import (
     Trial,
     TrialState,
 )
-from ..optimizer.exports.peft import adapter_config
 from ..optimizer.overview import funnel, rate_sweeps
 from ..optimizer.recipe import steps_for
 from ..optimizer.resources import asked_for
+from ..runners.handed_over import exported_adapter
 from .baseline_outcome import baseline_document
 from .response_schemas.recommendations import BaselineDocument, RecommendationDocument
 from .response_schemas.studies import StudyDocument
@@ -82,9 +82,5 @@ def adapter_config_of(study: Study, recommendation: Recommendation) -> dict[str,
     """PEFT's ``adapter_config.json``; None where every weight is trained."""
     if study.facts is None:
         return None
-    return adapter_config(
-        recommendation.candidate,
-        task_kind=study.facts.dataset.task.kind,
-        base_model=study.facts.model.source,
-        total_steps=steps_for(study.facts.train_rows, study.facts.recipe),
-    )
+    total_steps = steps_for(study.facts.train_rows, study.facts.recipe)
+    return exported_adapter(recommendation.candidate, study.facts, total_steps)

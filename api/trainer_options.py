@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..optimizer.domain import Method, Quantization
 from ..optimizer.trainers.as_estimate import as_estimate, targets_of
 from ..optimizer.trainers.reading import Reading
+from ..probes.model_source import is_hub_id
 from ..probes.paths import resolve_path
 from .own_lora import simple_expression
 from .trainer_files import TrainerFile, load_trainer_file
@@ -60,10 +61,12 @@ def model_of(file: TrainerFile, roots: Sequence[Path] | None) -> str | None:
     told = file.reading.get("model")
     if not isinstance(told, str) or not told.strip():
         return None
-    if file.folder is None or Path(told).is_absolute():
-        return told
-    beside = file.folder / told
-    return told if Path(told).exists() or not beside.exists() else str(resolve_path(str(beside), roots))
+    if file.folder is not None and not Path(told).is_absolute() and not Path(told).exists():
+        beside = file.folder / told
+        if beside.exists():
+            return str(resolve_path(str(beside), roots))
+    revision = file.reading.get("model_revision")
+    return f"{told}@{revision}" if revision and is_hub_id(told) else told
 
 
 def better_split(micro_batch: int, accumulation: int, most: int) -> tuple[int, int] | None:

@@ -251,6 +251,11 @@ class ModelProfile:
     """Names of what a factory's module is called with; empty where transformers makes it."""
 
     @property
+    def base(self) -> str:
+        """What adapters and trainers call it, beside its ``revision``: the source without one."""
+        return self.source.partition("@")[0] if self.revision else self.source
+
+    @property
     def runs_own_code(self) -> bool:
         """Code that no version of a library identifies takes part."""
         return self.runs_remote_code or self.factory is not None

@@ -27,7 +27,8 @@ def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Meas
     return Training(
         candidate=candidate,
         task=facts.dataset.task.kind,
-        model=model.source if model.revision else model.path,
+        model=model.base if model.revision else model.path,
+        model_revision=model.revision,
         has_weights=model.has_weights,
         runs_remote_code=model.runs_remote_code,
         factory=model.factory.name if model.factory else None,
@@ -45,9 +46,12 @@ def training_of(study: Study, trial: Trial, candidate: Candidate, measured: Meas
 
 def exported_adapter(candidate: Candidate, facts: StudyFacts, total_steps: int) -> dict[str, Any] | None:
     """PEFT's configuration for a training of so many steps, in which AdaLoRA prunes its ranks."""
-    return adapter_config(
+    config = adapter_config(
         candidate,
         task_kind=facts.dataset.task.kind,
-        base_model=facts.model.source,
+        base_model=facts.model.base,
         total_steps=total_steps,
     )
+    if config and facts.model.revision:
+        config["revision"] = facts.model.revision
+    return config

@@ -117,7 +117,7 @@ class OwnModule:
                 config = adapter_config(
                     tried_candidate(adapter, level_of(variant)),
                     task_kind=None,
-                    base_model=self.profile.source,
+                    base_model=self.profile.base,
                     total_steps=TOTAL_STEPS,
                 )
                 assert config is not None  # noqa: S101 - it has an adapter

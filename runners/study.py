@@ -491,7 +491,7 @@ class StudyRun:
             adapter_config=adapter_config(
                 trial.candidate,
                 task_kind=facts.dataset.task.kind,
-                base_model=facts.model.source,
+                base_model=facts.model.base,
                 total_steps=total_steps,
             ),
             rung=trial.plan.rung.value,

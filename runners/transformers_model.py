@@ -173,7 +173,7 @@ class TransformersModel:
                 adapter_config=adapter_config(
                     candidate,
                     task_kind=self._task.kind,
-                    base_model=self.profile.source,
+                    base_model=self.profile.base,
                     total_steps=TOTAL_STEPS,
                 ),
                 pad_id=0,

@@ -64,6 +64,7 @@ def training(
         "candidate": candidate,
         "task": task,
         "model": model,
+        "model_revision": None,
         "has_weights": True,
         "runs_remote_code": False,
         "factory": None,
@@ -197,6 +198,9 @@ def _others() -> Iterator[Case]:
             replace(HALF, quantization=Quantization.INT8),
         ),
         "a path with quotes": training(model=ODD_PATH),
+        "a commit on the hub": training(
+            model="lab/tiny", model_revision="5d602fdbf1e0c2a4b6d8e0f1a2b3c4d5e6f70819"
+        ),
         "the model's own code": training(runs_remote_code=True),
         "measured on a CPU": training(level=Level(), on_cpu=True, gpu_name=None),
         "without weights": training(has_weights=False),

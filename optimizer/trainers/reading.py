@@ -82,7 +82,16 @@ KINDS: Mapping[str, Wanted] = {
     ),
     **dict.fromkeys(
         (
-            *("model", "method", "weight_dtype", "autocast", "adapter_dtype", "quantization", "attention"),
+            *(
+                "model",
+                "model_revision",
+                "method",
+                "weight_dtype",
+                "autocast",
+                "adapter_dtype",
+                "quantization",
+                "attention",
+            ),
             *("loss", "optimizer", "schedule", "offload"),
         ),
         Wanted.WORD,
@@ -91,6 +100,8 @@ KINDS: Mapping[str, Wanted] = {
 }
 """Of the settings whose values are checked."""
 
+MODEL = ("model", "model_revision")
+"""The settings that say which model it is."""
 WHOLE_FROM_1 = ("rank", "micro_batch", "accumulation", "max_length", "last_blocks")
 
 
@@ -239,12 +250,12 @@ def nearest(name: str, known: frozenset[str]) -> str | None:
 
 def with_adapter(reading: Reading, adapter: Reading) -> Reading:
     """A training whose adapter has a file of its own, as the Trainer's has."""
-    own = {name: value for name, value in adapter.settings.items() if name != "model"}
-    model = {} if reading.get("model") else {"model": adapter.settings.get("model")}
+    own = {name: value for name, value in adapter.settings.items() if name not in MODEL}
+    model = {} if reading.get("model") else {name: adapter.settings.get(name) for name in MODEL}
     return replace(
         reading,
         settings={**reading.settings, **own, **{name: value for name, value in model.items() if value}},
-        said=reading.said | (adapter.said - {"model"}),
+        said=reading.said | (adapter.said.difference(MODEL)),
     )
 
 
@@ -333,6 +344,7 @@ _CHECKS: Mapping[Wanted, Callable[[str, Any], Any]] = {
 
 _ADAPTER_KEYS: Mapping[str, str] = {
     "base_model_name_or_path": "model",
+    "revision": "model_revision",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
     "target_modules": "targets",

@@ -20,6 +20,7 @@ Settings = Mapping[str, Any]
 SETTINGS: Mapping[str, str] = {
     "task": "what is learnt, as rankwise names tasks",
     "model": "folder or hub id of the base model",
+    "model_revision": "commit, tag or branch of a model on the hub",
     "model_code": "code from the model's own folder runs",
     "model_weights": "the model's folder has weights; without them they are drawn",
     "method": "how weights are adapted",
@@ -82,6 +83,9 @@ class Training:
     candidate: Candidate
     task: TaskKind
     model: str
+    """Its folder, or its id on the hub."""
+    model_revision: str | None
+    """The commit that was measured; None of a folder."""
     has_weights: bool
     runs_remote_code: bool
     factory: str | None
@@ -107,6 +111,7 @@ def settings_of(training: Training) -> dict[str, Any]:
     return {
         "task": training.task.value,
         "model": training.model,
+        "model_revision": training.model_revision,
         "model_code": training.runs_remote_code,
         "model_weights": training.has_weights,
         **candidate_settings(training.candidate),

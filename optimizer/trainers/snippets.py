@@ -134,6 +134,8 @@ def _head(training: Training, whole: str, *more: str) -> Iterator[str]:
         yield "from peft import PeftConfig, get_peft_model"
     yield ""
     yield f"MODEL = {training.model!r}"
+    if training.model_revision:
+        yield f"REVISION = {training.model_revision!r}"
     yield f"STEPS = {training.total_steps}"
     yield f'DEVICE = "{"cpu" if training.on_cpu else "cuda"}"'
     yield ""
@@ -144,7 +146,8 @@ def _rows(training: Training) -> Iterator[str]:
     tokens = training.task.is_causal or training.task is TaskKind.SEQ2SEQ
     yield 'with open("data/train.jsonl") as file:'
     yield "    rows = [json.loads(line) for line in file]"
-    yield "tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)"
+    at = ", revision=REVISION" if training.model_revision else ""
+    yield f"tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL{at})"
     yield "pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id"
     yield f'FILL = {{"input_ids": pad{", " + chr(34) + "labels" + chr(34) + ": -100" if tokens else ""}}}'
     yield ""
@@ -171,6 +174,8 @@ def _model(training: Training) -> Iterator[str]:
     yield f"model = transformers.{CLASSES[training.task]}.from_pretrained("
     yield f'    MODEL, dtype=torch.{level.weight_dtype}, attn_implementation="{level.attention}",'
     yield "    use_safetensors=True,"
+    if training.model_revision:
+        yield "    revision=REVISION,"
     for argument in (*_head_arguments(training), *_quantization(training)):
         yield f"    {argument},"
     yield ").to(DEVICE)" if level.quantization is Quantization.NONE else ")"

@@ -82,6 +82,11 @@ TABLE: Mapping[str, Row] = {
     "model": Row(
         trl=key("model_name_or_path"), axolotl=key("base_model"), llamafactory=key("model_name_or_path")
     ),
+    "model_revision": Row(
+        trl=key("model_revision", default=None, omit_empty=True),
+        axolotl=key("revision_of_model", default=None, omit_empty=True),
+        llamafactory=key("model_revision", default=None, omit_empty=True),
+    ),
     "model_code": Row(
         trl=key("trust_remote_code", default=False),
         axolotl=key("trust_remote_code", default=False),

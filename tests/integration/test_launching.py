@@ -76,6 +76,7 @@ def make_training(candidate: Any, values: dict[str, Any]) -> Training:
         candidate=candidate,
         task=TaskKind.TEXT_CLASSIFICATION,
         model=values["model"],
+        model_revision=None,
         has_weights=True,
         runs_remote_code=False,
         factory=None,

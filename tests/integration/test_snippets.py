@@ -40,6 +40,7 @@ def make_training(
         candidate=candidate,
         task=task,
         model=model,
+        model_revision=None,
         has_weights=True,
         runs_remote_code=False,
         factory=None,
