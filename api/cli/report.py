@@ -53,7 +53,6 @@ from ..wording import (
 from .console import results
 
 if TYPE_CHECKING:
-    from ...runners.lock import LockHolder
     from ...store import Store
     from ..response_schemas.recommendations import BaselineDocument
 
@@ -141,14 +140,14 @@ class Report:
             "files": [str(path) for path in self.files],
         }
 
-    def print(self, holder: LockHolder | None = None, *, all_trials: bool = False) -> None:
+    def print(self, *, is_interrupted: bool = False, all_trials: bool = False) -> None:
         """Write it to standard output for people.
 
         Args:
-            holder: who runs studies now.
+            is_interrupted: it had begun, and nobody works on it.
             all_trials: each in a line of its own, those too that only tried a learning rate.
         """
-        results.print(_heading(self.study, holder))
+        results.print(_heading(self.study, is_interrupted=is_interrupted))
         for note in self.study.facts.dataset.notes if self.study.facts else ():
             results.print(Text(f"data: {note}", "yellow"))
         results.print()
@@ -195,22 +194,16 @@ def outcome_text(trial: Trial) -> Text:
     return Text("probed" if trial.plan.rung is Rung.PROBE else "trained", "green")
 
 
-def is_interrupted(study: Study, holder: LockHolder | None) -> bool:
-    """Whether it had begun and nobody works on it. ``holder`` is who runs studies now."""
-    # One that still waits for its first run has not been touched since it was asked for.
-    has_begun = study.updated_at > study.created_at
-    is_in_hand = holder is not None and holder.study_id in (None, study.id)
-    return has_begun and not is_in_hand and not study.state.is_final
-
-
-def state_text(study: Study, holder: LockHolder | None) -> Text:
+def state_text(study: Study, *, is_interrupted: bool) -> Text:
     """Where a study stands: its state, in the word of JSON, and whether it was interrupted."""
     state = Text(study.state, STATE_STYLES[study.state])
-    return state.append(*INTERRUPTED) if is_interrupted(study, holder) else state
+    return state.append(*INTERRUPTED) if is_interrupted else state
 
 
-def _heading(study: Study, holder: LockHolder | None) -> Text:
-    heading = Text.assemble(("Study ", "bold"), (study.id, "bold"), "  ", state_text(study, holder))
+def _heading(study: Study, *, is_interrupted: bool) -> Text:
+    heading = Text.assemble(
+        ("Study ", "bold"), (study.id, "bold"), "  ", state_text(study, is_interrupted=is_interrupted)
+    )
     heading.append(f"\n{describe_request(study.request)}")
     if limits := describe_limits(study.request):
         heading.append(f", {limits}")

@@ -15,7 +15,7 @@ from ..wording import describe_request
 from .console import print_json, print_note, results
 from .options import AsJson
 from .places import home_to_read, home_to_work_in
-from .report import STATE_STYLES, Report, is_interrupted, state_text
+from .report import STATE_STYLES, Report, state_text
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -32,22 +32,22 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List studies, newest first."""
-    from ...runners.lock import lock_holder
+    from ...runners.interrupted import interrupted
 
     home = home_to_read()
     with closing(_open_store(home)) as store:
         studies = store.list_studies(limit=limit, state=state)
+        left_behind = interrupted(home, store, studies)
         if as_json:
             from ..documents import study_document
 
-            counts, holder = store.count_trials([study.id for study in studies]), lock_holder(home)
+            counts = store.count_trials([study.id for study in studies])
             documents = [
-                {**study_document(study, counts[study.id]), "interrupted": is_interrupted(study, holder)}
+                {**study_document(study, counts[study.id]), "interrupted": study.id in left_behind}
                 for study in studies
             ]
             print_json({"schema_version": SCHEMA_VERSION, "studies": documents})
             return
-    holder = lock_holder(home)
     if not studies:
         print_note("no studies yet; start one with rankwise recommend --model M --data D")
         return
@@ -58,12 +58,12 @@ def list_(
     for study in studies:
         table.add_row(
             study.id,
-            state_text(study, holder),
+            state_text(study, is_interrupted=study.id in left_behind),
             f"{study.created_at:%Y-%m-%d %H:%M}",
             describe_request(study.request),
         )
     results.print(table)
-    if any(is_interrupted(study, holder) for study in studies):
+    if left_behind:
         print_note("go on with an interrupted study: rankwise recommend --resume ID")
 
 
@@ -76,17 +76,17 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show what a study compared and what it recommends; its trials while it is under way."""
-    from ...runners.lock import lock_holder
+    from ...runners.interrupted import interrupted
 
     home = home_to_read()
     with closing(_open_store(home)) as store:
         report = Report.load(store, store.get_study(study_id))
+        is_interrupted = bool(interrupted(home, store, [report.study]))
     if as_json:
         print_json(report.document())
         return
-    holder = lock_holder(home)
-    report.print(holder, all_trials=all_trials)
-    if is_interrupted(report.study, holder):
+    report.print(is_interrupted=is_interrupted, all_trials=all_trials)
+    if is_interrupted:
         results.print("interrupted: nobody works on it any more; what was measured is kept", soft_wrap=True)
     if report.study.reason is not None:
         results.print(Text(f"{report.study.state}: {report.study.reason}", STATE_STYLES[report.study.state]))
