@@ -9,25 +9,38 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ..optimizer.comparison import memory_column
-from ..optimizer.domain import OBJECTIVE_WEIGHTS, QUALITY_WITHIN, SCHEMA_VERSION, Study, StudyState
+import pydantic_core
+
+from ..optimizer.codec import from_json
+from ..optimizer.comparison import comparable_trials, memory_column
+from ..optimizer.domain import (
+    OBJECTIVE_WEIGHTS,
+    QUALITY_WITHIN,
+    Measurement,
+    Study,
+    StudyState,
+    Trial,
+    TrialPlan,
+)
 from ..optimizer.overview import enumerated_of, funnel
 from ..optimizer.quality import standings
 from ..optimizer.scorer import TIE_POINTS, Aim, Ranking, rank
 from ..store import Store
 from ..store.figures import Stamp
 from .response_schemas.board import (
-    BoardRow,
+    BoardColumn,
+    BoardDocument,
     ObjectiveWeights,
     StandingPlace,
     StandingsDocument,
+    board_row,
 )
 from .wording import describe_comparison
 
 MOST_STUDIES = 8
-"""That are kept ready; one of 5,000 trials takes some 5 MB."""
+"""That are kept ready; one of 5,000 trials takes some 4 MB."""
 LEAST_PAUSE_S = 1.0
 PAUSES = 4.0
 """Standings are worked out again after so many times as long as that took: followers of a large study ask for
@@ -60,19 +73,19 @@ class Boards:
         Raises:
             NotFound: no study has this id.
         """
-        changed: set[str] | None = None
+        changed: list[str] | None = None
         if after > 0:
             events = self._store.events_after(study_id, after, limit=PAGE)
             if len(events) < PAGE:  # else more happened than is worth looking through
-                changed = {str(event.payload["trial_id"]) for event in events if "trial_id" in event.payload}
-        last_seq, stamps = self._store.list_stamps(study_id)
+                told = (event.payload.get("trial_id") for event in events)
+                changed = list(dict.fromkeys(str(trial_id) for trial_id in told if trial_id))
+        last_seq, stamps = self._store.list_stamps(study_id, changed)
         if changed is not None:
             # What happened since they were read is told next time, when it is read again.
             last_seq = events[-1].seq if events else after
-            stamps = [stamp for stamp in stamps if stamp.trial_id in changed]
-        rows = b",".join(self._rows(study_id, stamps))
-        head = f'{{"schema_version":{SCHEMA_VERSION},"study_id":"{study_id}","last_seq":{last_seq},"rows":['
-        return head.encode() + rows + b"]}"
+        head = BoardDocument(study_id=study_id, last_seq=last_seq, columns=tuple(BoardColumn), rows=())
+        beginning = head.model_dump_json().removesuffix("]}").encode()
+        return beginning + b",".join(self._rows(study_id, stamps)) + b"]}"
 
     def standings(self, study_id: str) -> bytes:
         """A :class:`StandingsDocument` as JSON, at times of a moment ago.
@@ -83,15 +96,16 @@ class Boards:
         last_seq = self._store.last_event(study_id)
         kept = self._of(study_id)
         with kept.lock:
-            is_old = kept.standings_seq != last_seq and time.monotonic() >= kept.standings_until
-            if not kept.standings or is_old:
-                started_s = time.monotonic()
-                document = standings_of(self._store, self._store.get_study(study_id), last_seq)
-                kept.standings = document.model_dump_json().encode()
-                kept.standings_seq = last_seq
-                now = time.monotonic()
-                pause_s = 0.0 if now - started_s < 0.1 else max(LEAST_PAUSE_S, PAUSES * (now - started_s))
-                kept.standings_until = now + pause_s
+            if kept.standings_seq == last_seq:
+                return kept.standings
+            study, started_s = self._store.get_study(study_id), time.monotonic()
+            if kept.standings and started_s < kept.standings_until and not study.state.is_final:
+                return kept.standings
+            kept.standings = standings_of(self._store, study, last_seq).model_dump_json().encode()
+            kept.standings_seq = last_seq
+            now = time.monotonic()
+            pause_s = 0.0 if now - started_s < 0.1 else max(LEAST_PAUSE_S, PAUSES * (now - started_s))
+            kept.standings_until = now + pause_s
             return kept.standings
 
     def _rows(self, study_id: str, stamps: Sequence[Stamp]) -> Iterator[bytes]:
@@ -99,8 +113,8 @@ class Boards:
         known = kept.rows
         missing = [stamp.trial_id for stamp in stamps if stamp not in known]
         fresh = {
-            figures.stamp: BoardRow.of(figures).model_dump_json(exclude_none=True).encode()
-            for figures in self._store.list_figures(study_id, missing)
+            figures.stamp: pydantic_core.to_json(board_row(figures))
+            for figures in self._store.list_figures(study_id, missing if len(missing) < PAGE else None)
         }
         if fresh:
             renewed = {stamp.trial_id for stamp in fresh}
@@ -124,8 +138,8 @@ class Boards:
 
 def standings_of(store: Store, study: Study, last_seq: int) -> StandingsDocument:
     """How a study's candidates stand, whether it has ended or not."""
-    trials = store.list_trials(study.id, with_heldout=True)
     aim = Aim.of(study)
+    trials = _ranked_trials(store, study, aim)
     own, asked = study.request.quality_within, aim.quality_within
     lets_pass = list(dict.fromkeys((own, asked, *QUALITY_WITHIN.values())))
     lets_pass.insert(0, lets_pass.pop(lets_pass.index(own)))
@@ -138,7 +152,7 @@ def standings_of(store: Store, study: Study, last_seq: int) -> StandingsDocument
         chosen = store.get_recommendation(study.id).trial_id
     stages = funnel(
         trials,
-        store.list_estimates(study.id),
+        store.list_ruled_out(study.id),  # the others tell the funnel nothing
         enumerated=enumerated_of(store.events_after(study.id, 0)),
         ranking=ranking.scored if study.state.is_final else (),
         memory_limit_bytes=study.request.memory_limit_bytes,
@@ -161,6 +175,35 @@ def standings_of(store: Store, study: Study, last_seq: int) -> StandingsDocument
         stages=stages,
         recommended=chosen,
     )
+
+
+def _ranked_trials(store: Store, study: Study, aim: Aim) -> list[Trial]:
+    """All trials by number, without what a ranking does not need: logs, estimates, and the rows' scores of
+    trainings that are not compared."""
+    trials = [
+        Trial(
+            id=figures.stamp.trial_id,
+            study_id=study.id,
+            number=figures.number,
+            plan=TrialPlan(
+                candidate=figures.candidate,
+                rung=figures.rung,
+                replicate=figures.replicate,
+                train_steps=figures.train_steps,
+            ),
+            state=figures.stamp.state,
+            attempts=figures.stamp.attempts,
+            outcome=figures.outcome,
+            reason=figures.stamp.reason,
+            measurement=from_json(Measurement, figures.measured) if figures.measured else None,
+            wall_s=figures.wall_s,
+        )
+        for figures in store.list_figures(study.id)
+    ]
+    compared = comparable_trials(trials, aim.memory_limit_bytes)
+    scores = store.list_heldout([trial.id for each in compared for trial in each.replicates])
+    trials = [replace(each, heldout=scores[each.id]) if each.id in scores else each for each in trials]
+    return sorted(trials, key=lambda each: each.number)
 
 
 def _places(ranking: Ranking, good: Sequence[Sequence[bool]]) -> Iterator[StandingPlace]:

@@ -460,16 +460,23 @@ class Candidate:
 
 @lru_cache(maxsize=2**14)
 def _shape_key(candidate: Candidate) -> str:
-    """Kept: a study's trials are asked for it again and again, and it takes a fifth of a millisecond."""
-    form = identity(candidate)
-    del form["learning_rate"]
-    form["adapter"]["alpha"] = None
-    form["adapter"]["alpha_pattern"] = []
-    form["adapter"]["dropout"] = candidate.adapter.dropout > 0
-    form["recipe"]["weight_decay"] = candidate.recipe.weight_decay > 0
-    for name in ("epochs", "schedule", "warmup_ratio"):
-        del form["recipe"][name]
-    return digest({"v": CANDIDATE_VERSION, **form})
+    """Kept: a study's trials are asked for it again and again."""
+    parts = {"adapter": candidate.adapter, "level": candidate.level, "recipe": candidate.recipe}
+    forms = {name: _shape_form(part) for name, part in parts.items()}
+    return digest({"v": CANDIDATE_VERSION, "micro_batch": candidate.micro_batch, **forms})
+
+
+@lru_cache(maxsize=2**12)
+def _shape_form(part: Adapter | Level | Recipe) -> Mapping[str, Any]:
+    """Kept too, and most of the work: thousands of candidates are made of few parts."""
+    form = identity(part)
+    if isinstance(part, Adapter):
+        form |= {"alpha": None, "alpha_pattern": [], "dropout": part.dropout > 0}
+    if isinstance(part, Recipe):
+        form["weight_decay"] = part.weight_decay > 0
+        for name in ("epochs", "schedule", "warmup_ratio"):
+            del form[name]
+    return form
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

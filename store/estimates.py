@@ -44,8 +44,8 @@ class Estimates(Database):
             )
             return dict(estimate_of(row) for row in session.scalars(query))
 
-    def list_ruled_out(self, study_id: str, limit: int) -> dict[Candidate, Estimate]:
-        """Of these estimates, the first of those that rule their candidate out.
+    def list_ruled_out(self, study_id: str, limit: int | None = None) -> dict[Candidate, Estimate]:
+        """Of these estimates, the first ``limit`` of those that rule their candidate out; None: all.
 
         Raises:
             NotFound: no study has this id.

@@ -6,19 +6,23 @@ is shown.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import select
+import pydantic_core
+from sqlalchemy import Row, Text, cast, select
 from sqlmodel import col
 
 from ..optimizer.codec import from_json
-from ..optimizer.domain import Candidate, Outcome, Rung, TrialState
+from ..optimizer.domain import Adapter, Candidate, HeldoutScores, Level, Outcome, Recipe, Rung, TrialState
 from .database import Database
-from .tables import EstimateRow, TrialRow
+from .mapping import heldout_of
+from .tables import EstimateRow, HeldoutRow, TrialRow
 from .transaction import find_study
+
+T = TypeVar("T")
 
 AT_A_TIME = 500
 """Ids in one statement: SQLite takes 999 values in older versions."""
@@ -65,10 +69,14 @@ class FigureReading(Database):
         with self._read() as session:
             return find_study(session, study_id).last_event
 
-    def list_stamps(self, study_id: str) -> tuple[int, list[Stamp]]:
+    def list_stamps(self, study_id: str, only: Sequence[str] | None = None) -> tuple[int, list[Stamp]]:
         """The number of a study's newest event, and a stamp for each of its trials as they are then.
 
         Trials stand by number.
+
+        Args:
+            study_id: the study.
+            only: the ids of so many trials as one statement takes; None: all.
 
         Raises:
             NotFound: no study has this id.
@@ -80,46 +88,101 @@ class FigureReading(Database):
                 .where(col(TrialRow.study_id) == study.id)
                 .order_by(col(TrialRow.number))
             )
+            if only is not None:
+                query = query.where(col(TrialRow.ulid).in_(only))
             return study.last_event, [Stamp(*row) for row in session.execute(query)]
 
-    def list_figures(self, study_id: str, trial_ids: Collection[str]) -> Iterator[Figures]:
-        """Of these trials of a study, in no certain order; what is none of its trials is passed over.
+    def list_figures(self, study_id: str, only: Collection[str] | None = None) -> Iterator[Figures]:
+        """Of a study's trials, in no certain order.
+
+        Args:
+            study_id: the study.
+            only: ids; what is none of the study's trials is passed over. None: all.
 
         Raises:
             NotFound: no study has this id.
         """
+        candidate = col(TrialRow.plan)["candidate"]
+        query = select(
+            col(TrialRow.ulid),
+            col(TrialRow.state),
+            col(TrialRow.attempts),
+            col(TrialRow.reason),
+            col(TrialRow.number),
+            col(TrialRow.candidate_id),
+            cast(candidate["adapter"], Text).label("adapter"),
+            cast(candidate["level"], Text).label("level"),
+            cast(candidate["recipe"], Text).label("recipe"),
+            candidate["micro_batch"].as_integer().label("micro_batch"),
+            candidate["learning_rate"].as_float().label("learning_rate"),
+            col(TrialRow.rung),
+            col(TrialRow.replicate),
+            col(TrialRow.train_steps),
+            col(TrialRow.outcome),
+            cast(col(TrialRow.measurement), Text).label("measured"),
+            cast(col(EstimateRow.estimate), Text).label("told"),
+            col(TrialRow.wall_s),
+        ).outerjoin(EstimateRow, col(EstimateRow.id) == TrialRow.estimate_id)
+        reading = _Reading()
+        with self._read() as session:
+            own = query.where(col(TrialRow.study_id) == find_study(session, study_id).id)
+            if only is None:
+                yield from map(reading.figures, session.execute(own))
+                return
+            left = iter(only)
+            while ids := list(islice(left, AT_A_TIME)):
+                yield from map(reading.figures, session.execute(own.where(col(TrialRow.ulid).in_(ids))))
+
+    def list_heldout(self, trial_ids: Collection[str]) -> dict[str, HeldoutScores]:
+        """What these trials scored on each held-out row, by id: of those that were judged."""
+        query = select(col(TrialRow.ulid), HeldoutRow).join(
+            HeldoutRow, col(HeldoutRow.trial_id) == TrialRow.id
+        )
+        found: dict[str, HeldoutScores] = {}
         left = iter(trial_ids)
         with self._read() as session:
-            study = find_study(session, study_id)
-            query = select(
-                col(TrialRow.ulid),
-                col(TrialRow.state),
-                col(TrialRow.attempts),
-                col(TrialRow.reason),
-                col(TrialRow.number),
-                col(TrialRow.candidate_id),
-                col(TrialRow.plan)["candidate"],
-                col(TrialRow.rung),
-                col(TrialRow.replicate),
-                col(TrialRow.train_steps),
-                col(TrialRow.outcome),
-                col(TrialRow.measurement),
-                col(EstimateRow.estimate),
-                col(TrialRow.wall_s),
-            ).outerjoin(EstimateRow, col(EstimateRow.id) == TrialRow.estimate_id)
             while ids := list(islice(left, AT_A_TIME)):
-                own = query.where(col(TrialRow.study_id) == study.id, col(TrialRow.ulid).in_(ids))
-                for row in session.execute(own):
-                    yield Figures(
-                        stamp=Stamp(*row[:4]),
-                        number=row[4],
-                        candidate_id=row[5],
-                        candidate=from_json(Candidate, row[6]),
-                        rung=row[7],
-                        replicate=row[8],
-                        train_steps=row[9],
-                        outcome=row[10],
-                        measured=row[11] or {},
-                        told=row[12] or {},
-                        wall_s=row[13],
-                    )
+                rows = session.execute(query.where(col(TrialRow.ulid).in_(ids)))
+                found |= {trial_id: heldout_of(row) for trial_id, row in rows}
+        return found
+
+
+class _Reading:
+    """Rows to figures. Thousands of candidates are made of few adapters and levels: each is read once."""
+
+    def __init__(self) -> None:
+        self._adapters, self._levels, self._recipes = _Parts(Adapter), _Parts(Level), _Parts(Recipe)
+
+    def figures(self, row: Row[Any]) -> Figures:
+        return Figures(
+            stamp=Stamp(row.ulid, row.state, row.attempts, row.reason),
+            number=row.number,
+            candidate_id=row.candidate_id,
+            candidate=Candidate(
+                adapter=self._adapters.read(row.adapter),
+                level=self._levels.read(row.level),
+                recipe=self._recipes.read(row.recipe),
+                micro_batch=row.micro_batch,
+                learning_rate=row.learning_rate,
+            ),
+            rung=row.rung,
+            replicate=row.replicate,
+            train_steps=row.train_steps,
+            outcome=row.outcome,
+            measured=pydantic_core.from_json(row.measured) if row.measured else {},
+            told=pydantic_core.from_json(row.told) if row.told else {},
+            wall_s=row.wall_s,
+        )
+
+
+class _Parts(Generic[T]):
+    """Parts of candidates by the JSON that the database holds."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._kind = kind
+        self._known: dict[str, T] = {}
+
+    def read(self, text: str) -> T:
+        if text not in self._known:
+            self._known[text] = from_json(self._kind, pydantic_core.from_json(text))
+        return self._known[text]

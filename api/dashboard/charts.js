@@ -3,6 +3,19 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Table } from "./ui.js";
 
+const PATIENCE_MS = 1000;
+
+/** Plots are drawn one after another when nothing else is to be done: tables and sliders go first.
+ * @param {() => void} work @returns {() => void} takes it back */
+export function whenIdle(work) {
+  if (!("requestIdleCallback" in window)) {
+    const timer = setTimeout(work, 50);
+    return () => clearTimeout(timer);
+  }
+  const turn = requestIdleCallback(work, { timeout: PATIENCE_MS });
+  return () => cancelIdleCallback(turn);
+}
+
 /** @type {Promise<any> | null} */
 let loading = null;
 
@@ -114,27 +127,30 @@ export function Plot({ title, caption, option, inputs, onPick, columns, table, l
     const redraw = () => draw.current();
     const resize = new ResizeObserver(() => chart.current?.resize());
     const dark = matchMedia("(prefers-color-scheme: dark)");
-    library().then(
-      (echarts) => {
-        if (isGone) return;
-        chart.current = echarts.init(box.current, null, { renderer: "canvas" });
-        chart.current.on("click", (/** @type {any} */ event) => pick.current?.(event.data));
-        resize.observe(box.current);
-        redraw();
-      },
-      (failure) => setError(failure.message),
+    const leave = whenIdle(() =>
+      library().then(
+        (echarts) => {
+          if (isGone) return;
+          chart.current = echarts.init(box.current, null, { renderer: "canvas" });
+          chart.current.on("click", (/** @type {any} */ event) => pick.current?.(event.data));
+          resize.observe(box.current);
+          redraw();
+        },
+        (failure) => setError(failure.message),
+      ),
     );
     addEventListener("themechange", redraw);
     dark.addEventListener("change", redraw);
     return () => {
       isGone = true;
+      leave();
       resize.disconnect();
       removeEventListener("themechange", redraw);
       dark.removeEventListener("change", redraw);
       chart.current?.dispose();
     };
   }, []);
-  useEffect(() => draw.current(), inputs);
+  useEffect(() => whenIdle(() => draw.current()), inputs);
   return html`<figure>
     ${children}
     <div class="plot ${low ? "low" : ""}" ref=${box} role="img" aria-label="${title}. The same as a table stands below."></div>

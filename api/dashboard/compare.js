@@ -3,7 +3,7 @@
 import { html, useState } from "./vendor/htm-preact.js";
 import { ask, studyPath } from "./api.js";
 import { UNKNOWN, bytes, loss, seconds, speed } from "./format.js";
-import { memoryOf, speedOf, unitOf } from "./leaderboard.js";
+import { memoryOf, speedOf, unitOf } from "./board.js";
 import { Dialog, Failure, Loading, useAnswer } from "./ui.js";
 
 /** Nested settings as lines of a table: `level.quantization`. @param {any} value @param {string} [path] @returns {[string, string][]} */

@@ -2,24 +2,17 @@
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { UNKNOWN, bytes, count, csv, loss, percent, seconds, speed } from "./format.js";
+import { memoryOf, speedOf, textOf, unitOf } from "./board.js";
 import { State, download } from "./ui.js";
 
 const ROW_PX = 40;
 const AROUND = 8;
 
-/** @param {any} row */
-export const speedOf = (row) => row.tokens_per_s ?? row.samples_per_s ?? null;
-/** @param {any} row */
-export const unitOf = (row) => (row.tokens_per_s == null && row.samples_per_s != null ? "samples/s" : "tokens/s");
-/** The peak that a limit is held against. @param {any} row */
-export const memoryOf = (row) => row.peak_device_bytes ?? row.peak_reserved_bytes ?? row.peak_process_bytes ?? null;
-
-/** A trial's candidate in words. @param {any} row */
-export const describe = (row) => `${row.adapter}, ${row.settings}, lr ${Number(row.learning_rate.toPrecision(3))}`;
-
-/** @type {{key: string, name: string, of: (row: any) => any, show?: (row: any) => any, number?: boolean, up?: boolean, usual?: boolean}[]} */
+/** Of each column what is sorted by, and what is shown in its place. `place` is undefined of what is not compared.
+ * @type {{key: string, name: string, of: (row: any, place?: any) => any, show?: (row: any, place?: any) => any,
+ *   number?: boolean, up?: boolean, usual?: boolean, isRanked?: boolean}[]} */
 export const COLUMNS = [
-  { key: "rank", name: "rank", of: (row) => row.place?.rank, number: true, usual: true, up: true },
+  { key: "rank", name: "rank", of: (_, place) => place?.rank, isRanked: true, number: true, usual: true, up: true },
   { key: "number", name: "trial", of: (row) => row.number, number: true, usual: true },
   { key: "adapter", name: "adapter", of: (row) => row.adapter, usual: true, up: true },
   { key: "settings", name: "settings", of: (row) => row.settings, usual: true, up: true },
@@ -30,9 +23,9 @@ export const COLUMNS = [
   { key: "memory", name: "memory", of: memoryOf, show: (row) => bytes(memoryOf(row)), number: true, usual: true, up: true },
   { key: "loss", name: "held-out loss", of: (row) => row.heldout_loss, show: (row) => loss(row.heldout_loss, row.heldout_loss_se), number: true, usual: true, up: true },
   { key: "metric", name: "metric", of: (row) => row.metric_value, show: (row) => (row.metric_name ? `${row.metric_value.toFixed(3)} ${row.metric_name}` : UNKNOWN), number: true },
-  { key: "score", name: "score", of: (row) => row.place?.score, show: (row) => row.place?.score.toFixed(1) ?? UNKNOWN, number: true, usual: true },
-  { key: "beside", name: "beside the first", of: (row) => row.place?.beside },
-  { key: "finish", name: "your run", of: (row) => row.place?.finish_s, show: (row) => seconds(row.place?.finish_s), number: true, up: true },
+  { key: "score", name: "score", of: (_, place) => place?.score, show: (_, place) => place?.score.toFixed(1) ?? UNKNOWN, isRanked: true, number: true, usual: true },
+  { key: "beside", name: "beside the first", of: (_, place) => place?.standing.beside, isRanked: true },
+  { key: "finish", name: "your run", of: (_, place) => place?.standing.finish_s, show: (_, place) => seconds(place?.standing.finish_s), isRanked: true, number: true, up: true },
   { key: "params", name: "trained", of: (row) => row.trainable_params, show: (row) => (row.trainable_params == null ? UNKNOWN : `${(row.trainable_params / 1e6).toPrecision(3)} M`), number: true, up: true },
   { key: "wall", name: "took", of: (row) => row.wall_s, show: (row) => seconds(row.wall_s), number: true },
   { key: "outcome", name: "outcome", of: (row) => row.outcome || row.state, show: (row) => html`<${State} state=${row.outcome || row.state} />`, usual: true, up: true },
@@ -40,17 +33,20 @@ export const COLUMNS = [
 ];
 
 /** Rows in this order; what is not known comes last either way.
- * @param {any[]} rows @param {string} key @param {boolean} isUp */
-export function sorted(rows, key, isUp) {
+ * @param {any[]} rows @param {Map<string, any>} placeOf @param {string} key @param {boolean} isUp */
+export function sorted(rows, placeOf, key, isUp) {
   const { of } = /** @type {any} */ (COLUMNS.find((column) => column.key === key));
-  const keyed = rows.map((row) => ({ row, value: of(row) ?? null }));
+  const known = [];
+  const unknown = [];
+  for (const row of rows) {
+    const value = of(row, placeOf.get(row.id));
+    if (value == null) unknown.push(row);
+    else known.push({ row, value });
+  }
   const sign = isUp ? 1 : -1;
-  keyed.sort((a, b) => {
-    if (a.value === null || b.value === null) return Number(a.value === null) - Number(b.value === null) || b.row.number - a.row.number;
-    if (a.value === b.value) return a.row.number - b.row.number;
-    return a.value < b.value ? -sign : sign;
-  });
-  return keyed.map((each) => each.row);
+  known.sort((a, b) => (a.value === b.value ? a.row.number - b.row.number : a.value < b.value ? -sign : sign));
+  unknown.sort((a, b) => b.number - a.number);
+  return [...known.map((each) => each.row), ...unknown];
 }
 
 /** @param {{rows: any[], places: any[], recommended: string | null, study: any, chosen: string[],
@@ -63,26 +59,24 @@ export function Leaderboard({ rows, places, recommended, study, chosen, onChoose
   const [keys, setKeys] = useState(COLUMNS.filter((column) => column.usual).map((column) => column.key));
   const columns = COLUMNS.filter((column) => keys.includes(column.key));
 
-  const ranked = useMemo(() => {
-    const placeOf = new Map(places.map((place) => [place.trial_id, place]));
-    return rows.map((row) => (placeOf.has(row.id) ? { ...row, place: placeOf.get(row.id) } : row));
-  }, [rows, places]);
-  const shown = useMemo(() => {
+  const placeOf = useMemo(() => new Map(places.map((place) => [place.trial_id, place])), [places]);
+  const isByRank = Boolean(COLUMNS.find((column) => column.key === order.key)?.isRanked);
+  const fitting = useMemo(() => {
     const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-    const fitting = ranked.filter((row) => {
-      if (rung && (rung === "compared" ? !row.place : rung !== (row.train_steps ? "train" : "probe"))) return false;
+    if (!words.length && !rung && !outcome) return rows;
+    return rows.filter((row) => {
+      if (rung && (rung === "compared" ? !placeOf.has(row.id) : rung !== (row.train_steps ? "train" : "probe"))) return false;
       if (outcome && outcome !== (row.outcome || row.state)) return false;
-      if (!words.length) return true;
-      const text = `#${row.number} ${describe(row)} ${row.reason || ""}`.toLowerCase();
-      return words.every((word) => text.includes(word));
+      return !words.length || words.every((word) => textOf(row).includes(word));
     });
-    return sorted(fitting, order.key, order.isUp);
-  }, [ranked, query, rung, outcome, order]);
+  }, [rows, rung === "compared" && placeOf, query, rung, outcome]);
+  const shown = useMemo(() => sorted(fitting, placeOf, order.key, order.isUp), [fitting, isByRank && placeOf, order]);
   const outcomes = useMemo(() => [...new Set(rows.map((row) => row.outcome || row.state))].sort(), [rows]);
+  const unit = useMemo(() => unitOf(rows.find((row) => speedOf(row) != null) || {}), [rows]);
   const turn = (/** @type {any} */ column) =>
     setOrder((old) => ({ key: column.key, isUp: old.key === column.key ? !old.isUp : Boolean(column.up) }));
   const save = () => {
-    const cells = shown.map((row) => columns.map((column) => column.of(row) ?? null));
+    const cells = shown.map((row) => columns.map((column) => column.of(row, placeOf.get(row.id)) ?? null));
     download(`study-${study.id}.csv`, csv([columns.map((column) => column.name), ...cells]), "text/csv");
   };
 
@@ -110,12 +104,12 @@ export function Leaderboard({ rows, places, recommended, study, chosen, onChoose
       </div>
     </details>
     <p class="muted" role="status">${count(shown.length, "trial")}${shown.length < rows.length ? ` of ${rows.length.toLocaleString("en")}` : ""}</p>
-    <${Rows} ...${{ shown, columns, order, turn, recommended, chosen, onChoose, onOpen, unit: unitOf(rows.find((row) => speedOf(row) != null) || {}) }} />
+    <${Rows} ...${{ shown, placeOf, columns, order, turn, recommended, chosen, onChoose, onOpen, unit }} />
   `;
 }
 
 /** @param {any} props */
-function Rows({ shown, columns, order, turn, recommended, chosen, onChoose, onOpen, unit }) {
+function Rows({ shown, placeOf, columns, order, turn, recommended, chosen, onChoose, onOpen, unit }) {
   const own = useRef(/** @type {any} */ (null));
   const [top, setTop] = useState(0);
   const [height, setHeight] = useState(520);
@@ -147,7 +141,7 @@ function Rows({ shown, columns, order, turn, recommended, chosen, onChoose, onOp
         ${shown.slice(from, to).map(
           (/** @type {any} */ row, /** @type {number} */ index) => html`<tr key=${row.id} aria-rowindex=${from + index + 2} class=${row.id === recommended ? "winner" : ""}>
             <td><input type="checkbox" checked=${chosen.includes(row.id)} aria-label=${`Compare trial ${row.number}`} onChange=${() => onChoose(row.id)} /></td>
-            ${columns.map((/** @type {any} */ column) => cell(column, row, recommended, onOpen))}
+            ${columns.map((/** @type {any} */ column) => cell(column, row, placeOf.get(row.id), recommended, onOpen))}
           </tr>`,
         )}
         ${space(shown.length - to)}
@@ -156,9 +150,9 @@ function Rows({ shown, columns, order, turn, recommended, chosen, onChoose, onOp
   </div>`;
 }
 
-/** @param {any} column @param {any} row @param {string | null} recommended @param {(id: string) => void} onOpen */
-function cell(column, row, recommended, onOpen) {
-  const text = column.show ? column.show(row) : (column.of(row) ?? UNKNOWN);
+/** @param {any} column @param {any} row @param {any} place @param {string | null} recommended @param {(id: string) => void} onOpen */
+function cell(column, row, place, recommended, onOpen) {
+  const text = column.show ? column.show(row, place) : (column.of(row, place) ?? UNKNOWN);
   if (column.key === "number") {
     const mark = row.id === recommended ? html`<span aria-hidden="true">★ </span><span class="hidden">recommended, </span>` : "";
     return html`<th scope="row" class="n">${mark}<button type="button" class="link" onClick=${() => onOpen(row.id)}>#${text}</button></th>`;

@@ -4,7 +4,7 @@ import { html, useEffect, useMemo, useState } from "./vendor/htm-preact.js";
 import { ask, studyPath } from "./api.js";
 import { axis, Plot, ROOMY, shade, tip, tooltip } from "./charts.js";
 import { bytes, loss, percent, speed, whole } from "./format.js";
-import { describe, memoryOf, speedOf, unitOf } from "./leaderboard.js";
+import { describe, memoryOf, speedOf, unitOf } from "./board.js";
 import { front } from "./rank.js";
 
 const NORMAL_95 = 1.96;
@@ -39,19 +39,22 @@ export function ParetoFigure({ rows, places, recommended, onOpen }) {
         const place = placeOf.get(row.id);
         return {
           row, place,
-          memory: (place?.memory_bytes ?? memoryOf(row)) / scaleOf(largest).by,
-          speed: place?.speed ?? speedOf(row),
-          loss: place?.heldout_loss ?? row.heldout_loss,
+          memory: (place?.standing.memory_bytes ?? memoryOf(row)) / scaleOf(largest).by,
+          speed: place?.standing.speed ?? speedOf(row),
+          loss: place?.standing.heldout_loss ?? row.heldout_loss,
           unit: scaleOf(largest).unit,
         };
       });
   }, [rows, places]);
-  if (!points.length) return html`<p class="muted">Nothing was measured yet.</p>`;
   const [x, y, third] = VIEWS[view];
-  const drawn = points.filter((point) => point[/** @type {"loss"} */ (x)] != null && point[/** @type {"loss"} */ (y)] != null);
+  const drawn = useMemo(
+    () => points.filter((point) => point[/** @type {"loss"} */ (x)] != null && point[/** @type {"loss"} */ (y)] != null),
+    [points, view],
+  );
+  if (!points.length) return html`<p class="muted">Nothing was measured yet.</p>`;
   const unit = unitOf(points[0].row);
   const names = { memory: `peak memory, ${points[0].unit}`, speed: unit, loss: "held-out loss" };
-  const texts = { memory: (/** @type {any} */ p) => bytes(p.place?.memory_bytes ?? memoryOf(p.row)), speed: (/** @type {any} */ p) => speed(p.speed, unit), loss: (/** @type {any} */ p) => loss(p.loss, p.row.heldout_loss_se) };
+  const texts = { memory: (/** @type {any} */ p) => bytes(p.place?.standing.memory_bytes ?? memoryOf(p.row)), speed: (/** @type {any} */ p) => speed(p.speed, unit), loss: (/** @type {any} */ p) => loss(p.loss, p.row.heldout_loss_se) };
   const best = front(
     drawn.map((point) => ({
       x: x === "speed" ? -point.speed : /** @type {any} */ (point)[x],
@@ -120,20 +123,20 @@ function foremost(rows, places, most, fits) {
 }
 
 const LAYERS = /** @type {[string, string][]} */ ([
-  ["peak_allocated_bytes", "allocated by tensors"],
-  ["peak_reserved_bytes", "reserved by the allocator"],
-  ["peak_device_bytes", "CUDA's own"],
+  ["allocated_bytes", "allocated by tensors"],
+  ["reserved_bytes", "reserved by the allocator"],
+  ["device_bytes", "CUDA's own"],
 ]);
 const HOST_LAYERS = /** @type {[string, string][]} */ ([
-  ["peak_tensor_bytes", "held by tensors"],
-  ["peak_process_bytes", "the rest of the process"],
+  ["tensor_bytes", "held by tensors"],
+  ["process_bytes", "the rest of the process"],
 ]);
 
-/** What each layer adds to those below it. @param {any} figures @param {[string, string][]} layers */
-function stacked(figures, layers) {
+/** What each layer adds to those below it. @param {any} row @param {"peak" | "told"} kind @param {[string, string][]} layers */
+function stacked(row, kind, layers) {
   let below = 0;
   return layers.map(([name]) => {
-    const own = figures?.[name];
+    const own = row[`${kind}_${name}`];
     if (own == null) return null;
     const more = Math.max(0, own - below);
     below = Math.max(below, own);
@@ -153,8 +156,8 @@ export function MemoryFigure({ rows, places, recommended, standings, onOpen }) {
   const limit = standings?.memory_limit_bytes ?? null;
   const deviceBytes = standings?.device_bytes ?? null;
   const { unit, by } = scaleOf(Math.max(...drawn.map((row) => memoryOf(row))));
-  const told = drawn.map((row) => stacked(row.told, layers));
-  const measured = drawn.map((row) => stacked(row, layers));
+  const told = drawn.map((row) => stacked(row, "told", layers));
+  const measured = drawn.map((row) => stacked(row, "peak", layers));
   const total = (/** @type {(number | null)[]} */ parts) => (parts.some((part) => part != null) ? parts.reduce((sum, part) => /** @type {number} */ (sum) + (part ?? 0), 0) : null);
   const option = (/** @type {Record<string, string>} */ colour) => {
     const fills = [colour.s1, colour.s2, colour.s3];
@@ -188,7 +191,7 @@ export function MemoryFigure({ rows, places, recommended, standings, onOpen }) {
     onPick=${(/** @type {any} */ data) => data?.row && onOpen(data.row.id)}
     caption=${html`Of each trial the upper, striped bar was told before, the lower one measured.${limit ? ` The line is the limit of ${bytes(limit)}.` : ""}${layers === HOST_LAYERS ? " On a processor, what the process took of the host's memory; only tensors can be told before." : ""}`}
     columns=${[{ name: "trial" }, { name: "estimated", number: true }, ...layers.map(([, name]) => ({ name: `measured: ${name}`, number: true })), { name: "measured", number: true }]}
-    table=${() => [...drawn].reverse().map((row) => [nameOf(row), bytes(total(stacked(row.told, layers))), ...stacked(row, layers).map((part) => bytes(part)), bytes(memoryOf(row))])}>
+    table=${() => [...drawn].reverse().map((row) => [nameOf(row), bytes(total(stacked(row, "told", layers))), ...stacked(row, "peak", layers).map((part) => bytes(part)), bytes(memoryOf(row))])}>
     <ul class="key">${layers.map(([, name], layer) => html`<li><i class="c${layer + 1}"></i>${name}</li>`)}</ul>
   <//>`;
 }
@@ -196,7 +199,7 @@ export function MemoryFigure({ rows, places, recommended, standings, onOpen }) {
 /** @param {any} row @param {[string, string][]} layers */
 const memoryLines = (row, layers) => [
   nameOf(row),
-  ...layers.map(([name, text]) => `${text}, in all: ${bytes(row[name])}, estimated ${bytes(row.told?.[name])}`),
+  ...layers.map(([name, text]) => `${text}, in all: ${bytes(row[`peak_${name}`])}, estimated ${bytes(row[`told_${name}`])}`),
 ];
 
 /** @param {Shared & {id: string}} props */

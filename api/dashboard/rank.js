@@ -2,61 +2,90 @@
 // each other: a change there is a change here.
 
 /** @typedef {{speed: number, memory: number, quality: number}} Weights */
-/** @typedef {{trial_id: string, number: number, candidate_id: string, parts: Record<string, number>,
+/** What the standings tell of a compared candidate.
+ * @typedef {{trial_id: string, number: number, candidate_id: string, parts: Record<string, number>,
  *   as_good: boolean[], trainable_params: number | null, memory_bytes: number | null,
- *   judged_loss: number | null, rank: number, score: number}} Place */
+ *   judged_loss: number | null, rank: number, score: number, [other: string]: any}} Standing */
+/** Its place in a ranking.
+ * @typedef {{trial_id: string, number: number, rank: number, score: number, is_as_good: boolean,
+ *   tied_with_best: boolean, standing: any}} Place */
 
-/** 100·Σ(w·part)/Σw over the parts that there are; a plain mean where none of those has weight.
- * @param {Record<string, number>} parts @param {Weights} weights */
-export function weightedScore(parts, weights) {
-  const names = Object.keys(parts);
-  if (!names.length) return 0;
-  const weightOf = (/** @type {string} */ name) => /** @type {any} */ (weights)[name];
-  let total = 0;
-  for (const name of names) total += weightOf(name);
-  let sum = 0;
-  for (const name of names) sum += (total ? weightOf(name) : 1) * parts[name];
-  return (100 * sum) / (total || names.length);
+/** The places that the server has told, in their order. @param {any[]} ranking @returns {Place[]} */
+export const asTold = (ranking) =>
+  ranking.map((standing) => ({
+    trial_id: standing.trial_id,
+    number: standing.number,
+    rank: standing.rank,
+    score: standing.score,
+    is_as_good: standing.is_as_good,
+    tied_with_best: standing.tied_with_best,
+    standing,
+  }));
+
+/** What every ranking of these standings needs, worked out once: figures as columns, and the order of ties.
+ * @param {{places: Standing[], lets_pass: (number | null)[], tie_points: number}} standings */
+export function prepared({ places, lets_pass: letsPass, tie_points: tiePoints }) {
+  const names = Object.keys(places[0]?.parts ?? {});
+  const parts = names.map((name) => Float64Array.from(places, (place) => place.parts[name]));
+  const good = letsPass.map((_, within) => Uint8Array.from(places, (place) => Number(place.as_good[within])));
+  const larger = (/** @type {number} */ a, /** @type {number} */ b) => (a === b ? 0 : a - b);
+  const known = (/** @type {number | null} */ value) => value ?? Infinity;
+  const inOrder = Array.from(places, (_, index) => index).sort((one, other) => {
+    const [a, b] = [places[one], places[other]];
+    return (
+      larger(known(a.trainable_params), known(b.trainable_params)) ||
+      (a.memory_bytes ?? 0) - (b.memory_bytes ?? 0) ||
+      larger(known(a.judged_loss), known(b.judged_loss)) ||
+      (a.candidate_id < b.candidate_id ? -1 : 1)
+    );
+  });
+  const tieOrder = new Uint32Array(places.length);
+  inOrder.forEach((index, turn) => (tieOrder[index] = turn));
+  return { places, names, parts, good, letsPass, tiePoints, tieOrder };
 }
 
-/** Best first, each with its new rank and score.
- * @param {Place[]} places @param {Weights} weights
+/** Best first, each with its new rank and score. A score is 100·Σ(w·part)/Σw over the parts that there are; a plain
+ * mean where none of those has weight.
+ * @param {ReturnType<typeof prepared>} standings @param {Weights} weights
  * @param {number} within which of the standings' `lets_pass` holds
- * @param {{lets_pass: (number | null)[], tie_points: number}} rules
- * @returns {(Place & {is_as_good: boolean, tied_with_best: boolean})[]} */
-export function rerank(places, weights, within, rules) {
-  const countsAlike = rules.lets_pass[within] !== null;
-  const scored = places.map((place) => {
-    const good = place.as_good[within];
-    const parts = countsAlike && good && "quality" in place.parts ? { ...place.parts, quality: 1 } : place.parts;
-    return { place, good, score: weightedScore(parts, weights), tied: false };
+ * @returns {Place[]} */
+export function rerank({ places, names, parts, good: allGood, letsPass, tiePoints, tieOrder }, weights, within) {
+  const good = allGood[within];
+  const total = names.reduce((sum, name) => sum + weights[/** @type {"speed"} */ (name)], 0);
+  const scores = new Float64Array(places.length);
+  names.forEach((name, column) => {
+    const weight = total ? weights[/** @type {"speed"} */ (name)] : 1;
+    const countsAlike = name === "quality" && letsPass[within] !== null;
+    const own = parts[column];
+    for (let index = 0; index < own.length; index += 1) {
+      scores[index] += weight * (countsAlike && good[index] ? 1 : own[index]);
+    }
   });
-  let best = 0;
-  let anyGood = false;
-  for (const each of scored) {
-    if (each.good && (!anyGood || each.score > best)) [best, anyGood] = [each.score, true];
+  let best = -Infinity;
+  for (let index = 0; index < scores.length; index += 1) {
+    scores[index] = (100 * scores[index]) / (total || names.length || 1);
+    if (good[index] && scores[index] > best) best = scores[index];
   }
   let ties = 0;
-  for (const each of scored) {
-    each.tied = each.good && best - each.score <= rules.tie_points;
-    ties += Number(each.tied);
-  }
-  const byId = (/** @type {string} */ a, /** @type {string} */ b) => (a < b ? -1 : a > b ? 1 : 0);
-  scored.sort(
+  const heights = Float64Array.from(scores, (score, index) => {
+    if (!good[index]) return score;
+    const isTied = best - score <= tiePoints;
+    ties += Number(isTied);
+    return isTied ? Infinity : score;
+  });
+  const order = Array.from(scores, (_, index) => index).sort(
     (a, b) =>
-      Number(!a.good) - Number(!b.good) ||
-      (b.tied ? best : b.score) - (a.tied ? best : a.score) ||
-      difference(a.place.trainable_params ?? Infinity, b.place.trainable_params ?? Infinity) ||
-      (a.place.memory_bytes ?? 0) - (b.place.memory_bytes ?? 0) ||
-      difference(a.place.judged_loss ?? Infinity, b.place.judged_loss ?? Infinity) ||
-      byId(a.place.candidate_id, b.place.candidate_id),
+      good[b] - good[a] ||
+      (heights[a] === heights[b] ? tieOrder[a] - tieOrder[b] : heights[b] - heights[a]),
   );
-  return scored.map((each, index) => ({
-    ...each.place,
-    rank: index + 1,
-    score: each.score,
-    is_as_good: each.good,
-    tied_with_best: each.tied && ties > 1,
+  return order.map((index, turn) => ({
+    trial_id: places[index].trial_id,
+    number: places[index].number,
+    rank: turn + 1,
+    score: scores[index],
+    is_as_good: Boolean(good[index]),
+    tied_with_best: heights[index] === Infinity && ties > 1,
+    standing: places[index],
   }));
 }
 
@@ -69,5 +98,3 @@ export function front(points) {
   }
   return found;
 }
-
-const difference = (/** @type {number} */ a, /** @type {number} */ b) => (a === b ? 0 : a - b);

@@ -1,7 +1,7 @@
 // Weights by hand: the compared candidates are ranked anew at once, without any trial.
 
 import { html, useEffect, useMemo, useState } from "./vendor/htm-preact.js";
-import { rerank } from "./rank.js";
+import { asTold, prepared, rerank } from "./rank.js";
 
 const PARTS = /** @type {const} */ (["speed", "memory", "quality"]);
 const OWN = "own weights";
@@ -12,11 +12,12 @@ export function useRanking(standings, best) {
   const [choice, setChoice] = useState(/** @type {any} */ (null));
   const asked = standings && { name: "", weights: standings.weights, within: standings.asked };
   const now = choice || asked;
-  const places = useMemo(() => {
-    if (!standings) return best?.ranking || [];
-    if (!choice || standings.scoring !== "comparable") return standings.places;
-    return rerank(standings.places, choice.weights, choice.within, standings);
-  }, [standings, best, choice]);
+  const ready = useMemo(() => standings?.scoring === "comparable" && prepared(standings), [standings]);
+  const told = useMemo(() => asTold(standings?.places ?? best?.ranking ?? []), [standings, best]);
+  const places = useMemo(
+    () => (choice && ready ? rerank(ready, choice.weights, choice.within) : told),
+    [ready, told, choice],
+  );
   return { places, now, isOwn: Boolean(choice), setChoice };
 }
 
@@ -29,7 +30,7 @@ export function Sliders({ standings, ranking, recommended }) {
   if (standings.scoring !== "comparable") {
     return html`<p class="muted">This study was ranked by the first design's formula, whose weights are fixed.</p>`;
   }
-  const measured = places[0].parts;
+  const measured = places[0].standing.parts;
   const set = (/** @type {string} */ part, /** @type {number} */ value) =>
     setChoice({ name: OWN, weights: { ...now.weights, [part]: value }, within: 0 });
   const choose = (/** @type {string} */ name) => {

@@ -7,7 +7,8 @@ import { followStudy } from "./live.js";
 import { Actions } from "./actions.js";
 import { Compare } from "./compare.js";
 import { Exports } from "./exports.js";
-import { Leaderboard, memoryOf, speedOf, unitOf } from "./leaderboard.js";
+import { memoryOf, rowsOf, speedOf, unitOf } from "./board.js";
+import { Leaderboard } from "./leaderboard.js";
 import { LossFigure, MemoryFigure, ParetoFigure, Timeline } from "./plots.js";
 import { Sliders, useRanking } from "./sliders.js";
 import { Progress } from "./studies.js";
@@ -16,6 +17,8 @@ import { Failure, Heading, Loading, Moment, State } from "./ui.js";
 
 const GATHER_MS = 120;
 const REST_MS = 250;
+const LONGEST_MS = 3000;
+const RETRY_MS = 1000;
 const FINAL = ["succeeded", "failed", "cancelled"];
 const MOST_LINES = 200;
 
@@ -29,56 +32,43 @@ function useStudy(id) {
   useEffect(() => {
     const path = studyPath(id);
     const rows = new Map();
-    let [last, waiting, isGone] = [0, 0, false];
+    let [last, isGone] = [0, false];
     let stop = () => {};
-    let isAsking = false;
-    let isMore = false;
 
-    const readResults = async (/** @type {any} */ study) => {
+    const take = (/** @type {any} */ study, /** @type {any} */ board) => {
+      last = board.last_seq;
+      for (const row of rowsOf(board)) rows.set(row.id, row);
+      if (!isGone) set({ study, rows: [...rows.values()] });
+    };
+    // Apart from the rows: of a large study they take longer, and nobody is to wait for them to see a trial.
+    const results = gathered(0, async () => {
+      const study = await ask(path);
       const [standings, best] = await Promise.all([
         ask(`${path}/standings`),
         study.state === "succeeded" ? askIfThere(`${path}/recommendation`) : null,
       ]);
       if (!isGone) set({ standings, best });
-    };
-    const readChanges = async () => {
-      if (isAsking) return void (isMore = true);
-      isAsking = true;
-      try {
-        const [board, study] = await Promise.all([ask(`${path}/board?after=${last}`), ask(path)]);
-        if (isGone) return;
-        last = board.last_seq;
-        for (const row of board.rows) rows.set(row.id, row);
-        set({ study, rows: [...rows.values()] });
-        if (board.rows.length || FINAL.includes(study.state)) await readResults(study);
-      } catch {
-        isMore = true; // the stream says when the server is back
-      } finally {
-        isAsking = false;
-      }
-      if (isMore && !isGone) {
-        isMore = false;
-        waiting = setTimeout(readChanges, 1000);
-      }
-    };
+    });
+    const changes = gathered(GATHER_MS, async () => {
+      const [board, study] = await Promise.all([ask(`${path}/board?after=${last}`), ask(path)]);
+      take(study, board);
+      if (board.rows.length || FINAL.includes(study.state)) results.again();
+    });
     const onEvents = (/** @type {any[]} */ events) => {
       setView((/** @type {any} */ old) => ({ ...old, events: [...old.events, ...events].slice(-MOST_LINES) }));
-      clearTimeout(waiting);
-      waiting = setTimeout(readChanges, GATHER_MS);
+      changes.again();
     };
     const begin = async () => {
       try {
         const [study, board] = await Promise.all([ask(path), ask(`${path}/board`)]);
         if (isGone) return;
-        last = board.last_seq;
-        for (const row of board.rows) rows.set(row.id, row);
-        set({ study, rows: [...rows.values()] });
+        take(study, board);
         const history = await ask(`${path}/events?after=${Math.max(0, last - 50)}`);
         if (isGone) return;
         set({ events: history.events });
         if (FINAL.includes(study.state)) setLine("over");
         else stop = followStudy(id, Math.max(last, history.last_seq), onEvents, setLine);
-        await readResults(study);
+        results.again();
       } catch (failure) {
         if (!isGone) setError(failure);
       }
@@ -86,7 +76,8 @@ function useStudy(id) {
     begin();
     return () => {
       isGone = true;
-      clearTimeout(waiting);
+      changes.stop();
+      results.stop();
       stop();
     };
   }, [id]);
@@ -94,11 +85,39 @@ function useStudy(id) {
   return { ...view, error, line: study && FINAL.includes(study.state) ? "over" : line };
 }
 
-/** Plots follow a slider once it rests: the table follows at once. @param {any} value */
-function useSettled(value) {
+/** What is asked for again and again runs once at a time, and once more where it was asked for meanwhile. Tried again
+ * where it fails. @param {number} waitMs @param {() => Promise<void>} work */
+function gathered(waitMs, work) {
+  let [timer, isWorking, isWanted, isOver] = [0, false, false, false];
+  const again = (wait = waitMs) => {
+    isWanted = true;
+    if (!timer && !isWorking && !isOver) timer = setTimeout(run, wait);
+  };
+  const run = async () => {
+    [timer, isWorking, isWanted] = [0, true, false];
+    let wait = waitMs;
+    try {
+      await work();
+    } catch {
+      [isWanted, wait] = [true, RETRY_MS];
+    }
+    isWorking = false;
+    if (isWanted) again(wait);
+  };
+  return { again, stop: () => (clearTimeout(timer), (isOver = true)) };
+}
+
+/** A value once it rests: plots wait for a slider, which the table follows at once.
+ * @template T @param {T} value @param {number} [longestMs] after which it is taken all the same @returns {T} */
+function useSettled(value, longestMs = Infinity) {
   const [settled, setSettled] = useState(value);
+  const since = useRef(0);
   useEffect(() => {
-    const timer = setTimeout(() => setSettled(value), REST_MS);
+    const wait = Math.max(0, Math.min(REST_MS, since.current + longestMs - performance.now()));
+    const timer = setTimeout(() => {
+      since.current = performance.now();
+      setSettled(value);
+    }, wait);
     return () => clearTimeout(timer);
   }, [value]);
   return settled;
@@ -108,7 +127,7 @@ function useSettled(value) {
 export function StudyPage({ id, caller }) {
   const { study, rows, standings, best, events, error, line } = useStudy(decodeURIComponent(id));
   const ranking = useRanking(standings, best);
-  const settled = useSettled(ranking.places);
+  const settled = { rows: useSettled(rows, LONGEST_MS), places: useSettled(ranking.places) };
   const [opened, setOpened] = useState(/** @type {string | null} */ (null));
   const [chosen, setChosen] = useState(/** @type {string[]} */ ([]));
   const [isComparing, setComparing] = useState(false);
@@ -122,12 +141,23 @@ export function StudyPage({ id, caller }) {
     if (study) document.title = `${short(study.request.model)} on ${short(study.request.dataset)} – rankwise`;
   }, [study?.id]);
 
+  const recommended = best?.trial_id || null;
+  // Kept, so that a slider's move draws the table and nothing else.
+  const answer = useMemo(() => best && html`<${Answer} best=${best} rows=${byId} onOpen=${setOpened} />`, [best, byId]);
+  const figures = useMemo(
+    () => study && html`<${Figures} ...${{ ...settled, study, standings, recommended, events, onOpen: setOpened }} />`,
+    [settled.rows, settled.places, study, standings, recommended, events],
+  );
+  const rest = useMemo(
+    () => study && html`
+      ${best && html`<section class="card" aria-labelledby="files"><h2 id="files">Ready files</h2><${Exports} study=${study} best=${best} /></section>`}
+      ${study.facts && html`<section class="card" aria-labelledby="facts"><h2 id="facts">Model, data, device</h2><${Facts} study=${study} /></section>`}`,
+    [study, best],
+  );
+
   if (error) return html`<${Heading}>Study<//><${Failure} error=${error} again=${() => location.reload()} />`;
   if (!study) return html`<${Heading}>Study<//><${Loading} what="the study" />`;
-  const { request, facts } = study;
-  const recommended = best?.trial_id || null;
-  const shared = { rows, places: ranking.places, recommended, standings, onOpen: setOpened };
-  const drawn = { ...shared, places: settled };
+  const { request } = study;
   return html`
     <div class="title">
       <${Heading}>${short(request.model)} on ${short(request.dataset)}<//>
@@ -143,31 +173,36 @@ export function StudyPage({ id, caller }) {
     ${study.reason && study.state !== "succeeded" &&
     html`<div class="note failure"><strong>${sentence(study.reason)}</strong></div>`}
 
-    ${best && html`<${Answer} best=${best} rows=${byId} onOpen=${setOpened} />`}
+    ${answer}
     ${!best && ranking.places.length > 0 && html`<p class="note">Leading so far: trial ${ranking.places[0].number},${" "}
       ${byId.get(ranking.places[0].trial_id)?.adapter}. The study has not ended.</p>`}
 
     <section class="card" aria-labelledby="leaderboard"><h2 id="leaderboard">Leaderboard</h2>
       <${Sliders} standings=${standings} ranking=${ranking} recommended=${recommended} />
-      <${Leaderboard} ...${shared} study=${study} chosen=${chosen} onChoose=${toggle} />
+      <${Leaderboard} rows=${rows} places=${ranking.places} recommended=${recommended} study=${study}
+        chosen=${chosen} onChoose=${toggle} onOpen=${setOpened} />
       <p class="actions">
         <button type="button" disabled=${chosen.length !== 2} onClick=${() => setComparing(true)}>Compare the two chosen</button>
         <span class="muted" role="status">${chosen.length} of 2 chosen</span>
       </p>
     </section>
-    <div class="cards">
-      <section class="card" aria-labelledby="pareto"><h2 id="pareto">Speed, memory, quality</h2><${ParetoFigure} ...${drawn} /></section>
-      <section class="card" aria-labelledby="memory"><h2 id="memory">Memory, estimated and measured</h2><${MemoryFigure} ...${drawn} /></section>
-      <section class="card" aria-labelledby="losses"><h2 id="losses">Learning</h2><${LossFigure} ...${drawn} id=${study.id} /></section>
-      <section class="card" aria-labelledby="funnel"><h2 id="funnel">How candidates became few</h2><${Funnel} standings=${standings} /></section>
-      ${study.state === "running" && html`<${Timeline} />`}
-      <section class="card" aria-labelledby="history"><h2 id="history">What happened</h2><${History} events=${events} /></section>
-    </div>
-    ${best && html`<section class="card" aria-labelledby="files"><h2 id="files">Ready files</h2><${Exports} study=${study} best=${best} /></section>`}
-    ${facts && html`<section class="card" aria-labelledby="facts"><h2 id="facts">Model, data, device</h2><${Facts} study=${study} /></section>`}
+    ${figures} ${rest}
     ${opened && html`<${TrialDialog} study=${study} id=${opened} row=${byId.get(opened)} onClose=${() => setOpened(null)} />`}
     ${isComparing && html`<${Compare} study=${study} ids=${chosen} onClose=${() => setComparing(false)} />`}
   `;
+}
+
+/** The plots, and what is told beside them. @param {any} props */
+function Figures({ study, rows, places, standings, recommended, events, onOpen }) {
+  const shared = { rows, places, standings, recommended, onOpen };
+  return html`<div class="cards">
+    <section class="card" aria-labelledby="pareto"><h2 id="pareto">Speed, memory, quality</h2><${ParetoFigure} ...${shared} /></section>
+    <section class="card" aria-labelledby="memory"><h2 id="memory">Memory, estimated and measured</h2><${MemoryFigure} ...${shared} /></section>
+    <section class="card" aria-labelledby="losses"><h2 id="losses">Learning</h2><${LossFigure} ...${shared} id=${study.id} /></section>
+    <section class="card" aria-labelledby="funnel"><h2 id="funnel">How candidates became few</h2><${Funnel} standings=${standings} /></section>
+    ${study.state === "running" && html`<${Timeline} />`}
+    <section class="card" aria-labelledby="history"><h2 id="history">What happened</h2><${History} events=${events} /></section>
+  </div>`;
 }
 
 /** What is recommended, in figures and sentences. @param {{best: any, rows: Map<string, any>, onOpen: (id: string) => void}} props */

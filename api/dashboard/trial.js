@@ -3,7 +3,7 @@
 import { html } from "./vendor/htm-preact.js";
 import { ask, studyPath } from "./api.js";
 import { UNKNOWN, bytes, loss, seconds, sentence, speed, whole } from "./format.js";
-import { memoryOf, speedOf, unitOf } from "./leaderboard.js";
+import { memoryOf, speedOf, unitOf } from "./board.js";
 import { Files } from "./exports.js";
 import { Dialog, Failure, Loading, State, Table, useAnswer } from "./ui.js";
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 from ...optimizer.domain import (
     Objective,
-    Outcome,
-    Rung,
     Scoring,
-    TrialState,
     Weights,
 )
 from ...optimizer.overview import Stage
@@ -18,108 +16,90 @@ from ...store.figures import Figures
 from ..wording import describe_batch
 from .parts import Document, Part
 
-_MEASURED = (
-    "tokens_per_s",
-    "samples_per_s",
-    "tokens_per_s_rel_halfwidth",
-    "peak_tensor_bytes",
-    "peak_allocated_bytes",
-    "peak_reserved_bytes",
-    "peak_device_bytes",
-    "peak_process_bytes",
-    "trainable_params",
-    "heldout_loss",
-    "heldout_loss_se",
-    "metric_name",
-    "metric_value",
-    "own_metric",
-)
-_TOLD = (
-    "peak_tensor_bytes",
-    "peak_allocated_bytes",
-    "peak_reserved_bytes",
-    "peak_device_bytes",
-    "peak_process_bytes",
-    "tokens_per_s",
-)
-
-
 KEY_DIGITS = 16
 DIGITS = 6
 """Of figures: thousands of them are sent."""
+ROUGH_DIGITS = 4
+"""Of what is known less well: estimates, and how sure figures are."""
 
 
-class ToldFigures(Part):
-    """What a dry run told of a trial before it ran; as in an estimate."""
+class BoardColumn(StrEnum):
+    """What is told of each trial, by the names of a trial's document; null where it is not known."""
 
-    peak_tensor_bytes: int | None = None
-    peak_allocated_bytes: int | None = None
-    peak_reserved_bytes: int | None = None
-    peak_device_bytes: int | None = None
-    peak_process_bytes: int | None = None
-    tokens_per_s: float | None = None
-
-
-class BoardRow(Part):
-    """A trial in figures, as in a trial's document: rounded to six digits, unknown ones left out."""
-
-    id: str
-    number: int
-    rung: Rung
-    replicate: int
-    train_steps: int
-    state: TrialState
-    outcome: Outcome | None = None
-    reason: str | None = None
-    candidate_key: str | None = None
+    ID = "id"
+    NUMBER = "number"
+    RUNG = "rung"
+    REPLICATE = "replicate"
+    TRAIN_STEPS = "train_steps"
+    STATE = "state"
+    OUTCOME = "outcome"
+    REASON = "reason"
+    CANDIDATE_KEY = "candidate_key"
     """Of trainings: the beginning of the candidate's id, enough to tell those of a study apart."""
-    adapter: str
-    settings: str
+    ADAPTER = "adapter"
+    SETTINGS = "settings"
     """What surrounds the adapter."""
-    learning_rate: float
-    tokens_per_s: float | None = None
-    samples_per_s: float | None = None
-    tokens_per_s_rel_halfwidth: float | None = None
-    peak_tensor_bytes: int | None = None
-    peak_allocated_bytes: int | None = None
-    peak_reserved_bytes: int | None = None
-    peak_device_bytes: int | None = None
-    peak_process_bytes: int | None = None
-    trainable_params: int | None = None
-    heldout_loss: float | None = None
-    heldout_loss_se: float | None = None
-    metric_name: str | None = None
-    metric_value: float | None = None
-    own_metric: float | None = None
-    steps_recorded: int = 0
-    """Training losses that the trial's document has."""
-    disturbances: int = 0
-    told: ToldFigures | None = None
-    wall_s: float | None = None
+    LEARNING_RATE = "learning_rate"
+    WALL_S = "wall_s"
+    TOKENS_PER_S = "tokens_per_s"
+    SAMPLES_PER_S = "samples_per_s"
+    """Where no tokens are counted."""
+    PEAK_TENSOR_BYTES = "peak_tensor_bytes"
+    PEAK_ALLOCATED_BYTES = "peak_allocated_bytes"
+    PEAK_RESERVED_BYTES = "peak_reserved_bytes"
+    PEAK_DEVICE_BYTES = "peak_device_bytes"
+    PEAK_PROCESS_BYTES = "peak_process_bytes"
+    TRAINABLE_PARAMS = "trainable_params"
+    HELDOUT_LOSS = "heldout_loss"
+    METRIC_NAME = "metric_name"
+    METRIC_VALUE = "metric_value"
+    TOKENS_PER_S_REL_HALFWIDTH = "tokens_per_s_rel_halfwidth"
+    HELDOUT_LOSS_SE = "heldout_loss_se"
+    TOLD_TENSOR_BYTES = "told_tensor_bytes"
+    """What a dry run told before the trial ran, like those that follow."""
+    TOLD_ALLOCATED_BYTES = "told_allocated_bytes"
+    TOLD_RESERVED_BYTES = "told_reserved_bytes"
+    TOLD_DEVICE_BYTES = "told_device_bytes"
+    TOLD_PROCESS_BYTES = "told_process_bytes"
 
-    @classmethod
-    def of(cls, figures: Figures) -> BoardRow:
-        """The store's figures, by their names."""
-        candidate, measured, told = figures.candidate, figures.measured, figures.told
-        return cls(
-            id=figures.stamp.trial_id,
-            number=figures.number,
-            rung=figures.rung,
-            replicate=figures.replicate,
-            train_steps=figures.train_steps,
-            state=figures.stamp.state,
-            outcome=figures.outcome,
-            reason=figures.stamp.reason,
-            candidate_key=figures.candidate_id[:KEY_DIGITS] if figures.train_steps else None,
-            adapter=candidate.adapter.describe(),
-            settings=describe_batch(candidate),
-            learning_rate=candidate.learning_rate,
-            **{name: _shortened(measured.get(name)) for name in _MEASURED},
-            steps_recorded=len(measured.get("train_losses") or ()),
-            disturbances=len(measured.get("disturbances") or ()),
-            told=ToldFigures(**{name: _shortened(told.get(name)) for name in _TOLD}) if told else None,
-            wall_s=_shortened(figures.wall_s),
-        )
+
+def _between(first: BoardColumn, last: BoardColumn) -> tuple[BoardColumn, ...]:
+    names = tuple(BoardColumn)
+    return names[names.index(first) : names.index(last) + 1]
+
+
+_MEASURED = _between(BoardColumn.TOKENS_PER_S, BoardColumn.METRIC_VALUE)
+_SURENESS = _between(BoardColumn.TOKENS_PER_S_REL_HALFWIDTH, BoardColumn.HELDOUT_LOSS_SE)
+_TOLD = tuple(
+    name.replace("told_", "peak_")
+    for name in _between(BoardColumn.TOLD_TENSOR_BYTES, BoardColumn.TOLD_PROCESS_BYTES)
+)
+
+
+def board_row(figures: Figures) -> list[Any]:
+    """A trial's values in the order of :class:`BoardColumn`."""
+    candidate, measured, told = figures.candidate, figures.measured, figures.told
+    row = [
+        figures.stamp.trial_id,
+        figures.number,
+        figures.rung,
+        figures.replicate,
+        figures.train_steps,
+        figures.stamp.state,
+        figures.outcome,
+        figures.stamp.reason,
+        figures.candidate_id[:KEY_DIGITS] if figures.train_steps else None,
+        candidate.adapter.describe(),
+        describe_batch(candidate),
+        candidate.learning_rate,
+        _shortened(figures.wall_s),
+    ]
+    # Where tokens are counted, samples are not told: one speed is enough.
+    passed_over = BoardColumn.SAMPLES_PER_S if measured.get(BoardColumn.TOKENS_PER_S) else None
+    row += [None if name is passed_over else _shortened(measured.get(name)) for name in _MEASURED]
+    row += [_shortened(measured.get(name), ROUGH_DIGITS) for name in _SURENESS]
+    row += [_shortened(told.get(name), ROUGH_DIGITS) for name in _TOLD]
+    return row
 
 
 class BoardDocument(Document):
@@ -128,8 +108,10 @@ class BoardDocument(Document):
     study_id: str
     last_seq: int
     """Pass it as ``after`` to read what changes later."""
-    rows: tuple[BoardRow, ...]
-    """By number; with ``after`` only those of which an event tells."""
+    columns: tuple[BoardColumn, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+    """Of each trial a value for each column, figures to six digits. By number; with ``after`` only those of
+    which an event tells."""
 
 
 class StandingPlace(Part):
@@ -194,5 +176,7 @@ class StandingsDocument(Document):
     """Id of the trial that the study recommends."""
 
 
-def _shortened(value: Any) -> Any:
-    return type(value)(float(f"{value:.{DIGITS}g}")) if isinstance(value, float | int) else value
+def _shortened(value: Any, digits: int = DIGITS) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    return type(value)(float(f"{value:.{digits}g}"))

@@ -21,9 +21,9 @@ Opener = Callable[..., Watched]
 RERANK = """
 async ([path, weights, within]) => {
   const script = document.querySelector("script[type=module]").src;
-  const { rerank } = await import(new URL("rank.js", script).href);
-  const standings = await (await fetch(path)).json();
-  return rerank(standings.places, weights, within, standings).map((place) =>
+  const { prepared, rerank } = await import(new URL("rank.js", script).href);
+  const standings = prepared(await (await fetch(path)).json());
+  return rerank(standings, weights, within).map((place) =>
     [place.trial_id, place.score, place.is_as_good, place.tied_with_best]);
 }
 """

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from rankwise.api.app import create_app
 from rankwise.api.board import Boards
+from rankwise.api.response_schemas.board import BoardDocument
 from rankwise.api.settings import ServerSettings
 from rankwise.home import Home
 from rankwise.optimizer.domain import Outcome, Rung
@@ -35,7 +36,10 @@ def script(store: Store) -> StudyScript:
 
 
 def board(store: Store, script: StudyScript, boards: Boards | None = None, after: int = 0) -> dict[str, Any]:
-    return dict(json.loads((boards or Boards(store)).board(script.id, after=after)))
+    """With rows by the names of their columns."""
+    found = json.loads((boards or Boards(store)).board(script.id, after=after))
+    BoardDocument.model_validate(found)
+    return {**found, "rows": [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]}
 
 
 def test_rows_hold_what_trials_measured(store: Store, script: StudyScript) -> None:
@@ -51,7 +55,8 @@ def test_rows_hold_what_trials_measured(store: Store, script: StudyScript) -> No
     assert trained["adapter"] == LORA.adapter.describe()
     assert trained["candidate_key"] == LORA.id[:16]
     assert planned["state"] == "queued"
-    assert "tokens_per_s" not in planned  # unknown is left out, and never 0
+    assert planned["tokens_per_s"] is None  # unknown, and never 0
+    assert trained["told_device_bytes"] is None
 
 
 def test_only_what_changed_is_told_afterwards(store: Store, script: StudyScript) -> None:
@@ -74,14 +79,17 @@ def test_finished_trials_are_read_once(
 ) -> None:
     boards, read = Boards(store), []
     listing = store.list_figures
-    monkeypatch.setattr(
-        store, "list_figures", lambda study, ids: read.append(list(ids)) or listing(study, ids)
-    )
+    monkeypatch.setattr(store, "list_figures", lambda study, ids: read.append(ids) or listing(study, ids))
     script.begin()
     done = script.run(LORA, Rung.PROBE, PROBED)
     board(store, script, boards)
     board(store, script, boards)
-    assert read == [[done.id], []]
+    later = script.run(SLOWER, Rung.TRAIN, TRAINED)
+    board(store, script, boards)
+    assert read == [[done.id], [], [later.id]]
+    monkeypatch.setattr("rankwise.api.board.PAGE", 2)
+    assert len(board(store, script)["rows"]) == 2  # of so many all are read at once
+    assert read[-1] is None
 
 
 def test_standings_are_the_scorers(store: Store, script: StudyScript) -> None:
@@ -106,6 +114,20 @@ def test_a_finished_study_says_what_it_recommends(
     found = client.get(f"/v1/studies/{script.id}/standings").json()
     assert found["recommended"] == store.get_recommendation(script.id).trial_id
     assert [stage["name"] for stage in found["stages"]][-1] == "compared"
+
+
+def test_standings_that_took_long_are_shown_for_a_while_but_not_past_the_end(
+    store: Store, script: StudyScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boards, clock = Boards(store), iter(range(1000))
+    monkeypatch.setattr("rankwise.api.board.time.monotonic", lambda: float(next(clock)))
+    script.begin()
+    first = boards.standings(script.id)
+    trained = script.run(LORA, Rung.TRAIN, TRAINED)
+    assert boards.standings(script.id) == first
+    script.recommend(trained)
+    last = json.loads(boards.standings(script.id))
+    assert last["recommended"] == store.get_recommendation(script.id).trial_id
 
 
 def test_one_trial_is_read_by_its_study_and_id(store: Store, script: StudyScript, client: TestClient) -> None:
