@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pydantic_core
 
@@ -18,6 +19,7 @@ from ..optimizer.comparison import comparable_trials, memory_column
 from ..optimizer.domain import (
     OBJECTIVE_WEIGHTS,
     QUALITY_WITHIN,
+    SCHEMA_VERSION,
     Measurement,
     Study,
     StudyState,
@@ -31,7 +33,6 @@ from ..store import Store
 from ..store.figures import Stamp
 from .response_schemas.board import (
     BoardColumn,
-    BoardDocument,
     ObjectiveWeights,
     StandingPlace,
     StandingsDocument,
@@ -52,7 +53,7 @@ PAGE = 1000
 class _Kept:
     """Of one study."""
 
-    rows: dict[Stamp, bytes] = field(default_factory=dict)
+    rows: dict[Stamp, list[Any]] = field(default_factory=dict)
     standings: bytes = b""
     standings_seq: int = -1
     standings_until: float = 0.0
@@ -83,9 +84,15 @@ class Boards:
         if changed is not None:
             # What happened since they were read is told next time, when it is read again.
             last_seq = events[-1].seq if events else after
-        head = BoardDocument(study_id=study_id, last_seq=last_seq, columns=tuple(BoardColumn), rows=())
-        beginning = head.model_dump_json().removesuffix("]}").encode()
-        return beginning + b",".join(self._rows(study_id, stamps)) + b"]}"
+        rows = list(self._rows(study_id, stamps))
+        values = zip(*rows, strict=True) if rows else [()] * len(BoardColumn)
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "study_id": study_id,
+            "last_seq": last_seq,
+            "columns": dict(zip(BoardColumn, values, strict=True)),
+        }
+        return pydantic_core.to_json(document)
 
     def standings(self, study_id: str) -> bytes:
         """A :class:`StandingsDocument` as JSON, at times of a moment ago.
@@ -108,12 +115,12 @@ class Boards:
             kept.standings_until = now + pause_s
             return kept.standings
 
-    def _rows(self, study_id: str, stamps: Sequence[Stamp]) -> Iterator[bytes]:
+    def _rows(self, study_id: str, stamps: Sequence[Stamp]) -> Iterator[list[Any]]:
         kept = self._of(study_id)
         known = kept.rows
         missing = [stamp.trial_id for stamp in stamps if stamp not in known]
         fresh = {
-            figures.stamp: pydantic_core.to_json(board_row(figures))
+            figures.stamp: board_row(figures)
             for figures in self._store.list_figures(study_id, missing if len(missing) < PAGE else None)
         }
         if fresh:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,10 @@ FOLDER = Path(__file__).parent / "dashboard"
 PAGE = "index.html"
 VERSION = "{{version}}"
 """Stands in the page where the version of the files belongs."""
+MODULES = "{{modules}}"
+"""Stands in the page where the modules that it begins with belong."""
+FIRST = "app.js"
+IMPORT = re.compile(rb'^import [^"]*"\./([^"]+)";$', re.MULTILINE)
 
 MEDIA_TYPES: Mapping[str, str] = {
     ".css": "text/css; charset=utf-8",
@@ -56,10 +61,36 @@ class PageFiles:
         for name, content in found.items():
             digest.update(f"{name} {len(content)}\n".encode() + content)
         self.version = digest.hexdigest()[:16]
-        page = found.pop(PAGE).replace(VERSION.encode(), self.version.encode())
-        self.page = PageFile(PAGE, page)
+        self._page = found.pop(PAGE).decode()
+        self._pages: dict[str, PageFile] = {}
         self._files = {name: PageFile(name, content) for name, content in found.items()}
+
+    def page(self, module: str = FIRST) -> PageFile:
+        """The page, which lets the browser load at once all that this module and the first one import.
+
+        Else it would find them one after another, a round trip each time.
+        """
+        if module not in self._pages:
+            names = dict.fromkeys([*self._imported_by(FIRST), *self._imported_by(module), module])
+            links = [
+                f'<link rel="modulepreload" href="/login/files/{VERSION}/{name}">'
+                for name in names
+                if name != FIRST
+            ]
+            page = self._page.replace(MODULES, "\n".join(links)).replace(VERSION, self.version)
+            self._pages[module] = PageFile(PAGE, page.encode())
+        return self._pages[module]
 
     def find(self, name: str) -> PageFile | None:
         """The file of this name, relative to the folder; None where there is none."""
         return self._files.get(name)
+
+    def _imported_by(self, module: str) -> list[str]:
+        found: list[str] = []
+        left = [module]
+        while left:
+            file = self._files.get(left.pop())
+            imported = [match.decode() for match in IMPORT.findall(file.content)] if file else []
+            left += [name for name in imported if name not in found]
+            found += [name for name in imported if name not in found]
+        return found

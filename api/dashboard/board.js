@@ -3,11 +3,13 @@
 /** A trial in figures, by the names of a trial's document; null where something is not known.
  * @typedef {Record<string, any>} Row */
 
-/** @param {{columns: string[], rows: any[][]}} board @returns {Row[]} */
-export function rowsOf({ columns, rows }) {
-  return rows.map((values) => {
+/** @param {{columns: Record<string, any[]>}} board @returns {Row[]} */
+export function rowsOf({ columns }) {
+  const names = Object.keys(columns);
+  const values = Object.values(columns);
+  return columns.id.map((_, index) => {
     const row = /** @type {Row} */ ({});
-    for (let index = 0; index < columns.length; index += 1) row[columns[index]] = values[index];
+    for (let place = 0; place < names.length; place += 1) row[names[place]] = values[place][index];
     return row;
   });
 }

@@ -4,16 +4,32 @@ import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Table } from "./ui.js";
 
 const PATIENCE_MS = 1000;
+const HOLD_MS = 300;
+let heldUntil = 0;
+
+/** No plot is drawn for a moment: called while a slider moves. */
+export const holdPlots = () => void (heldUntil = performance.now() + HOLD_MS);
 
 /** Plots are drawn one after another when nothing else is to be done: tables and sliders go first.
  * @param {() => void} work @returns {() => void} takes it back */
-export function whenIdle(work) {
-  if (!("requestIdleCallback" in window)) {
-    const timer = setTimeout(work, 50);
-    return () => clearTimeout(timer);
-  }
-  const turn = requestIdleCallback(work, { timeout: PATIENCE_MS });
-  return () => cancelIdleCallback(turn);
+function whenIdle(work) {
+  let takeBack = () => {};
+  const look = () => {
+    const left = heldUntil - performance.now();
+    if (left > 0) wait(left);
+    else work();
+  };
+  const wait = (/** @type {number} */ ms) => {
+    if (ms || !("requestIdleCallback" in window)) {
+      const timer = setTimeout(look, ms || 50);
+      takeBack = () => clearTimeout(timer);
+    } else {
+      const turn = requestIdleCallback(look, { timeout: PATIENCE_MS });
+      takeBack = () => cancelIdleCallback(turn);
+    }
+  };
+  wait(0);
+  return () => takeBack();
 }
 
 /** @type {Promise<any> | null} */
@@ -63,6 +79,7 @@ export function shade(share) {
 export const ROOMY = {
   min: (/** @type {{min: number, max: number}} */ { min, max }) => rounded(Math.max(0, min - room(min, max)), Math.floor),
   max: (/** @type {{min: number, max: number}} */ { min, max }) => rounded(max + room(min, max), Math.ceil),
+  isRoomy: true,
 };
 const room = (/** @type {number} */ min, /** @type {number} */ max) => Math.max(0.08 * (max - min), 0.03 * Math.abs(max));
 /** To two digits, away from the points. @param {number} value @param {(value: number) => number} away */
@@ -80,7 +97,8 @@ export const axis = (colour, name, more) => ({
   nameGap: 30,
   scale: true,
   nameTextStyle: { color: colour.muted },
-  axisLabel: { color: colour.muted, hideOverlap: true },
+  // Ends with room around the points are no round numbers, and crowd their neighbours.
+  axisLabel: { color: colour.muted, hideOverlap: true, showMinLabel: !more?.isRoomy, showMaxLabel: !more?.isRoomy },
   axisLine: { show: true, lineStyle: { color: colour.edge } },
   splitLine: { lineStyle: { color: colour.line } },
   ...more,
@@ -100,7 +118,7 @@ export function tip(lines) {
 }
 
 /** A plot with its caption and the same as a table.
- * @param {{title: string, caption?: any, option: (colour: Record<string, string>) => any, inputs: any[], onPick?: (data: any) => void,
+ * @param {{title: string, caption?: any, option: (colour: Record<string, string>) => any, inputs: any[], onPick?: (event: any) => void,
  *   columns: {name: string, number?: boolean}[], table: () => any[][], low?: boolean, children?: any}} props */
 export function Plot({ title, caption, option, inputs, onPick, columns, table, low, children }) {
   const box = useRef(/** @type {any} */ (null));
@@ -125,14 +143,17 @@ export function Plot({ title, caption, option, inputs, onPick, columns, table, l
   useEffect(() => {
     let isGone = false;
     const redraw = () => draw.current();
-    const resize = new ResizeObserver(() => chart.current?.resize());
+    const resize = new ResizeObserver(([{ contentRect: now }]) => {
+      const { width, height } = now;
+      if (width !== chart.current.getWidth() || height !== chart.current.getHeight()) chart.current.resize();
+    });
     const dark = matchMedia("(prefers-color-scheme: dark)");
     const leave = whenIdle(() =>
       library().then(
         (echarts) => {
           if (isGone) return;
           chart.current = echarts.init(box.current, null, { renderer: "canvas" });
-          chart.current.on("click", (/** @type {any} */ event) => pick.current?.(event.data));
+          chart.current.on("click", (/** @type {any} */ event) => pick.current?.(event));
           resize.observe(box.current);
           redraw();
         },

@@ -10,6 +10,8 @@ import { front } from "./rank.js";
 const NORMAL_95 = 1.96;
 const MOST_CURVES = 6;
 const MOST_BARS = 8;
+const MOST_SINGLE = 500;
+const HOLLOW = "measured only";
 const SAMPLES = 200;
 const SAMPLE_MS = 3000;
 const STAR = "path://M0,-10 L2.9,-3.1 L10,-3.1 L4.3,1.5 L6.2,9 L0,4.6 L-6.2,9 L-4.3,1.5 L-10,-3.1 L-2.9,-3.1 Z";
@@ -74,20 +76,25 @@ export function ParetoFigure({ rows, places, recommended, onOpen }) {
     point.loss == null ? "not trained" : `held-out loss ${texts.loss(point)}`,
     point.place ? `rank ${point.place.rank}, score ${point.place.score.toFixed(1)}` : "not compared",
   ];
+  const hollow = drawn.filter((point) => /** @type {any} */ (point)[third] == null && point.row.id !== recommended);
+  /** What an event on the plot is about: thousands of hollow points are bare numbers there. */
+  const pointOf = (/** @type {any} */ { seriesName, dataIndex, data }) => (seriesName === HOLLOW ? hollow[dataIndex] : data?.point);
   const option = (/** @type {Record<string, string>} */ colour) => {
-    const data = (/** @type {(point: any) => boolean} */ fits) =>
-      drawn.filter(fits).map((point) => ({ value: [/** @type {any} */ (point)[x], /** @type {any} */ (point)[y]], point, itemStyle: { color: /** @type {any} */ (point)[third] == null ? "transparent" : colourOf(/** @type {any} */ (point)[third]) } }));
-    const isKnown = (/** @type {any} */ point) => point[third] != null && point.row.id !== recommended;
+    const place = (/** @type {any} */ point) => [point[x], point[y]];
+    const data = (/** @type {any[]} */ points, /** @type {(point: any) => any} */ styleOf) =>
+      points.map((point) => ({ value: place(point), point, itemStyle: styleOf(point) }));
+    const coloured = drawn.filter((point) => /** @type {any} */ (point)[third] != null && point.row.id !== recommended);
+    const star = drawn.filter((point) => point.row.id === recommended);
     return {
       grid: { left: 64, right: 16, top: 16, bottom: 52 },
-      tooltip: tooltip(colour, (params) => (params.data?.point ? tip(lines(params.data.point)) : "")),
+      tooltip: tooltip(colour, (params) => (pointOf(params) ? tip(lines(pointOf(params))) : "")),
       xAxis: axis(colour, /** @type {any} */ (names)[x], ROOMY),
       yAxis: axis(colour, /** @type {any} */ (names)[y], { ...ROOMY, nameGap: 46 }),
       series: [
         { name: "front", type: "line", data: best, showSymbol: false, silent: true, step: false, lineStyle: { color: colour.muted, type: "dashed", width: 1.5 }, z: 2 },
-        { name: "measured only", type: "scatter", data: data((point) => !isKnown(point) && point.row.id !== recommended).map((item) => ({ ...item, itemStyle: undefined })), symbolSize: 6, itemStyle: { color: "transparent", borderColor: colour.edge, borderWidth: 1 }, z: 1 },
-        { name: "compared", type: "scatter", data: data(isKnown), symbolSize: 11, itemStyle: { borderColor: colour.edge, borderWidth: 1 }, z: 3 },
-        { name: "recommended", type: "scatter", data: data((point) => point.row.id === recommended).map((item) => ({ ...item, itemStyle: { color: colour.accent, borderColor: colour.bg, borderWidth: 1 } })), symbol: STAR, symbolSize: 24, z: 4, label: { show: true, formatter: "recommended", position: "top", color: colour.ink, fontWeight: "bold", textBorderColor: colour.bg, textBorderWidth: 3 } },
+        { name: HOLLOW, type: "scatter", large: true, largeThreshold: MOST_SINGLE, data: hollow.map(place), symbolSize: 6, itemStyle: { color: "transparent", borderColor: colour.edge, borderWidth: 1 }, z: 1 },
+        { name: "compared", type: "scatter", data: data(coloured, (point) => ({ color: colourOf(point[third]) })), symbolSize: 11, itemStyle: { borderColor: colour.edge, borderWidth: 1 }, z: 3 },
+        { name: "recommended", type: "scatter", data: data(star, () => ({ color: colour.accent, borderColor: colour.bg, borderWidth: 1 })), symbol: STAR, symbolSize: 24, z: 4, label: { show: true, formatter: "recommended", position: "top", color: colour.ink, fontWeight: "bold", textBorderColor: colour.bg, textBorderWidth: 3 } },
       ],
     };
   };
@@ -96,7 +103,7 @@ export function ParetoFigure({ rows, places, recommended, onOpen }) {
   const caption = html`${x === "memory" && y === "speed" ? "Up and left is better." : y === "loss" && x === "memory" ? "Down and left is better." : "Down and right is better."}
     ${" "}The dashed line joins what nothing beats in both; ★ is recommended; hollow: ${third === "loss" ? "measured, not trained" : "not known"}. Axes do not begin at zero.`;
   return html`<${Plot} title=${`${drawn.length} configurations, ${view}`} caption=${caption} option=${option} inputs=${[drawn, view, recommended]}
-    onPick=${(/** @type {any} */ data) => data?.point && onOpen(data.point.row.id)}
+    onPick=${(/** @type {any} */ event) => pointOf(event) && onOpen(pointOf(event).row.id)}
     columns=${[{ name: "configuration" }, { name: unit, number: true }, { name: "memory", number: true }, { name: "held-out loss", number: true }]}
     table=${() => tabled(drawn).map((point) => [nameOf(point.row) + (point.row.id === recommended ? " (recommended)" : ""), speed(point.speed), texts.memory(point), texts.loss(point)])}>
     <div class="filters">
@@ -188,7 +195,7 @@ export function MemoryFigure({ rows, places, recommended, standings, onOpen }) {
     };
   };
   return html`<${Plot} title="Memory of the foremost trials, estimated and measured" option=${option} inputs=${[drawn, limit, deviceBytes, recommended]}
-    onPick=${(/** @type {any} */ data) => data?.row && onOpen(data.row.id)}
+    onPick=${(/** @type {any} */ { data }) => data?.row && onOpen(data.row.id)}
     caption=${html`Of each trial the upper, striped bar was told before, the lower one measured.${limit ? ` The line is the limit of ${bytes(limit)}.` : ""}${layers === HOST_LAYERS ? " On a processor, what the process took of the host's memory; only tensors can be told before." : ""}`}
     columns=${[{ name: "trial" }, { name: "estimated", number: true }, ...layers.map(([, name]) => ({ name: `measured: ${name}`, number: true })), { name: "measured", number: true }]}
     table=${() => [...drawn].reverse().map((row) => [nameOf(row), bytes(total(stacked(row, "told", layers))), ...stacked(row, "peak", layers).map((part) => bytes(part)), bytes(memoryOf(row))])}>
@@ -227,7 +234,7 @@ export function LossFigure({ rows, places, recommended, onOpen, id }) {
     series: isTraining ? trainingSeries(training, colour) : heldoutSeries(curves, colour, recommended),
   });
   return html`<${Plot} title=${isTraining ? "Training loss by step" : "Held-out loss by steps trained"} option=${option} inputs=${[curves, training, what, recommended]}
-    onPick=${(/** @type {any} */ data) => data?.row && onOpen(data.row.id)}
+    onPick=${(/** @type {any} */ { data }) => data?.row && onOpen(data.row.id)}
     caption=${isTraining ? "Smoothed over a twentieth of the steps; bands are 95 % intervals of that mean. Training losses score nothing: held-out rows do." : "Lower is better. Lines up and down are 95 % intervals over the rows that are held out. All were measured on the same rows, so differences are known better than these overlap."}
     columns=${[{ name: "candidate" }, { name: "steps", number: true }, { name: "held-out loss", number: true }, { name: "95 % interval", number: true }]}
     table=${() => curves.flatMap(({ row, points }) => points.map((point) => [nameOf(row), whole(point.step), loss(point.loss), point.half == null ? "–" : `${loss(point.loss - point.half)} … ${loss(point.loss + point.half)}`]))}>

@@ -1,6 +1,7 @@
 // Weights by hand: the compared candidates are ranked anew at once, without any trial.
 
 import { html, useEffect, useMemo, useState } from "./vendor/htm-preact.js";
+import { holdPlots } from "./charts.js";
 import { asTold, prepared, rerank } from "./rank.js";
 
 const PARTS = /** @type {const} */ (["speed", "memory", "quality"]);
@@ -31,8 +32,10 @@ export function Sliders({ standings, ranking, recommended }) {
     return html`<p class="muted">This study was ranked by the first design's formula, whose weights are fixed.</p>`;
   }
   const measured = places[0].standing.parts;
-  const set = (/** @type {string} */ part, /** @type {number} */ value) =>
+  const set = (/** @type {string} */ part, /** @type {number} */ value) => {
+    holdPlots();
     setChoice({ name: OWN, weights: { ...now.weights, [part]: value }, within: 0 });
+  };
   const choose = (/** @type {string} */ name) => {
     const objective = standings.objectives.find((/** @type {any} */ each) => each.name === name);
     setChoice(objective ? { name, weights: objective.weights, within: objective.lets_pass } : null);

@@ -52,7 +52,7 @@ function useStudy(id) {
     const changes = gathered(GATHER_MS, async () => {
       const [board, study] = await Promise.all([ask(`${path}/board?after=${last}`), ask(path)]);
       take(study, board);
-      if (board.rows.length || FINAL.includes(study.state)) results.again();
+      if (board.columns.id.length || FINAL.includes(study.state)) results.again();
     });
     const onEvents = (/** @type {any[]} */ events) => {
       setView((/** @type {any} */ old) => ({ ...old, events: [...old.events, ...events].slice(-MOST_LINES) }));

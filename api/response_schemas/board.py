@@ -108,10 +108,9 @@ class BoardDocument(Document):
     study_id: str
     last_seq: int
     """Pass it as ``after`` to read what changes later."""
-    columns: tuple[BoardColumn, ...]
-    rows: tuple[tuple[str | float | None, ...], ...]
-    """Of each trial a value for each column, figures to six digits. By number; with ``after`` only those of
-    which an event tells."""
+    columns: Mapping[BoardColumn, tuple[str | float | None, ...]]
+    """Of each column a value for every trial, figures to six digits. Trials stand by number; with ``after``
+    there are only those of which an event tells."""
 
 
 class StandingPlace(Part):

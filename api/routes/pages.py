@@ -19,6 +19,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
     )
 )
 """Nothing inline, no ``eval``, no other host."""
+PAGE_HEADERS = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
 FOR_GOOD = "public, max-age=31536000, immutable"
 FILES = "/login/files"
 """Below the login page, so that they are served to those who have not logged in yet."""
@@ -31,11 +32,15 @@ router = APIRouter(include_in_schema=False)
 @router.get("/new")
 @router.get("/devices")
 @router.get("/estimate")
-@router.get("/studies/{study_id}")
 async def read_page(request: Request) -> Response:
     """The page; its own script looks at the address."""
-    headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
-    return _sent(_files(request).page, request, headers)
+    return _sent(_files(request).page(), request, dict(PAGE_HEADERS))
+
+
+@router.get("/studies/{study_id}")
+async def read_study_page(request: Request) -> Response:
+    """The same, with what is to be loaded for a study."""
+    return _sent(_files(request).page("study.js"), request, dict(PAGE_HEADERS))
 
 
 @router.get(FILES + "/{version}/{name:path}")

@@ -36,10 +36,11 @@ def script(store: Store) -> StudyScript:
 
 
 def board(store: Store, script: StudyScript, boards: Boards | None = None, after: int = 0) -> dict[str, Any]:
-    """With rows by the names of their columns."""
+    """With a row for each trial."""
     found = json.loads((boards or Boards(store)).board(script.id, after=after))
     BoardDocument.model_validate(found)
-    return {**found, "rows": [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]}
+    names, values = found["columns"].keys(), found["columns"].values()
+    return {**found, "rows": [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]}
 
 
 def test_rows_hold_what_trials_measured(store: Store, script: StudyScript) -> None:
@@ -161,4 +162,4 @@ def test_long_answers_are_compressed(store: Store, script: StudyScript, client: 
         script.run(script.candidate(learning_rate=rate * 1e-5), Rung.TRAIN, TRAINED)
     answer = client.get(f"/v1/studies/{script.id}/board", headers={"Accept-Encoding": "gzip"})
     assert answer.headers["Content-Encoding"] == "gzip"
-    assert len(answer.json()["rows"]) == 11
+    assert len(answer.json()["columns"]["id"]) == 11
