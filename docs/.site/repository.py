@@ -1,7 +1,7 @@
 """What the site takes from the repository beside docs/, and what becomes of links that leave docs/.
 
-MkDocs calls the two functions with ``on_`` (``hooks`` in mkdocs.yml). README.md, CONTRIBUTING.md and
-CHANGELOG.md are pages of the site without being copied. A link to another file of the repository goes to
+MkDocs calls the two functions with ``on_`` (``hooks`` in mkdocs.yml). CONTRIBUTING.md and CHANGELOG.md
+are pages of the site without being copied. A link to another file of the repository goes to
 where it is published; one to nothing is a warning, which ends a strict build.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 REPOSITORY = Path(__file__).parents[2]
-TAKEN_IN = {"manual.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+TAKEN_IN = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Page of the site → file of the repository."""
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))")

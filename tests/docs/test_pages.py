@@ -18,6 +18,10 @@ OTHERS = {"--no-deps", "--requeue", "--signal"}
 """Options of other programs that pages speak of."""
 
 
+NOT_ON_THE_SITE = [page for page in (*PAGES, "SECURITY.md") if not page.startswith("docs/")]
+LINK = re.compile(r"\]\((?!\w+:|#)(?P<target>[^)\s#]+)")
+
+
 def named(blocks: list[Block]) -> list[object]:
     return [pytest.param(block, id=block.place) for block in blocks]
 
@@ -31,6 +35,14 @@ def test_a_block_names_its_language(block: Block) -> None:
         )
     if "skip" in block.directives:
         assert len(block.directives["skip"].split()) > 1, "say why"
+
+
+@pytest.mark.parametrize("page", NOT_ON_THE_SITE)
+def test_links_lead_somewhere(page: str) -> None:
+    """Of pages that are read in the repository; a strict build checks those of the site."""
+    folder = (REPOSITORY / page).parent
+    targets = [found["target"] for found in LINK.finditer((REPOSITORY / page).read_text(encoding="utf-8"))]
+    assert [target for target in targets if not (folder / target).exists()] == []
 
 
 @pytest.mark.parametrize("block", named([block for block in BLOCKS if block.is_shell]))
