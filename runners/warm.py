@@ -91,9 +91,20 @@ def import_for_children(names: Iterable[str]) -> None:
     gc.disable()  # imports make hardly any garbage, and a sixth of their time went on looking for it
     for name in names:
         importlib.import_module(name)
+    fill_caches()
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def fill_caches() -> None:
+    """Have transformers (5.23) work out what it keeps from the first model that it builds.
+
+    That is how names in weight files are translated: a thousand regular expressions.
+    """
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("")
 
 
 def has_cuda_driver() -> bool:

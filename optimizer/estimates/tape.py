@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from itertools import accumulate, groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from .allocator import rounded
 
@@ -74,6 +74,10 @@ class Event(NamedTuple):
     phase: Phase
     place: Place | None = None
     """None where the event belongs to no layer."""
+
+
+_Segment: TypeAlias = tuple[Place | None, list[Event]]
+"""Events that follow one another in one layer of a stack; outside of it: None."""
 
 
 @dataclass(slots=True)
@@ -152,6 +156,34 @@ def _with_owners(events: Sequence[Event]) -> Iterator[Event]:
         last = own[-1].place
 
 
+def _uninterrupted(segments: Sequence[_Segment]) -> list[_Segment]:
+    """Those joined in which one layer allocates, before and after blocks of another are freed.
+
+    An optimizer that goes from parameter to parameter drops what it made for a layer's last when it has begun
+    with the next layer's first.
+    """
+    joined: list[_Segment] = []
+    for number, segment in enumerate(segments):
+        if joined and (
+            segment[0] == joined[-1][0] or _interrupts(segment, joined[-1], segments[number + 1 : number + 2])
+        ):
+            joined[-1][1].extend(segment[1])
+        else:
+            joined.append(segment)
+    return joined
+
+
+def _interrupts(segment: _Segment, before: _Segment, following: Sequence[_Segment]) -> bool:
+    """Only frees, in a layer, between two segments of another one that allocate."""
+    if segment[0] is None or before[0] is None or not following or following[0][0] != before[0]:
+        return False
+    return not _allocates(segment) and _allocates(before) and _allocates(following[0])
+
+
+def _allocates(segment: _Segment) -> bool:
+    return any(event.size_bytes for event in segment[1])
+
+
 class _Stretching:
     """One stack of one tape being stretched."""
 
@@ -170,7 +202,9 @@ class _Stretching:
 
     def result(self) -> Tape:
         """The stretched tape."""
-        segments = [(place, list(own)) for place, own in groupby(self.tape.events, key=self._own)]
+        segments = _uninterrupted(
+            [(place, list(own)) for place, own in groupby(self.tape.events, key=self._own)]
+        )
         events: list[Event] = []
         at = 0
         while at < len(segments):

@@ -27,6 +27,7 @@ from ..spreading import (
     base_optimizer,
     build_device,
     gathers_weights,
+    is_spread,
     make_accelerator,
     whole_parameters,
 )
@@ -52,6 +53,8 @@ class Session:
     @property
     def bare_model(self) -> Any:
         """The model without what accelerate put around it."""
+        if not is_spread(self.candidate["level"]):
+            return self.model  # nothing is around it; asked, accelerate (1.15) would import DeepSpeed
         return self.accelerator.unwrap_model(self.model)
 
     @property

@@ -47,6 +47,17 @@ print(before, "peft" in sys.modules, "transformers.optimization" in sys.modules)
     assert done.stdout == "False True True\n"
 
 
+def test_children_find_the_translations_of_weight_names_made() -> None:
+    source = """
+from rankwise.runners import warm
+warm.preload(("trial",), cuda_driver=True)
+from transformers import conversion_mapping
+print(bool(conversion_mapping._checkpoint_conversion_mapping_cache))
+"""
+    done = run_with_fake_cuda(source)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_the_fake_catches_what_touches_cuda() -> None:
     """peft is why less is preloaded on a machine with CUDA."""
     assert run_with_fake_cuda("import peft").returncode == CUDA_INITIALISED

@@ -134,3 +134,13 @@ def test_memory_peaks_in_the_second_micro_batch(open_llama: Open) -> None:
     one, two, four = (peak_tensor_bytes(session, rows[:count]) for count in (2, 4, 8))
     assert two > one
     assert four - two < 0.01 * two
+
+
+def test_one_process_asks_nobody_for_the_model_without_wrappers(
+    open_llama: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate would import DeepSpeed for it, which takes half a second in each trial."""
+    session = open_llama()
+    monkeypatch.setattr(session.accelerator, "unwrap_model", None)
+    assert session.bare_model is session.model
+    assert session.has_adapter
