@@ -5,7 +5,7 @@ Knows nothing of secrets (``credentials.py``) or of how a request is refused (``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
@@ -48,7 +48,7 @@ def least_role(method: str, path: str) -> Role:
     return Role.READER if method in SAFE_METHODS or path == SESSION_PATH else Role.SUBMITTER
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """Who asks. On open paths too, if they said so."""
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is None:
@@ -72,9 +72,9 @@ def require_owner(caller: Caller, owner: str | None, what: str) -> None:
         raise HTTPException(403, f"{what} belongs to {whose}, and {refusal(caller, Role.ADMIN, 'this')}")
 
 
-def _at_least(role: Role) -> Callable[[Request], Caller]:
-    def check(request: Request) -> Caller:
-        caller = caller_of(request)
+def _at_least(role: Role) -> Callable[[Request], Awaitable[Caller]]:
+    async def check(request: Request) -> Caller:
+        caller = await caller_of(request)
         if not caller.role.includes(role):
             raise HTTPException(403, refusal(caller, role, f"{request.method} {request.url.path}"))
         return caller

@@ -7,6 +7,7 @@ wants.
 from __future__ import annotations
 
 import asyncio
+import socket
 from http import HTTPStatus
 
 import h11
@@ -29,6 +30,10 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
+        # asyncio sets this only on sockets that were made with their protocol's number, which few are.
+        # Without it, the end of a short answer waits until its head is acknowledged: 40 ms on Linux.
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
         self._wait()
 

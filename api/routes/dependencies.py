@@ -1,4 +1,7 @@
-"""What routes are given: store, settings, inquiries and supervision. Knows nothing of what bodies mean."""
+"""What routes are given: store, settings, inquiries and supervision. Knows nothing of what bodies mean.
+
+All are coroutines: FastAPI calls any other function in a thread, which takes longer than they do.
+"""
 
 from __future__ import annotations
 
@@ -16,47 +19,47 @@ from ..supervision import Supervision
 from ..uploads import UploadFolder
 
 
-def _store(request: Request) -> Store:
+async def _store(request: Request) -> Store:
     store: Store = request.app.state.store
     return store
 
 
-def _settings(request: Request) -> ServerSettings:
+async def _settings(request: Request) -> ServerSettings:
     settings: ServerSettings = request.app.state.settings
     return settings
 
 
-def _supervision(request: Request) -> Supervision | None:
+async def _supervision(request: Request) -> Supervision | None:
     supervision: Supervision | None = request.app.state.supervision
     return supervision
 
 
-def _inquiries(request: Request) -> Inquiries:
+async def _inquiries(request: Request) -> Inquiries:
     inquiries: Inquiries = request.app.state.inquiries
     return inquiries
 
 
-def _lookout(request: Request) -> Lookout:
+async def _lookout(request: Request) -> Lookout:
     lookout: Lookout = request.app.state.lookout
     return lookout
 
 
-def _credentials(request: Request) -> Credentials:
+async def _credentials(request: Request) -> Credentials:
     credentials: Credentials = request.app.state.credentials
     return credentials
 
 
-def _leaderboards(request: Request) -> Leaderboards:
+async def _leaderboards(request: Request) -> Leaderboards:
     leaderboards: Leaderboards = request.app.state.leaderboards
     return leaderboards
 
 
-def _uploads(request: Request) -> UploadFolder:
+async def _uploads(request: Request) -> UploadFolder:
     uploads: UploadFolder = request.app.state.uploads
     return uploads
 
 
-def require_json(request: Request) -> None:
+async def require_json(request: Request) -> None:
     """Tell a forgotten ``-H 'Content-Type: application/json'`` from a body that is wrong."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":

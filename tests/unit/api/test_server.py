@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import socket
 import threading
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 
 import httpx
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 
 from rankwise.api.app import create_app
 from rankwise.api.server import Server
@@ -44,3 +47,31 @@ def test_an_open_stream_tells_what_happens_and_ends_whole_when_the_server_is_tol
         server.should_exit = True
         for _ in lines:  # raises where the connection is cut off in the middle of an answer
             pass
+
+
+def test_the_end_of_an_answer_does_not_wait_for_its_head_to_be_acknowledged(home: Home) -> None:
+    app = create_app(ServerSettings(home=home), supervise=False)
+    with served(app) as (server, url), httpx.Client() as client:
+        client.get(f"{url}/healthz").raise_for_status()
+        (connection,) = server.server_state.connections
+        accepted: socket.socket = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_what_routes_are_given_costs_no_thread(home: Home) -> None:
+    app = create_app(ServerSettings(home=home), supervise=False)
+    given = {
+        dependency.call
+        for included in app.router.routes
+        for route in getattr(getattr(included, "original_router", None), "routes", ())
+        if isinstance(route, APIRoute)
+        for dependency in _all_of(route.dependant)
+    }
+    assert len(given) > 8
+    assert [call for call in given if not inspect.iscoroutinefunction(call)] == []
+
+
+def _all_of(dependant: Dependant) -> Iterator[Dependant]:
+    for dependency in dependant.dependencies:
+        yield dependency
+        yield from _all_of(dependency)
