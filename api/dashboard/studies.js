@@ -4,17 +4,23 @@ import { html, useCallback, useEffect, useMemo, useState } from "./vendor/htm-pr
 import { ask } from "./api.js";
 import { UNKNOWN, count, seconds, short, whole } from "./format.js";
 import { followStudies } from "./live.js";
-import { Empty, Failure, Heading, Loading, Moment, State, useAnswer } from "./ui.js";
+import { Empty, Failure, Heading, Loading, Moment, State, useAnswer, useSettled } from "./ui.js";
 
+const PAGE = 100;
+const TYPING_MS = 250;
 const STATES = ["queued", "running", "succeeded", "failed", "cancelled"];
 
 export function Studies() {
   const [query, setQuery] = useState(new URLSearchParams(location.search).get("q") || "");
   const [state, setState] = useState("");
-  const [more, setMore] = useState(/** @type {any[]} */ ([]));
-  const [next, setNext] = useState(/** @type {string | null | undefined} */ (undefined));
-  const load = useCallback(() => ask(`/v1/studies?limit=100${state && `&state=${state}`}`), [state]);
-  const { data, error, isLoading, again } = useAnswer(load, [state]);
+  const [older, setOlder] = useState(/** @type {{studies: any[], next: string | null} | null} */ (null));
+  const [failure, setFailure] = useState(/** @type {any} */ (null));
+  const wanted = useSettled(query.trim(), TYPING_MS);
+  const load = useCallback(() => {
+    const asked = new URLSearchParams({ limit: String(PAGE), ...(wanted && { q: wanted }), ...(state && { state }) });
+    return ask(`/v1/studies?${asked}`);
+  }, [wanted, state]);
+  const { data, error, isLoading, again } = useAnswer(load, [wanted, state]);
 
   useEffect(() => {
     let waiting = 0;
@@ -24,25 +30,25 @@ export function Studies() {
     const stop = followStudies(soon, () => {}, soon);
     return () => (clearTimeout(waiting), stop());
   }, [again]);
-  useEffect(() => (setMore([]), setNext(undefined)), [state]);
+  useEffect(() => {
+    setOlder(null);
+    history.replaceState(null, "", wanted ? `/?q=${encodeURIComponent(wanted)}` : "/");
+  }, [wanted, state]);
 
   const all = useMemo(() => {
     const first = data?.studies || [];
     const known = new Set(first.map((/** @type {any} */ study) => study.id));
-    return [...first, ...more.filter((study) => !known.has(study.id))];
-  }, [data, more]);
-  const shown = useMemo(() => {
-    const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-    return all.filter((study) => {
-      const text = textOf(study);
-      return words.every((word) => text.includes(word));
-    });
-  }, [all, query]);
-  const older = next === undefined ? data?.next : next;
+    return [...first, ...(older?.studies || []).filter((study) => !known.has(study.id))];
+  }, [data, older]);
+  const next = older ? older.next : data?.next;
   const readOn = async () => {
-    const page = await ask(older);
-    setMore((old) => [...old, ...page.studies]);
-    setNext(page.next);
+    setFailure(null);
+    try {
+      const page = await ask(next);
+      setOlder({ studies: [...(older?.studies || []), ...page.studies], next: page.next });
+    } catch (problem) {
+      setFailure(problem);
+    }
   };
 
   return html`
@@ -53,7 +59,7 @@ export function Studies() {
     <div class="filters" role="search">
       <div class="field wide">
         <label for="q">Search</label>
-        <input id="q" type="search" value=${query} placeholder="model, dataset, owner, device, id …"
+        <input id="q" type="search" value=${query} placeholder="model, dataset, beginning of an id …" maxlength="200"
           onInput=${(/** @type {any} */ event) => setQuery(event.currentTarget.value)} />
       </div>
       <div class="field">
@@ -66,26 +72,20 @@ export function Studies() {
     </div>
     ${error && html`<${Failure} error=${error} again=${again} />`}
     ${isLoading && !all.length && html`<${Loading} what="studies" />`}
-    ${!isLoading && !error && !all.length && html`<${None} isFiltered=${Boolean(state)} />`}
+    ${!isLoading && !error && !all.length && html`<${None} isFiltered=${Boolean(state || wanted)} />`}
     ${all.length > 0 &&
-    html`<p class="muted" role="status">${count(shown.length, "study").replace("studys", "studies")}${older ? ", and older ones" : ""}</p>
+    html`<p class="muted" role="status">${count(all.length, "study").replace("studys", "studies")}${next ? ", and older ones" : ""}</p>
       <ul class="studies">
-        ${shown.map((study) => html`<${Card} key=${study.id} study=${study} />`)}
+        ${all.map((study) => html`<${Card} key=${study.id} study=${study} />`)}
       </ul>`}
-    ${older && html`<button type="button" onClick=${readOn}>Show older ones</button>`}
+    ${failure && html`<${Failure} error=${failure} />`}
+    ${next && html`<p class="actions"><button type="button" onClick=${readOn}>Show older ones</button></p>`}
   `;
-}
-
-/** @param {any} study */
-function textOf(study) {
-  const { request, facts } = study;
-  const parts = [request.model, request.dataset, study.owner, study.id, study.state, ...(facts?.devices || [])];
-  return parts.filter(Boolean).join(" ").toLowerCase();
 }
 
 /** @param {{isFiltered: boolean}} props */
 function None({ isFiltered }) {
-  if (isFiltered) return html`<${Empty} title="No study is in this state" />`;
+  if (isFiltered) return html`<${Empty} title="No study is like that" />`;
   return html`<${Empty} title="No studies yet">
     <p>A study answers which fine-tuning configuration to run for a model, a dataset and this machine.</p>
     <p><a class="button primary" href="/new">Start the first one</a></p>

@@ -13,7 +13,7 @@ import { LossFigure, MemoryFigure, ParetoFigure, Timeline } from "./plots.js";
 import { Sliders, useRanking } from "./sliders.js";
 import { Progress } from "./studies.js";
 import { TrialDialog } from "./trial.js";
-import { Failure, Heading, Loading, Moment, State } from "./ui.js";
+import { Failure, Heading, Loading, Moment, State, useSettled } from "./ui.js";
 
 const GATHER_MS = 120;
 const REST_MS = 250;
@@ -107,27 +107,12 @@ function gathered(waitMs, work) {
   return { again, stop: () => (clearTimeout(timer), (isOver = true)) };
 }
 
-/** A value once it rests: plots wait for a slider, which the table follows at once.
- * @template T @param {T} value @param {number} [longestMs] after which it is taken all the same @returns {T} */
-function useSettled(value, longestMs = Infinity) {
-  const [settled, setSettled] = useState(value);
-  const since = useRef(0);
-  useEffect(() => {
-    const wait = Math.max(0, Math.min(REST_MS, since.current + longestMs - performance.now()));
-    const timer = setTimeout(() => {
-      since.current = performance.now();
-      setSettled(value);
-    }, wait);
-    return () => clearTimeout(timer);
-  }, [value]);
-  return settled;
-}
-
 /** @param {{id: string, caller: any}} props */
 export function StudyPage({ id, caller }) {
   const { study, rows, standings, best, events, error, line } = useStudy(decodeURIComponent(id));
   const ranking = useRanking(standings, best);
-  const settled = { rows: useSettled(rows, LONGEST_MS), places: useSettled(ranking.places) };
+  // Plots wait for a slider to rest, which the table follows at once.
+  const settled = { rows: useSettled(rows, REST_MS, LONGEST_MS), places: useSettled(ranking.places, REST_MS) };
   const [opened, setOpened] = useState(/** @type {string | null} */ (null));
   const [chosen, setChosen] = useState(/** @type {string[]} */ ([]));
   const [isComparing, setComparing] = useState(false);

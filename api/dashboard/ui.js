@@ -31,6 +31,22 @@ export function useAnswer(load, inputs) {
   return { ...answer, again };
 }
 
+/** A value once it rests. @template T @param {T} value @param {number} restMs
+ * @param {number} [longestMs] after which it is taken all the same @returns {T} */
+export function useSettled(value, restMs, longestMs = Infinity) {
+  const [settled, setSettled] = useState(value);
+  const since = useRef(0);
+  useEffect(() => {
+    const wait = Math.max(0, Math.min(restMs, since.current + longestMs - performance.now()));
+    const timer = setTimeout(() => {
+      since.current = performance.now();
+      setSettled(value);
+    }, wait);
+    return () => clearTimeout(timer);
+  }, [value]);
+  return settled;
+}
+
 /** @param {{error: any, again?: () => void}} props */
 export function Failure({ error, again }) {
   const step = error instanceof Problem ? error.nextStep : "";

@@ -26,16 +26,31 @@ def cards(page: Any) -> Any:
 
 def test_studies_are_searched_and_filtered(open_page: Opener, world: World) -> None:
     page = open_page(world.url).open("/", "Studies")
-    cards(page).first.wait_for()
-    assert cards(page).count() == 4
-    page.get_by_label("Search").fill(f"llama {world.ids['running']}")
-    assert cards(page).count() == 1
+    cards(page).nth(3).wait_for()
+    page.get_by_label("Search").fill(world.ids["running"][:20])
+    page.get_by_text("1 study").wait_for()
     assert "running" in cards(page).inner_text()
+    page.get_by_label("Search").fill("no such model")
+    page.get_by_text("No study is like that").wait_for()
+    assert page.url.endswith("/?q=no%20such%20model")
     page.get_by_label("Search").fill("")
     page.get_by_label("State").select_option("succeeded")
     page.get_by_text("2 studies").wait_for()
     page.get_by_label("State").select_option("queued")
-    page.get_by_text("No study is in this state").wait_for()
+    page.get_by_text("No study is like that").wait_for()
+
+
+def test_older_studies_are_shown_when_they_are_asked_for(open_page: Opener, world: World) -> None:
+    watched = open_page(world.url)
+    watched.page.route(
+        "**/v1/studies?limit=100*", lambda route: route.continue_(url=route.request.url.replace("100", "2"))
+    )
+    page = watched.open("/", "Studies")
+    page.get_by_text("2 studies, and older ones").wait_for()
+    page.get_by_role("button", name="Show older ones").click()
+    cards(page).nth(3).wait_for()
+    names = page.locator(".studies a").evaluate_all("links => links.map((link) => link.href)")
+    assert len(set(names)) == len(names)
 
 
 def test_what_strangers_named_stays_text(open_page: Opener, world: World) -> None:
