@@ -90,6 +90,8 @@ class EstimateOptions(TypedDict, total=False):
     gpu: str | None
     memory_limit: str | int | None
     which_gpu: bool
+    every_gpu: bool
+    largest: bool
     tokens: int | None
     epochs: float
 
@@ -104,8 +106,17 @@ class Question:
     gpu: Gpu | None = None
     limit_bytes: int | None = None
     which_gpu: bool = False
+    every_gpu: bool = False
+    """Judge the GPUs of the catalogue beside what was asked about."""
+    largest: bool = True
+    """Look for the largest batch and the longest rows, which takes several times as long."""
     tokens: int | None = None
     """That the training goes through, all epochs together."""
+
+    @property
+    def looks_at_gpus(self) -> bool:
+        """More than the named one of the catalogue's."""
+        return self.which_gpu or self.every_gpu
 
 
 Ask = Callable[[Sequence[Terms], int | None], Estimation]
@@ -179,6 +190,8 @@ def read_question(
         gpu=values.get("gpu"),
         limit_bytes=values.get("memory_limit"),
         which_gpu=values.get("which_gpu", False),
+        every_gpu=values.get("every_gpu", False),
+        largest=values.get("largest", True),
         tokens=None if tokens is None else round(tokens * values.get("epochs", 1.0)),
     )
 
@@ -193,6 +206,12 @@ def _target_problems(options: EstimateOptions) -> Iterator[RequestProblem]:
     if which_gpu and gpu is not None:
         yield problem(
             "which_gpu", "the smallest GPU was asked for, and one was named", "leave one of them out"
+        )
+    if which_gpu and (options.get("every_gpu") or not options.get("largest", True)):
+        yield problem(
+            "which_gpu",
+            "the smallest GPU is looked for with its largest batch, and without the others",
+            "ask for every_gpu, or for largest: false, without it",
         )
     if which_gpu and options.get("memory_limit") is not None:
         yield problem(
@@ -232,19 +251,18 @@ def answer(question: Question, ask: Ask, trials_on: TrialsOn = no_trials) -> Est
         RunnerError: the job could not be run.
     """
     started_s = time.perf_counter()
-    left_out: tuple[str, ...] = ()
-    if question.which_gpu:
-        usable, left_out = _usable_gpus(question.settings)
-        gpus: list[Gpu | None] = [*usable]
-    else:
-        gpus = [question.gpu]
-    learnt = [Learnt() if gpu is None else learnt_from(trials_on(gpu.name), gpu) for gpu in gpus]
-    targets = [_target(question, gpu, own) for gpu, own in zip(gpus, learnt, strict=True)]
-    found = ask([_terms(target) for target in targets], CHOICES if question.which_gpu else None)
-    judged = [
-        _Judged(question, target, own, prediction, found.model.image_shape)
-        for target, own, prediction in zip(targets, learnt, found.predictions, strict=False)
-    ]
+    usable, left_out = _usable_gpus(question.settings) if question.looks_at_gpus else ([], ())
+    asked = usable if question.which_gpu else [question.gpu]
+    of_catalogue = dataclasses.replace(question, limit_bytes=None, largest=False)
+    held = [_held(question, gpu, trials_on) for gpu in asked]
+    others = [_held(of_catalogue, gpu, trials_on) for gpu in usable if question.every_gpu]
+    # GPUs of one generation need the same, where no largest batch is looked for: each need is told once.
+    own, shared = [each.terms for each in held], list(dict.fromkeys(each.terms for each in others))
+    found = ask([*own, *shared], CHOICES if question.which_gpu else None)
+    shape = found.model.image_shape
+    judged = [_Judged(each, it, shape) for each, it in zip(held, found.predictions, strict=False)]
+    needs = dict(zip(shared, found.predictions[len(own) :], strict=False))
+    every = [_Judged(each, needs[each.terms], shape) for each in others]
     fitting = [each for each in judged if each.fits is Fits.YES]
     # Where nothing fits, the largest GPU shows by how much.
     best = fitting[0] if question.which_gpu and fitting else judged[-1]
@@ -261,6 +279,7 @@ def answer(question: Question, ask: Ask, trials_on: TrialsOn = no_trials) -> Est
         choices=tuple(
             each.choice(each.target.gpu) for each in fitting if question.which_gpu and each.target.gpu
         ),
+        every_gpu=tuple(each.choice(each.target.gpu) for each in every if each.target.gpu),
         notes=(
             *left_out,
             *best.notes(has_choice=bool(fitting)),
@@ -271,15 +290,50 @@ def answer(question: Question, ask: Ask, trials_on: TrialsOn = no_trials) -> Est
 
 
 @dataclasses.dataclass(frozen=True)
-class _Judged:
-    """What a candidate needs, held against one target."""
+class _Held:
+    """What a candidate is to be held against."""
 
     question: Question
     target: Target
     learnt: Learnt
+
+    @property
+    def terms(self) -> Terms:
+        capability = None if self.target.gpu is None else self.target.gpu.compute_capability
+        return Terms(
+            workspaces=(cublas_workspace_bytes(capability),) * TRAINING_THREADS,
+            limit_bytes=self.target.limit_for_allocator_bytes if self.question.largest else None,
+        )
+
+
+def _held(question: Question, gpu: Gpu | None, trials_on: TrialsOn) -> _Held:
+    learnt = Learnt() if gpu is None else learnt_from(trials_on(gpu.name), gpu)
+    target = Target(
+        gpu=gpu,
+        limit_bytes=question.limit_bytes,
+        gpus=question.settings.gpus,
+        efficiency=learnt.efficiency,
+        factors=(learnt.allocated, learnt.reserved),
+    )
+    return _Held(question, target, learnt)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """What a candidate needs, held against one target."""
+
+    against: _Held
     prediction: Prediction
     image_shape: tuple[int, int, int] | None
     """Channels, height and width, where images are read and no text."""
+
+    @property
+    def question(self) -> Question:
+        return self.against.question
+
+    @property
+    def target(self) -> Target:
+        return self.against.target
 
     @property
     def candidate(self) -> Candidate:
@@ -369,10 +423,11 @@ class _Judged:
 
     def choice(self, gpu: Gpu) -> GpuChoice:
         """The target's GPU as one among several."""
-        device = self.memory.device
+        device, verdict = self.memory.device, self.fits
         return GpuChoice(
             gpu=gpu.name,
             capacity_bytes=gpu.memory_bytes,
+            fits=None if verdict is None else VERDICTS[verdict],
             device_bytes=device.mid,
             device_bytes_low=device.low,
             device_bytes_high=device.high,
@@ -392,8 +447,8 @@ class _Judged:
                 "Too few measurements stand behind the intervals so far: they are wide by intention, "
                 "and not calibrated."
             )
-        if gpu is not None and self.learnt.trials:
-            yield f"Speed and intervals reckon with {self.learnt.trials} trials on {gpu.name}."
+        if gpu is not None and self.against.learnt.trials:
+            yield f"Speed and intervals reckon with {self.against.learnt.trials} trials on {gpu.name}."
         if gpu is not None and self.question.limit_bytes is not None:
             yield f"Judged by {format_bytes(capacity or 0)}, the lesser of the limit and the GPU's memory."
         if gpu is not None and (reason := _no_use(gpu, settings)):
@@ -445,26 +500,10 @@ def _asked(question: Question) -> dict[str, Any]:
         **settings,
         "memory_limit": question.limit_bytes,
         "which_gpu": question.which_gpu,
+        "every_gpu": question.every_gpu,
+        "largest": question.largest,
         "tokens": question.tokens,
     }
-
-
-def _target(question: Question, gpu: Gpu | None, learnt: Learnt) -> Target:
-    return Target(
-        gpu=gpu,
-        limit_bytes=question.limit_bytes,
-        gpus=question.settings.gpus,
-        efficiency=learnt.efficiency,
-        factors=(learnt.allocated, learnt.reserved),
-    )
-
-
-def _terms(target: Target) -> Terms:
-    capability = None if target.gpu is None else target.gpu.compute_capability
-    return Terms(
-        workspaces=(cublas_workspace_bytes(capability),) * TRAINING_THREADS,
-        limit_bytes=target.limit_for_allocator_bytes,
-    )
 
 
 def _usable_gpus(settings: Settings) -> tuple[list[Gpu], tuple[str, ...]]:

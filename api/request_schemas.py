@@ -351,6 +351,10 @@ class EstimateBody(_Body):
     """Device memory that it may take: bytes, or text such as ``"24GiB"``."""
     which_gpu: Switch = False
     """Look for the smallest GPU of the catalogue."""
+    every_gpu: Switch = False
+    """Judge the other GPUs of the catalogue as well, at the batch that is asked about."""
+    largest: Switch = True
+    """Look for the largest batch and the longest rows, which takes several times as long."""
     tokens: Annotated[Count, Field(ge=1, le=MOST_TOKENS)] | None = None
     """Of the dataset, for the hours that the training takes."""
     epochs: Annotated[Number, _within("epochs")] = 1.0

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -217,6 +218,8 @@ class Inquiries:
         self._server: WarmServer | None = None
         # The server dies with the thread that started it: it gets one that stays. No other talks to it.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inquiries")
+        self._getting_ready: Future[WarmServer] | None = None
+        self._is_over = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -311,6 +314,18 @@ class Inquiries:
             verdicts=tuple(from_json(Verdict, each) for each in result["verdicts"]),
         )
 
+    def get_ready(self) -> bool:
+        """Begin to import what questions need, where that has not begun; whether it is done.
+
+        What goes wrong is told to the next who asks a question.
+        """
+        server = self._server
+        if server is not None and server.modules and server.is_alive():
+            return True
+        if self._getting_ready is None or self._getting_ready.done():
+            self._getting_ready = self._thread.submit(self._live_server)
+        return False
+
     def _found(self, source: str, *, allow_remote_code: bool, **options: Any) -> ResolvedModel:
         """A model without its weights, where it lies; the configuration of a hub model is fetched."""
         if not is_hub_id(source):
@@ -339,19 +354,39 @@ class Inquiries:
 
     def stop(self) -> None:
         """End the server and whatever it is doing."""
+        self._is_over.set()
         self._thread.submit(self._end).result()
         self._thread.shutdown()
 
     def _start(self, kind: str, spec: Mapping[str, Any], folder: Path, limits: Limits) -> Job:
-        if self._server is not None and not self._server.is_alive():
-            self._end()
-        if self._server is None:
-            self._server = WarmServer(self._home.logs / "inquiries.log", self._jobs, home=self._home)
+        server = self._live_server()
         try:
-            return self._server.start(kind, spec, folder, limits)
+            return server.start(kind, spec, folder, limits)
         except RunnerError:
             self._end()
             raise
+
+    def _live_server(self) -> WarmServer:
+        """A server that has imported what it needs.
+
+        Raises:
+            RunnerError: it did not start, or is not to any more.
+        """
+        if self._server is not None and not self._server.is_alive():
+            self._end()
+        if self._server is None:
+            self._home.create()
+            self._server = WarmServer(self._home.logs / "inquiries.log", self._jobs, home=self._home)
+        try:
+            self._server.wait_ready(self._check)
+        except RunnerError:
+            self._end()
+            raise
+        return self._server
+
+    def _check(self) -> None:
+        if self._is_over.is_set():
+            raise RunnerError("the server is shutting down")
 
     def _end(self) -> None:
         if self._server is not None:

@@ -2,9 +2,9 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Problem, ask, studyPath } from "./api.js";
-import { bytes, short } from "./format.js";
+import { bytes, short, whole } from "./format.js";
 import { requestOf } from "./actions.js";
-import { estimate } from "./estimate.js";
+import { Verdict, estimate, useReadiness } from "./estimate.js";
 import { Upload } from "./upload.js";
 import { Failure, Field, Heading, Loading, Table, go, useAnswer } from "./ui.js";
 
@@ -126,22 +126,28 @@ function Form({ base, isClone }) {
 function Told({ model, limit, length }) {
   const [told, setTold] = useState(/** @type {any} */ (null));
   const [said, setSaid] = useState("");
+  const isReady = useReadiness();
+  const ready = useRef(false);
+  ready.current = isReady;
   useEffect(() => {
     setTold(null);
     setSaid("");
     if (!model) return;
     const asking = new AbortController();
     const work = async () => {
-      setSaid("working out what will fit …");
+      setSaid(ready.current ? "working out what will fit …" : "importing what dry runs need: some seconds, once …");
       try {
         const { gpus } = await ask("/v1/hardware");
         const free = gpus[0]?.total_bytes;
         const room = limit || free ? { memory_limit: limit || free } : {};
-        const found = [];
-        for (const [name, settings] of TELLING) {
-          const body = { model, ...settings, ...room, ...(Number(length) ? { seq_len: Number(length) } : {}) };
-          found.push([name, await estimate(body, asking.signal)]);
-          if (!asking.signal.aborted) setTold([...found]);
+        const bodies = TELLING.map(([, settings]) => ({ model, ...settings, ...room, ...(Number(length) ? { seq_len: Number(length) } : {}) }));
+        const found = /** @type {any[]} */ ([]);
+        // First what each needs; the largest micro-batches take longer.
+        for (const largest of room.memory_limit ? [false, true] : [false]) {
+          for (const [place, body] of bodies.entries()) {
+            found[place] = await estimate({ ...body, largest }, asking.signal);
+            if (!asking.signal.aborted) setTold([...found]);
+          }
         }
         if (!asking.signal.aborted) setSaid("");
       } catch (error) {
@@ -155,7 +161,7 @@ function Told({ model, limit, length }) {
   return html`<div class="note" aria-live="polite"><strong>What ${short(model)} needs on a GPU</strong>
     ${said && html`<p class="muted">${said}</p>`}
     ${told && html`<${Table} caption="What will fit" columns=${[{ name: "method" }, { name: "needs", number: true }, { name: "fits" }, { name: "largest micro-batch", number: true }]}
-      rows=${told.map((/** @type {[string, any]} */ [name, found]) => [name, `${bytes(found.device_bytes_low)} … ${bytes(found.device_bytes_high)}`, found.fits ? { yes: "✓ yes", no: "✕ no", "too-close": "≈ too close to call" }[/** @type {"yes"} */ (found.fits)] : "no limit known", found.max_micro_batch ?? "–"])} />`}
-    <p class="muted">One row of ${told?.[0]?.[1].asked.seq_len ?? 1024} tokens, with gradient checkpointing, in bfloat16. <a href="/estimate?model=${encodeURIComponent(model)}">More on the page Estimate</a></p>
+      rows=${told.map((/** @type {any} */ found, /** @type {number} */ place) => [TELLING[place][0], `${bytes(found.device_bytes_low)} … ${bytes(found.device_bytes_high)}`, found.fits ? html`<${Verdict} fits=${found.fits} />` : "no limit known", found.max_micro_batch ?? (found.asked.largest || !found.fits ? "–" : "…")])} />`}
+    <p class="muted">One row of ${told?.[0] ? whole(told[0].candidate.recipe.max_length) : "1,024"} tokens, with gradient checkpointing, in bfloat16. <a href="/estimate?model=${encodeURIComponent(model)}">More on the page Estimate</a></p>
   </div>`;
 }

@@ -3,11 +3,12 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { ask } from "./api.js";
 import { UNKNOWN, bytes, seconds, speed, whole } from "./format.js";
-import { Failure, Field, Heading, Loading, Table } from "./ui.js";
+import { Failure, Field, Heading, Table } from "./ui.js";
 
 const METHODS = ["lora", "adalora", "ia3", "oft", "miss", "head", "last-blocks", "bitfit", "norms", "full"];
 const GPUS = ["RTX 4090", "RTX 3090", "A10", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H200", "T4"];
-const START = { model: "", method: "lora", rank: "16", targets: "balanced", quantization: "none", precision: "bf16", batch_size: "1", seq_len: "1024", gpu: "A100-80GB", gradient_checkpointing: "yes", loss: "plain", optimizer: "adamw_torch" };
+const START = { model: "", method: "lora", rank: "16", targets: "balanced", quantization: "none", precision: "bf16", batch_size: "1", seq_len: "", gpu: "A100-80GB", gradient_checkpointing: "yes", loss: "plain", optimizer: "adamw_torch" };
+const LOOK_MS = 1000;
 const FITS = { yes: "Fits", no: "Does not fit", "too-close": "Too close to call" };
 
 /** The body of a question. @param {any} form */
@@ -36,10 +37,32 @@ export async function estimate(body, signal) {
   }
 }
 
+/** Whether a question would be answered at once: until then libraries are imported, which begins with this. */
+export function useReadiness() {
+  const [isReady, setReady] = useState(false);
+  useEffect(() => {
+    let timer = 0;
+    let isGone = false;
+    const look = async () => {
+      const { ready } = await ask("/v1/estimates/readiness", { method: "POST" }).catch(() => ({ ready: false }));
+      if (isGone) return;
+      setReady(ready);
+      if (!ready) timer = setTimeout(look, LOOK_MS);
+    };
+    look();
+    return () => {
+      isGone = true;
+      clearTimeout(timer);
+    };
+  }, []);
+  return isReady;
+}
+
 export function EstimatePage() {
   const [form, setForm] = useState({ ...START, model: new URLSearchParams(location.search).get("model") || "" });
   const [found, setFound] = useState(/** @type {any} */ (null));
-  const [table, setTable] = useState(/** @type {any} */ (null));
+  const [largest, setLargest] = useState(/** @type {any} */ (null));
+  const isReady = useReadiness();
   const [error, setError] = useState(/** @type {any} */ (null));
   const [isBusy, setBusy] = useState(false);
   const asking = useRef(new AbortController());
@@ -52,12 +75,13 @@ export function EstimatePage() {
     const { signal } = asking.current;
     setBusy(true);
     setError(null);
+    setLargest(null);
     const body = questionOf(form);
     try {
-      setFound(await estimate(body, signal));
+      setFound(await estimate({ ...body, every_gpu: true, largest: false }, signal));
       setBusy(false);
-      const { gpu: _, ...rest } = body;
-      setTable(await estimate({ ...rest, which_gpu: true }, signal));
+      // What takes longer is told when it is known.
+      if (body.gpu) setLargest(await estimate(body, signal));
     } catch (failure) {
       if (!signal.aborted) setError(failure);
     } finally {
@@ -82,7 +106,7 @@ export function EstimatePage() {
         <${Field} legend="Quantization" name="quantization" value=${form.quantization} onInput=${set("quantization")} options=${["none", "int8", "nf4", "fp4"]} error=${problemOf("quantization")} />
         <${Field} legend="Precision" name="precision" value=${form.precision} onInput=${set("precision")} options=${["bf16", "fp16", "fp32", "amp-bf16", "amp-fp16"]} error=${problemOf("precision")} />
         <${Field} legend="Rows of a micro-batch" name="batch_size" type="number" min="1" value=${form.batch_size} onInput=${set("batch_size")} error=${problemOf("batch_size")} />
-        <${Field} legend="Tokens a row" name="seq_len" type="number" min="1" value=${form.seq_len} onInput=${set("seq_len")} error=${problemOf("seq_len")} />
+        <${Field} legend="Tokens a row" name="seq_len" type="number" min="1" value=${form.seq_len} onInput=${set("seq_len")} placeholder="1024, or what it reads" error=${problemOf("seq_len")} />
         <${Field} legend="GPU" name="gpu" value=${form.gpu} onInput=${set("gpu")} list=${GPUS} hint="of the catalogue" error=${problemOf("gpu")} />
         <${Field} legend="Gradient checkpointing" name="gradient_checkpointing" value=${form.gradient_checkpointing} onInput=${set("gradient_checkpointing")} options=${["yes", "no"]} />
         <${Field} legend="Loss" name="loss" value=${form.loss} onInput=${set("loss")} options=${["plain", "chunked", "liger"]} error=${problemOf("loss")} />
@@ -90,18 +114,19 @@ export function EstimatePage() {
       </div>
       <p><button type="submit" class="primary" disabled=${isBusy}>Estimate</button></p>
     </form>
-    ${isBusy && html`<${Loading} what="the estimate" />`} ${general && html`<${Failure} error=${general} />`}
-    ${found && html`<${Found} found=${found} />`}
-    ${found && html`<section class="card" aria-labelledby="catalogue"><h2 id="catalogue">GPUs of the catalogue on which it fits</h2>
-      ${table ? html`<${Catalogue} table=${table} />` : error ? html`<p class="muted">Not known.</p>` : html`<${Loading} what="the catalogue" />`}</section>`}
+    ${isBusy && html`<p class="loading" role="status"><span class="spinner" aria-hidden="true"></span>${isReady ? "Running a step dry …" : "Importing what dry runs need: some seconds, once …"}</p>`} ${general && html`<${Failure} error=${general} />`}
+    ${found && html`<${Found} found=${found} largest=${found.gpu && !error ? largest : NONE} />
+      <section class="card" aria-labelledby="catalogue"><h2 id="catalogue">On the GPUs of the catalogue</h2><${Catalogue} gpus=${found.every_gpu} /></section>`}
   `;
 }
 
 /** @param {{low: number, mid: number, high: number} | null} range @param {(value: number) => string} form */
 const between = (range, form) => (range ? `${form(range.low)} … ${form(range.high)}` : UNKNOWN);
 
-/** @param {{found: any}} props */
-function Found({ found }) {
+const NONE = { max_micro_batch: null, max_seq_len: null };
+
+/** `largest` is null while it is worked out. @param {{found: any, largest: any}} props */
+function Found({ found, largest }) {
   const verdict = found.fits || "";
   const entries = Object.entries(found.breakdown);
   const total = found.device_bytes;
@@ -111,8 +136,8 @@ function Found({ found }) {
     ${verdict && html`<p class="verdict ${verdict}" role="status"><span aria-hidden="true">${{ yes: "✓", no: "✕", "too-close": "≈" }[/** @type {"yes"} */ (verdict)]}</span> ${FITS[/** @type {"yes"} */ (verdict)]}${found.gpu ? ` on ${found.gpu}` : ""}</p>`}
     <dl class="figures">
       <div><dt>memory on the device</dt><dd>${bytes(total)}<small>${bytes(found.device_bytes_low)} … ${bytes(found.device_bytes_high)}${found.capacity_bytes ? ` of ${bytes(found.capacity_bytes)}` : ""}</small></dd></div>
-      <div><dt>largest micro-batch</dt><dd>${found.max_micro_batch == null ? UNKNOWN : `${whole(found.max_micro_batch)} rows`}</dd></div>
-      <div><dt>longest rows</dt><dd>${found.max_seq_len == null ? UNKNOWN : `${whole(found.max_seq_len)} tokens`}</dd></div>
+      <div><dt>largest micro-batch</dt><dd>${!largest ? "…" : largest.max_micro_batch == null ? UNKNOWN : `${whole(largest.max_micro_batch)} rows`}</dd></div>
+      <div><dt>longest rows</dt><dd>${!largest ? "…" : largest.max_seq_len == null ? UNKNOWN : `${whole(largest.max_seq_len)} tokens`}</dd></div>
       <div><dt>speed</dt><dd>${found.tokens_per_second ? speed(found.tokens_per_second.mid, "tokens/s") : UNKNOWN}<small>${between(found.tokens_per_second, speed)}</small></dd></div>
       <div><dt>trained parameters</dt><dd>${whole(found.trainable_params)}</dd></div>
     </dl>
@@ -126,10 +151,32 @@ function Found({ found }) {
   </section>`;
 }
 
-/** @param {{table: any}} props */
-function Catalogue({ table }) {
-  if (!table.choices.length) return html`<p>It is sure to fit on none.</p>`;
-  return html`<${Table} caption="GPUs on which it fits, the smallest first"
-    columns=${[{ name: "GPU" }, { name: "memory", number: true }, { name: "needs", number: true }, { name: "largest micro-batch", number: true }, { name: "tokens/s", number: true }]}
-    rows=${table.choices.map((/** @type {any} */ each) => [each.gpu, bytes(each.capacity_bytes), `${bytes(each.device_bytes_low)} … ${bytes(each.device_bytes_high)}`, whole(each.max_micro_batch), between(each.tokens_per_second, speed)])} />`;
+const ORDER = { yes: 0, "too-close": 1, no: 2 };
+const CATALOGUE = [
+  { name: "GPU", of: (/** @type {any} */ each) => each.gpu },
+  { name: "memory", of: (/** @type {any} */ each) => each.capacity_bytes, number: true },
+  { name: "fits", of: (/** @type {any} */ each) => ORDER[/** @type {"yes"} */ (each.fits)] },
+  { name: "needs", of: (/** @type {any} */ each) => each.device_bytes, number: true },
+  { name: "tokens/s", of: (/** @type {any} */ each) => each.tokens_per_second?.mid ?? -1, number: true },
+];
+
+/** @param {{gpus: any[]}} props */
+function Catalogue({ gpus }) {
+  const [order, setOrder] = useState({ column: 1, isUp: true });
+  const { of } = CATALOGUE[order.column];
+  const sign = order.isUp ? 1 : -1;
+  const rows = [...gpus].sort((a, b) => (of(a) === of(b) ? a.capacity_bytes - b.capacity_bytes : of(a) < of(b) ? -sign : sign));
+  const fitting = gpus.filter((each) => each.fits === "yes").length;
+  const columns = CATALOGUE.map(({ name, number }, column) => ({
+    name,
+    number,
+    sort: order.column !== column ? "none" : order.isUp ? "ascending" : "descending",
+    onSort: () => setOrder((old) => ({ column, isUp: old.column === column ? !old.isUp : true })),
+  }));
+  return html`<p>It is sure to fit on ${fitting} of ${gpus.length}.</p>
+    <div class="catalogue"><${Table} caption="GPUs of the catalogue" columns=${columns}
+      rows=${rows.map((each) => [each.gpu, bytes(each.capacity_bytes), html`<${Verdict} fits=${each.fits} />`, `${bytes(each.device_bytes_low)} … ${bytes(each.device_bytes_high)}`, between(each.tokens_per_second, speed)])} /></div>`;
 }
+
+/** @param {{fits: "yes" | "no" | "too-close"}} props */
+export const Verdict = ({ fits }) => html`<span class="fits ${fits}"><span aria-hidden="true">${{ yes: "✓", no: "✕", "too-close": "≈" }[fits]}</span> ${{ yes: "yes", no: "no", "too-close": "too close to call" }[fits]}</span>`;

@@ -89,12 +89,15 @@ export function Heading({ children }) {
 }
 
 /** A table in a region that scrolls; rows are arrays of cells.
- * @param {{caption: string, columns: {name: string, number?: boolean}[], rows: any[][], marked?: (index: number) => string}} props */
+ * Columns that can be sorted by have `onSort`, and say in `sort` how they are.
+ * @param {{caption: string, columns: {name: string, number?: boolean, sort?: string, onSort?: () => void}[], rows: any[][],
+ *   marked?: (index: number) => string}} props */
 export function Table({ caption, columns, rows, marked }) {
   return html`<div class="scroll" tabindex="0" role="region" aria-label=${caption}>
     <table>
       <thead>
-        <tr>${columns.map((column) => html`<th scope="col" class=${column.number ? "n" : ""}>${column.name}</th>`)}</tr>
+        <tr>${columns.map(({ name, number, sort = "none", onSort }) => html`<th scope="col" class=${number ? "n" : ""} aria-sort=${onSort ? sort : null}>
+          ${onSort ? html`<button type="button" class="head" onClick=${onSort}>${name}<span aria-hidden="true">${{ ascending: " ▲", descending: " ▼" }[sort]}</span></button>` : name}</th>`)}</tr>
       </thead>
       <tbody>
         ${rows.map(

@@ -22,14 +22,16 @@ class Between(Part):
 
 
 class GpuChoice(Part):
-    """A GPU of the catalogue on which a candidate fits."""
+    """A GPU of the catalogue, and how a candidate would do on it."""
 
     gpu: str
     capacity_bytes: int
+    fits: Literal["yes", "no", "too-close"] | None
     device_bytes: int
     device_bytes_low: int
     device_bytes_high: int
     max_micro_batch: int | None
+    """Null where it was not looked for."""
     tokens_per_second: Between | None
     hours: Between | None
 
@@ -74,7 +76,7 @@ class EstimateDocument(Document):
     breakdown: Mapping[str, int]
     """What ``device_bytes`` are for at the peak, largest first; they add up to it."""
     max_micro_batch: int | None
-    """Rows that surely fit; null without a limit, or where not even one does."""
+    """Rows that surely fit; null without a limit, where not even one does, and where nobody asked."""
     max_seq_len: int | None
     """Tokens a row that surely fit at the batch that was asked for; null as for the batch."""
     tokens_per_second: Between | None
@@ -93,6 +95,15 @@ class EstimateDocument(Document):
     trainable_params: int
     choices: tuple[GpuChoice, ...]
     """GPUs on which it fits, the smallest first; empty unless that was asked."""
+    every_gpu: tuple[GpuChoice, ...]
+    """All GPUs that can compute so, the smallest first; empty unless that was asked."""
     notes: tuple[str, ...]
     """What else there is to know, in sentences."""
     seconds_spent: float
+
+
+class ReadinessDocument(Document):
+    """Whether a question would be answered at once."""
+
+    ready: bool
+    """Else libraries are being imported, which takes some seconds."""

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from ..estimates import answer, read_question
 from ..problems import problem_docs
 from ..request_schemas import ESTIMATE_EXAMPLES, EstimateBody
-from ..response_schemas.estimates import EstimateDocument
+from ..response_schemas.estimates import EstimateDocument, ReadinessDocument
 from .dependencies import InquiriesDep, SettingsDep, StoreDep, require_json
 from .turns import Turns, busy
 
@@ -53,3 +53,12 @@ def create_estimate(
             ),
             store.list_estimated,
         )
+
+
+@router.post(
+    "/readiness", summary="Get ready to answer, and tell whether that is done", responses=problem_docs(403)
+)
+def get_ready(inquiries: InquiriesDep) -> ReadinessDocument:
+    """For whoever is about to ask: the first question has to wait for libraries to be imported, which begins
+    with this, in a process of its own."""
+    return ReadinessDocument(ready=inquiries.get_ready())

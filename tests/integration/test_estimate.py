@@ -99,6 +99,24 @@ def test_command_line_http_and_python_give_one_answer(config: str, home: Home) -
     assert list(home.tokens.parent.iterdir()) == [home.tokens], "nothing of the jobs is left behind"
 
 
+def test_the_libraries_are_imported_before_anybody_asks(config: str, home: Home) -> None:
+    settings = ServerSettings(home=home, allowed_roots=(Path(config).parent,))
+    with TestClient(create_app(settings, supervise=False), base_url="http://127.0.0.1:8321") as client:
+        looks = 0
+        while not client.post("/v1/estimates/readiness").json()["ready"]:
+            looks += 1
+            time.sleep(0.1)
+        assert looks > 0
+        assert client.post("/v1/estimates", json={"model": config, **OPTIONS}).status_code == 200
+
+
+def test_a_server_that_shuts_down_waits_for_no_imports(home: Home) -> None:
+    with Inquiries(home) as inquiries:
+        assert not inquiries.get_ready()
+        started_s = time.monotonic()
+    assert time.monotonic() - started_s < 3
+
+
 def test_images_have_no_length(tmp_path: Path, inquiries: Inquiries) -> None:
     config = tmp_path / "config.json"
     sizes = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 64}

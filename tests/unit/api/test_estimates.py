@@ -159,6 +159,8 @@ def test_words_and_units_are_read(config: str) -> None:
         ({"attention": "flash_attention_2", "precision": "fp32"}, "attention", "half precision"),
         ({"which_gpu": True, "gpu": "T4"}, "which_gpu", "one was named"),
         ({"which_gpu": True, "memory_limit": "8GiB"}, "memory_limit", "their own memory"),
+        ({"which_gpu": True, "every_gpu": True}, "which_gpu", "without the others"),
+        ({"which_gpu": True, "largest": False}, "which_gpu", "with its largest batch"),
         ({"tokens": 1_000}, "tokens", "depends on the GPU"),
         ({"tokens": 0, "gpu": "T4"}, "tokens", "0 tokens are not a dataset"),
         ({"epochs": 0.0}, "epochs", "epochs 0.0 are out of range"),
@@ -263,6 +265,23 @@ def test_the_smallest_gpu_is_looked_for(config: str, dry_run) -> None:
     assert "T4 16GB" in found.notes[0], "it has no bfloat16"
     with_fp16 = answer(read_question(config, which_gpu=True, precision="fp16"), dry_run)
     assert not any("T4" in note for note in with_fp16.notes)
+
+
+def test_every_gpu_is_judged_beside_the_one_that_is_asked_about(config: str, dry_run) -> None:
+    question = read_question(config, gpu="L4", every_gpu=True, largest=False)
+    found = answer(question, dry_run)
+    assert (found.gpu, found.fits, found.max_micro_batch) == ("L4", "yes", None)
+    assert len(found.every_gpu) > 20
+    verdicts = {each.gpu: each.fits for each in found.every_gpu}
+    assert {"yes", "no"} <= set(verdicts.values())
+    assert verdicts["L4"] == "yes"
+    sizes = [each.capacity_bytes for each in found.every_gpu]
+    assert sizes == sorted(sizes)
+    assert all(terms.limit_bytes is None for terms in dry_run.terms), "no largest batch is looked for"
+    assert len(dry_run.terms) < 8, "GPUs of one generation need the same"
+    alone = answer(read_question(config, gpu="L4"), dry_run)
+    assert alone.device_bytes == found.device_bytes
+    assert (alone.every_gpu, alone.max_micro_batch) == ((), 1)
 
 
 def test_where_no_gpu_is_large_enough_the_largest_shows_it(config: str, dry_run) -> None:
