@@ -270,11 +270,11 @@ def test_the_smallest_gpu_is_looked_for(config: str, dry_run) -> None:
 def test_every_gpu_is_judged_beside_the_one_that_is_asked_about(config: str, dry_run) -> None:
     question = read_question(config, gpu="L4", every_gpu=True, largest=False)
     found = answer(question, dry_run)
-    assert (found.gpu, found.fits, found.max_micro_batch) == ("L4", "yes", None)
+    assert (found.gpu, found.fits, found.max_micro_batch) == ("L4 24GB", "yes", None)
     assert len(found.every_gpu) > 20
     verdicts = {each.gpu: each.fits for each in found.every_gpu}
     assert {"yes", "no"} <= set(verdicts.values())
-    assert verdicts["L4"] == "yes"
+    assert verdicts["L4 24GB"] == "yes"
     sizes = [each.capacity_bytes for each in found.every_gpu]
     assert sizes == sorted(sizes)
     assert all(terms.limit_bytes is None for terms in dry_run.terms), "no largest batch is looked for"
