@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,10 +37,12 @@ from ..optimizer.domain import (
 )
 from ..optimizer.estimates.prediction import TrialPrediction
 from ..optimizer.estimates.trials import Judge
+from ..optimizer.evidence import by_adapter
 from ..optimizer.experience import by_experience, learn
 from ..optimizer.exports.peft import adapter_config
 from ..optimizer.keys import derive_seed, measurement_key, training_key
 from ..optimizer.levels import enumerate_candidates
+from ..optimizer.probing import FIRST_ADAPTERS, level_like
 from ..optimizer.recipe import judged_rows, steps_for
 from ..optimizer.scorer import recommend
 from ..optimizer.search import RunTrial, SearchLimits, next_step
@@ -269,7 +271,8 @@ class StudyRun:
                 self.store.append_event(self.claim, "search.stopped", {"reason": step.reason})
                 return step.reason
             if is_untold(step.plan, estimates):
-                self.estimate(facts, ladder_of(step.plan.candidate, candidates))
+                cores = facts.hardware.host.usable_cores
+                self.estimate(facts, ladders_ahead(step.plan.candidate, candidates, estimates, most=cores))
             else:
                 self.build_extensions(facts, step.plan.candidate.level)
                 self.run_trial(facts, self.store.plan_trial(self.claim, step.plan))
@@ -285,33 +288,44 @@ class StudyRun:
             self.store.append_event(self.claim, BASELINE_LEFT_OUT, told)
         return placed.candidate
 
-    def estimate(self, facts: StudyFacts, ladder: Sequence[Candidate]) -> None:
-        """Run candidates dry until one may fit, and keep what that told; that it told nothing, too."""
+    def estimate(self, facts: StudyFacts, ladders: Sequence[Sequence[Candidate]]) -> None:
+        """Run candidates dry, of each ladder until one may fit, and keep what that told, if only a failure.
+
+        All ladders at a time: a dry run takes one core.
+        """
         request = self.study.request
         judge = Judge.of(facts, request, self.store.list_estimated)
 
-        def ask() -> Sequence[TrialPrediction]:
-            job = start_estimate_trials(
-                self.ready_server(),
-                facts,
-                ladder,
-                judge.terms,
-                self.home.trial_folder(self.study.id),
-                enough_bytes=judge.enough_bytes(ladder[0]),
-                order_seed=derive_seed(request.seed, "order"),
-            )
-            self.follow(job)
-            return read_predictions(job)
+        def ask() -> list[Sequence[TrialPrediction] | RankwiseError]:
+            server, folder = self.ready_server(), self.home.trial_folder(self.study.id)
+            with ExitStack() as dropped:
+                jobs = []
+                for number, ladder in enumerate(ladders):
+                    job = start_estimate_trials(
+                        server,
+                        facts,
+                        ladder,
+                        judge.terms,
+                        folder / f"ladder-{number}",
+                        enough_bytes=judge.enough_bytes(ladder[0]),
+                        order_seed=derive_seed(request.seed, "order"),
+                    )
+                    dropped.callback(drop, job)
+                    jobs.append(job)
+                for job in jobs:
+                    self.follow(job)
+            return [predictions_or_refusal(job) for job in jobs]
 
         try:
-            predictions = self.insistently(ask)
+            answers = self.insistently(ask)
         except RankwiseError as error:
-            told = {ladder[0]: Estimate(device=judge.device_name, reason=error.message)}
-        else:
-            told = {
-                candidate: judge.estimate(prediction, candidate)
-                for candidate, prediction in zip(ladder, predictions, strict=False)
-            }
+            answers = [error] * len(ladders)
+        told: dict[Candidate, Estimate] = {}
+        for ladder, answer in zip(ladders, answers, strict=True):
+            if isinstance(answer, RankwiseError):
+                told[ladder[0]] = Estimate(device=judge.device_name, reason=answer.message)
+            else:
+                told |= {c: judge.estimate(found, c) for c, found in zip(ladder, answer, strict=False)}
         self.store.save_estimates(self.claim, told)
 
     def build_extensions(self, facts: StudyFacts, level: Level) -> None:
@@ -566,9 +580,7 @@ class StudyRun:
                     next_check_s = now_s + CANCEL_CHECK_S
                     self.check_signals()
         finally:
-            if not job.closed:
-                job.cancel()
-                job.wait(DRAIN_S)
+            drop(job)
 
     def check_signals(self) -> None:
         """Raise if the supervisor is to stop or the user cancelled; else say that this run is alive.
@@ -646,6 +658,46 @@ def ladder_of(candidate: Candidate, candidates: Sequence[Candidate]) -> list[Can
         and each == replace(candidate, micro_batch=each.micro_batch)
     ]
     return found or [candidate]
+
+
+def ladders_ahead(
+    candidate: Candidate, candidates: Sequence[Candidate], told: Mapping[Candidate, Estimate], *, most: int
+) -> list[list[Candidate]]:
+    """The candidate's ladder, and those of the adapters that are probed next, at its settings.
+
+    Args:
+        candidate: one of the candidates, or a baseline, which comes alone.
+        told: of what nothing need be told again.
+        most: ladders.
+    """
+    if candidate not in candidates:
+        return [[candidate]]
+    groups = list(by_adapter(candidates).values())[:FIRST_ADAPTERS]
+    shapes = {each.shape_key for each in told}
+    alike = (level_like(candidate, own) for own in groups if own[0].adapter != candidate.adapter)
+    others = [each for each in alike if each.shape_key not in shapes and not each.level.compile]
+    return [ladder_of(each, candidates) for each in (candidate, *others[: most - 1])]
+
+
+def predictions_or_refusal(job: Job) -> Sequence[TrialPrediction] | RankwiseError:
+    """What a finished job told, or why it told nothing.
+
+    Raises:
+        Killed: somebody ended it.
+    """
+    try:
+        return read_predictions(job)
+    except Killed:
+        raise
+    except RankwiseError as error:
+        return error
+
+
+def drop(job: Job) -> None:
+    """End a job that has not ended yet."""
+    if not job.closed:
+        job.cancel()
+        job.wait(DRAIN_S)
 
 
 def is_judged(job: Job) -> bool:

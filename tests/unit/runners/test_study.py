@@ -20,6 +20,7 @@ from rankwise.home import Home
 from rankwise.optimizer.codec import to_json
 from rankwise.optimizer.domain import (
     Baseline,
+    Estimate,
     Method,
     Outcome,
     Preset,
@@ -36,6 +37,7 @@ from rankwise.optimizer.estimates.intervals import Fits
 from rankwise.optimizer.estimates.need import Need
 from rankwise.optimizer.estimates.prediction import TrialPrediction
 from rankwise.optimizer.estimates.tape import Kind, Phase, Work
+from rankwise.optimizer.levels import enumerate_candidates
 from rankwise.probes.profiles import (
     DatasetProfile,
     GpuProfile,
@@ -49,7 +51,7 @@ from rankwise.probes.profiles import (
 )
 from rankwise.runners import device_care
 from rankwise.runners import study as study_module
-from rankwise.runners.study import StudyRun, is_judged
+from rankwise.runners.study import StudyRun, is_judged, ladders_ahead
 from rankwise.runners.warm_client import Job
 from rankwise.store import QuarantineCause, Store, StudyClaim, Worker
 
@@ -70,6 +72,12 @@ class FakeJob:
     def poll(self, _timeout_s: float) -> Iterator[dict[str, Any]]:
         self.closed = True
         yield from self.messages
+
+    def cancel(self) -> None:
+        pass
+
+    def wait(self, _timeout_s: float) -> None:
+        self.closed = True
 
     def last(self, kind: str) -> dict[str, Any] | None:
         return next((item for item in reversed(self.messages) if item["type"] == kind), None)
@@ -463,7 +471,7 @@ class TestEstimates:
     ) -> None:
         _, trials = run_study(store, home, server)
         probe, training = trials
-        assert len(server.estimated) == 1
+        assert len(server.estimated) == 2  # of the next adapter, too, on another core
         assert probe.estimate is not None
         assert training.estimate == probe.estimate
 
@@ -711,3 +719,31 @@ def test_a_database_out_of_reach_fails_no_study(
         run_study(store, home, server)
     (study,) = store.list_studies()
     assert study.state is StudyState.RUNNING
+
+
+class TestLaddersAhead:
+    def test_the_next_adapters_at_the_same_settings_while_cores_last(self) -> None:
+        facts = make_facts()
+        request = StudyRequest(model="models/tiny", dataset="reviews.csv")
+        candidates = enumerate_candidates(facts, request)
+        adapters = list(dict.fromkeys(candidate.adapter for candidate in candidates))
+        first = candidates[0]
+        alone, many = (ladders_ahead(first, candidates, {}, most=most) for most in (1, 9))
+        assert [ladder[0].adapter for ladder in many] == adapters[:3]
+        assert all(
+            (ladder[0].level, ladder[0].micro_batch) == (first.level, first.micro_batch) for ladder in many
+        )
+        assert alone == many[:1]
+
+    def test_not_what_is_told_already(self) -> None:
+        facts = make_facts()
+        candidates = enumerate_candidates(facts, StudyRequest(model="models/tiny", dataset="reviews.csv"))
+        first, second, third = ladders_ahead(candidates[0], candidates, {}, most=3)
+        told = {second[0]: Estimate(device="a GPU")}
+        assert ladders_ahead(candidates[0], candidates, told, most=3) == [first, third]
+
+    def test_a_baseline_comes_alone(self) -> None:
+        facts = make_facts()
+        candidates = enumerate_candidates(facts, StudyRequest(model="models/tiny", dataset="reviews.csv"))
+        baseline = dataclasses.replace(candidates[0], learning_rate=0.5)
+        assert ladders_ahead(baseline, candidates, {}, most=3) == [[baseline]]
