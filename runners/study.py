@@ -6,21 +6,19 @@ ended the last one, goes on where the evidence ends. Knows nothing about how pro
 
 from __future__ import annotations
 
+import math
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
-
-import psutil
 
 from ..errors import RankwiseError, RunnerError, StaleFence, StoreError
 from ..home import Home
 from ..optimizer.baseline import place
-from ..optimizer.codec import to_json
+from ..optimizer.beside import next_beside
 from ..optimizer.domain import (
     Candidate,
     Estimate,
@@ -39,25 +37,22 @@ from ..optimizer.estimates.prediction import TrialPrediction
 from ..optimizer.estimates.trials import Judge
 from ..optimizer.evidence import by_adapter
 from ..optimizer.experience import by_experience, learn
-from ..optimizer.exports.peft import adapter_config
-from ..optimizer.keys import derive_seed, measurement_key, training_key
+from ..optimizer.keys import derive_seed
 from ..optimizer.levels import enumerate_candidates
 from ..optimizer.probing import FIRST_ADAPTERS, level_like
-from ..optimizer.recipe import judged_rows, steps_for
+from ..optimizer.recipe import steps_for
 from ..optimizer.scorer import recommend
-from ..optimizer.search import RunTrial, SearchLimits, next_step
+from ..optimizer.search import RunTrial, SearchLimits, Stop, next_step
 from ..optimizer.spreading import alike_gpus
-from ..optimizer.trainers.writing import deepspeed_config
-from ..probes.gpu import read_again
 from ..probes.profiles import GpuProfile
 from ..store import HEARTBEAT_S, Claim, Store, StudyClaim
 from ..store.events import BASELINE_LEFT_OUT
-from .classify import Ending, classify
+from .attempt import DRAIN_S, Attempt
+from .classify import Ending
 from .device_care import DeviceCare
 from .disk_use import missing_bytes
 from .disturbance import disturbed, is_spoilt, marked, may_repeat
 from .fetching import Fetched, read_fetched, start_fetch
-from .guard import Limits
 from .jobs import (
     read_extensions,
     read_facts,
@@ -67,9 +62,8 @@ from .jobs import (
     start_prepare,
 )
 from .keeping import Keeping
-from .messages import JUDGING, TrialSpec
-from .warm_client import Job, Killed, WarmServer, read_tail
-from .watch import DeviceWatch
+from .trial_spec import key_of, limits_of, spec_of
+from .warm_client import Job, Killed, WarmServer
 
 SERVER_STARTS = 3
 SERVER_TRIES = 20
@@ -81,14 +75,8 @@ DEVICE_POLL_S = 1.0
 CANCEL_CHECK_S = 0.5
 WAIT_S = 2.0
 """Between looks at devices that cannot be used now."""
-SAMPLE_S = 0.5
-DRAIN_S = 30.0
 FETCH_EVENT_GROWTH = 1.25
 """An event for so much more of a download: a hundred for the largest ones."""
-TRIAL_LIMIT_SHARE = 2.0
-"""A trial may take this multiple of the study's budget before it is ended as hanging …"""
-MIN_TRIAL_LIMIT_S = 300.0
-"""… but at least this long: loading a large model alone takes minutes."""
 
 Answer = TypeVar("Answer")
 
@@ -103,7 +91,7 @@ class Cancelled(Exception):
 
 @dataclass
 class StudyRun:
-    """Runs one claimed study, one trial at a time."""
+    """Runs one claimed study: one trial at a time, or one for each of several GPUs alike."""
 
     store: Store
     home: Home
@@ -114,6 +102,10 @@ class StudyRun:
     worker: str
     allow_remote_code: bool = False
     keeping: Keeping = field(default_factory=Keeping)
+    running: list[Attempt] = field(default_factory=list)
+    """Trials under way."""
+    _ended: list[tuple[float, float]] = field(default_factory=list)
+    """When attempts of this run began and ended, on the monotonic clock."""
     _banked_s: float = field(default_factory=time.monotonic)
     """Wall time up to here is in the store."""
     _waits_for: str | None = None
@@ -243,39 +235,77 @@ class StudyRun:
             candidates = by_experience(candidates, facts.known)
         self.store.append_event(self.claim, "search.started", {"candidates": len(candidates)})
         baseline = self.placed_baseline(facts)
-        while True:
-            self.bank_wall()
-            self.check_signals()
-            trials = self.store.list_trials(self.study.id, with_heldout=True)
-            estimates = self.store.list_estimates(self.study.id)
-            limits = SearchLimits(
-                memory_limit_bytes=request.memory_limit_bytes,
-                max_trials=request.max_trials,
-                budget_s=request.budget_s,
-                spent_s=self.store.attempts_wall_s(self.study.id)
-                + sum(estimate.seconds for estimate in estimates.values()),
-                full_steps=steps_for(facts.train_rows, facts.recipe),
-                can_learn=facts.model.has_weights,
-                finish_limit_s=request.finish_limit_s,
-                quality_first=request.lets_pass is not None,
-            )
-            step = next_step(
-                candidates,
-                trials,
-                limits,
-                request.effective_weights,
-                estimates=estimates,
-                baseline=baseline,
-            )
-            if not isinstance(step, RunTrial):
-                self.store.append_event(self.claim, "search.stopped", {"reason": step.reason})
-                return step.reason
-            if is_untold(step.plan, estimates):
-                cores = facts.hardware.host.usable_cores
-                self.estimate(facts, ladders_ahead(step.plan.candidate, candidates, estimates, most=cores))
-            else:
-                self.build_extensions(facts, step.plan.candidate.level)
-                self.run_trial(facts, self.store.plan_trial(self.claim, step.plan))
+        try:
+            while True:
+                self.bank_wall()
+                self.check_signals()
+                estimates = self.store.list_estimates(self.study.id)
+                step = self.next_step(facts, candidates, estimates, baseline)
+                if step is None:
+                    self.attend()
+                elif isinstance(step, Stop):
+                    self.store.append_event(self.claim, "search.stopped", {"reason": step.reason})
+                    return step.reason
+                elif is_untold(step.plan, estimates):
+                    cores = facts.hardware.host.usable_cores
+                    self.estimate(
+                        facts, ladders_ahead(step.plan.candidate, candidates, estimates, most=cores)
+                    )
+                else:
+                    self.build_extensions(facts, step.plan.candidate.level)
+                    self.begin_trial(facts, self.store.plan_trial(self.claim, step.plan))
+        except Interrupted:
+            self.give_up(lambda each: self.store.release_attempt(each.claim, "the supervisor was stopped"))
+            raise
+        except Cancelled:
+            self.give_up(lambda each: self.record(each, Ending(Outcome.CANCELLED, "its study was cancelled")))
+            raise
+        finally:
+            for attempt in self.running:
+                attempt.stop()
+
+    def next_step(
+        self,
+        facts: StudyFacts,
+        candidates: Sequence[Candidate],
+        estimates: Mapping[Candidate, Estimate],
+        baseline: Candidate | None,
+    ) -> RunTrial | Stop | None:
+        """What the search wants now; None where it has to see first how a trial under way ends."""
+        request = self.study.request
+        if self.running and not self.has_room(facts):
+            return None
+        trials = self.store.list_trials(self.study.id, with_heldout=True)
+        limits = SearchLimits(
+            memory_limit_bytes=request.memory_limit_bytes,
+            max_trials=request.max_trials,
+            budget_s=request.budget_s,
+            spent_s=self.spent_s() + sum(estimate.seconds for estimate in estimates.values()),
+            full_steps=steps_for(facts.train_rows, facts.recipe),
+            can_learn=facts.model.has_weights,
+            finish_limit_s=request.finish_limit_s,
+            quality_first=request.lets_pass is not None,
+        )
+        ask = (
+            partial(next_beside, running=[attempt.trial.id for attempt in self.running])
+            if self.running
+            else next_step
+        )
+        return ask(
+            candidates, trials, limits, request.effective_weights, estimates=estimates, baseline=baseline
+        )
+
+    def has_room(self, facts: StudyFacts) -> bool:
+        """Whether a device is left for another trial."""
+        taken = sum(len(attempt.devices) for attempt in self.running)
+        return taken < len(alike_gpus(facts.hardware))
+
+    def spent_s(self) -> float:
+        """Time in trials, once where they ran beside each other.
+
+        What ran beside each other before a restart counts one after the other: the study then ends early.
+        """
+        return self.store.attempts_wall_s(self.study.id) - overlap_s(self._ended)
 
     def placed_baseline(self, facts: StudyFacts) -> Candidate | None:
         """What is trained with now, if it can be run here; else an event says why it is left out."""
@@ -357,15 +387,15 @@ class StudyRun:
         if message["type"] == "progress":
             self.store.append_event(self.claim, "extensions.building", {"extension": message["extension"]})
 
-    def run_trial(self, facts: StudyFacts, trial: Trial) -> None:
-        """One attempt at one trial, recorded whatever happens; none where the measurement is known."""
-        key = self.key_of(facts, trial)
+    def begin_trial(self, facts: StudyFacts, trial: Trial) -> None:
+        """Launch an attempt at a planned trial, or wait for what hinders it; nothing where it is known."""
+        key = key_of(facts, self.study.request, trial)
         if key and (source := self.store.find_measurement(key)):
             self.store.reuse_measurement(self.claim, trial.id, source)
             return
         devices = self.free_devices(facts, trial)
         if devices is None:
-            time.sleep(WAIT_S)
+            self.wait(WAIT_S)
             return
         try:
             server = self.ready_server()
@@ -382,35 +412,118 @@ class StudyRun:
         )
         if claim is None:
             self.check_signals()
-            time.sleep(DEVICE_POLL_S)  # the device is taken by somebody's trial: ask again
+            self.wait(DEVICE_POLL_S)  # the device is taken by somebody's trial: ask again
             return
-        started_s = time.monotonic()
         try:
-            ending, log_tail = self.attempt(server, facts, claim, devices)
-        except Interrupted:
-            self.store.release_attempt(claim, "the supervisor was stopped")
-            raise
-        except Cancelled:
-            ending, log_tail = Ending(Outcome.CANCELLED, "its study was cancelled"), None
-        except StaleFence:
-            return  # its lease was over, and somebody has ended the attempt already
+            self.running.append(self.launch(server, facts, claim, devices))
         except RankwiseError as error:
-            ending, log_tail = Ending(Outcome.LOST, str(error)), None
-        self.store.finish_attempt(
-            claim,
-            outcome=ending.outcome,
-            reason=ending.reason,
-            measurement=ending.measurement,
-            heldout=ending.heldout,
-            log_tail=log_tail,
-            wall_s=time.monotonic() - started_s,
+            self.store.finish_attempt(claim, outcome=Outcome.LOST, reason=str(error), wall_s=0.0)
+
+    def launch(
+        self, server: WarmServer, facts: StudyFacts, claim: Claim, devices: Sequence[GpuProfile]
+    ) -> Attempt:
+        """Start a claimed trial.
+
+        Raises:
+            Killed: the server is gone.
+        """
+        request = self.study.request
+        disk_bytes = self.keeping.trial_limit_bytes(facts.model.weight_bytes)
+        return Attempt.launch(
+            server,
+            spec_of(facts, request, claim.trial, devices, self.home),
+            store=self.store,
+            care=self.care,
+            claim=claim,
+            devices=devices,
+            folder=self.home.trial_folder(claim.trial.id),
+            limits=limits_of(request, on_gpu=bool(devices), disk_bytes=disk_bytes),
+            logical_cores=facts.hardware.host.logical_cores,
         )
-        self.check_signals()
+
+    def wait(self, seconds: float) -> None:
+        """For a trial under way to end; where there is none, for so long."""
+        if self.running:
+            self.attend()
+        else:
+            time.sleep(seconds)
+
+    def attend(self) -> None:
+        """Wait until one of the trials under way has ended, and record it."""
+        next_check_s = time.monotonic()
+        before = len(self.running)
+        while len(self.running) == before:
+            self.tend(POLL_S)
+            self.record_ended()
+            if time.monotonic() >= next_check_s:
+                next_check_s = time.monotonic() + CANCEL_CHECK_S
+                self.check_signals()
+
+    def tend(self, timeout_s: float) -> None:
+        """Hear what the trials under way say, for at most so long, and keep their leases."""
+        for attempt in tuple(self.running):
+            try:
+                attempt.tend(timeout_s / len(self.running))
+            except StaleFence:  # somebody has ended the attempt already
+                attempt.stop()
+                self.running.remove(attempt)
+
+    def record_ended(self) -> None:
+        """Take from the trials under way what has ended, and keep what it measured."""
+        for attempt in [each for each in self.running if each.is_over]:
+            if not self.should_stop():
+                attempt.settle(lambda: self.tend(0.0))
+            self.record(attempt, self.judged(attempt))
+
+    def record(self, attempt: Attempt, ending: Ending) -> None:
+        """Keep how an attempt ended that is over."""
+        if attempt not in self.running:
+            return  # its lease ended meanwhile
+        self.running.remove(attempt)
+        wall_s = attempt.wall_s
+        self._ended.append((attempt.started_s, attempt.started_s + wall_s))
+        with suppress(StaleFence):
+            self.store.finish_attempt(
+                attempt.claim,
+                outcome=ending.outcome,
+                reason=ending.reason,
+                measurement=ending.measurement,
+                heldout=ending.heldout,
+                log_tail=attempt.log_tail,
+                wall_s=wall_s,
+            )
+
+    def judged(self, attempt: Attempt) -> Ending:
+        """How an attempt ended, less what is no evidence because others disturbed it."""
+        ending, disturbances = attempt.ending, attempt.watch.disturbances
+        if not disturbances or not is_spoilt(ending, attempt.trial.plan.rung):
+            return ending
+        again = may_repeat(
+            self.store.list_trials(self.study.id),
+            disturbed_before=attempt.claim.disturbed_before,
+            spent_s=self.spent_s(),
+            wall_s=attempt.wall_s,
+            budget_s=self.study.request.budget_s,
+        )
+        return disturbed(disturbances) if again else marked(ending, disturbances)
+
+    def give_up(self, say: Callable[[Attempt], object]) -> None:
+        """End the trials under way, and say of each what became of it."""
+        for attempt in tuple(self.running):
+            attempt.stop()
+            if not self.should_stop():
+                attempt.settle(lambda: self.tend(0.0))
+            with suppress(StaleFence):
+                say(attempt)
+        self.running.clear()
 
     def free_devices(self, facts: StudyFacts, trial: Trial) -> Sequence[GpuProfile] | None:
         """Devices that a trial can run on now, none for the CPU; None, with an event, if it has to wait."""
         count = trial.candidate.level.processes
-        alike = alike_gpus(facts.hardware)
+        ours = {device.uuid for attempt in self.running for device in attempt.devices}
+        alike = [gpu for gpu in alike_gpus(facts.hardware) if gpu.uuid not in ours]
+        if ours and len(alike) < count:
+            return None  # our own trials hold them
         hindrances = {gpu.uuid: self.care.hindrance([gpu]) for gpu in alike}
         free = [gpu for gpu in alike if hindrances[gpu.uuid] is None]
         hindrance = (
@@ -432,150 +545,22 @@ class StudyRun:
         """Looks at this study's devices."""
         return DeviceCare(store=self.store, tell=partial(self.store.append_event, self.claim))
 
-    def key_of(self, facts: StudyFacts, trial: Trial) -> str | None:
-        """What the trial measures; None where no other study can use it.
-
-        What code from a model's folder, a factory or an evaluation command does no key can tell.
-        """
-        request = self.study.request
-        if facts.model.runs_own_code:
-            return None
-        seed, limit_bytes = request.seed, request.memory_limit_bytes
-        if trial.plan.rung is Rung.PROBE:
-            return measurement_key(facts, trial.candidate, seed=seed, memory_limit_bytes=limit_bytes)
-        if request.eval_command:
-            return None
-        return training_key(facts, trial.plan, seed=seed, memory_limit_bytes=limit_bytes)
-
-    def attempt(
-        self, server: WarmServer, facts: StudyFacts, claim: Claim, devices: Sequence[GpuProfile]
-    ) -> tuple[Ending, str]:
-        """Launch a claimed trial, watch it, and say how it ended; with the end of its log."""
-        started_s = time.monotonic()
-        oom_kills_before = kernel_oom_kills()
-        watch = DeviceWatch(devices, logical_cores=facts.hardware.host.logical_cores)
-        spec = self.spec(facts, claim.trial, devices).to_mapping()
-        folder = self.home.trial_folder(claim.trial.id)
-        before = [read_again(device) for device in devices]
-        job = server.start("trial", spec, folder, self.limits(facts, devices))
-        try:
-            self.follow(job, claim=claim, watch=watch)
-        finally:
-            watch.sample(())  # what others hold, now that the trial is gone
-            self.settle(claim, watch, before)
-        log_tail = read_tail(job.log_path)
-        ending = classify(
-            result=with_device_peak(job.last("result"), watch.peak_bytes),
-            failure=job.last("failure"),
-            error=job.last("error"),
-            end=job.last("exit"),
-            kernel_oom_kills=kernel_oom_kills() - oom_kills_before,
-            log_tail=log_tail,
-        )
-        disturbances = watch.disturbances
-        if disturbances and is_spoilt(ending, claim.trial.plan.rung):
-            again = self.may_repeat(claim, wall_s=time.monotonic() - started_s)
-            ending = disturbed(disturbances) if again else marked(ending, disturbances)
-        return ending, log_tail
-
-    def settle(self, claim: Claim, watch: DeviceWatch, before: Sequence[GpuProfile]) -> None:
-        """See to it that the devices of a trial that is over are as they were, or not used again."""
-        if before and not self.should_stop():
-            self.care.settle(before, watch.pids, lambda: self.store.heartbeat(claim))
-
-    def may_repeat(self, claim: Claim, *, wall_s: float) -> bool:
-        """Whether an attempt that was disturbed, and took this long, is worth repeating."""
-        return may_repeat(
-            self.store.list_trials(self.study.id),
-            disturbed_before=claim.disturbed_before,
-            spent_s=self.store.attempts_wall_s(self.study.id),
-            wall_s=wall_s,
-            budget_s=self.study.request.budget_s,
-        )
-
-    def spec(self, facts: StudyFacts, trial: Trial, devices: Sequence[GpuProfile]) -> TrialSpec:
-        """What the child process needs to know."""
-        seed = self.study.request.seed
-        total_steps = trial.plan.train_steps or steps_for(facts.train_rows, facts.recipe)
-        return TrialSpec(
-            model_path=facts.model.path,
-            tokens_path=facts.tokens_path,
-            task=to_json(facts.dataset.task),
-            candidate=to_json(trial.candidate),
-            adapter_config=adapter_config(
-                trial.candidate,
-                task_kind=facts.dataset.task.kind,
-                base_model=facts.model.base,
-                total_steps=total_steps,
-            ),
-            rung=trial.plan.rung.value,
-            total_steps=total_steps,
-            pad_id=facts.pad_id,
-            seed=derive_seed(seed, "model", trial.plan.replicate),
-            order_seed=derive_seed(seed, "order", trial.plan.replicate),
-            devices=[device.uuid for device in devices],
-            threads=facts.hardware.host.usable_cores,
-            heldout_rows=judged_rows(facts.heldout_rows, total_steps, trial.candidate.recipe),
-            memory_limit_bytes=self.study.request.memory_limit_bytes if devices else None,
-            trust_remote_code=facts.model.runs_remote_code,
-            has_weights=facts.model.has_weights,
-            factory=None if facts.model.factory is None else to_json(facts.model.factory),
-            judge=self.judge(trial),
-            deepspeed=deepspeed_config(trial.candidate),
-        )
-
-    def judge(self, trial: Trial) -> dict[str, Any] | None:
-        """How the user's command evaluates a training, in half of the time that a trial may take at most."""
-        request = self.study.request
-        if not request.eval_command or trial.plan.rung is not Rung.TRAIN:
-            return None
-        return {
-            "command": list(request.eval_command),
-            "folder": str(self.home.trial_folder(trial.id) / "trained"),
-            "limit_s": self.time_limit_s() / 2,
-            "lower_is_better": request.eval_lower_is_better,
-        }
-
-    def limits(self, facts: StudyFacts, devices: Sequence[GpuProfile]) -> Limits:
-        """On a CPU the study's memory limit is the process's; on a GPU the allocator holds it."""
-        return Limits(
-            time_s=self.time_limit_s(),
-            host_memory_bytes=None if devices else self.study.request.memory_limit_bytes,
-            disk_bytes=self.keeping.trial_limit_bytes(facts.model.weight_bytes),
-        )
-
-    def time_limit_s(self) -> float:
-        """When a trial is ended as hanging."""
-        return max(MIN_TRIAL_LIMIT_S, TRIAL_LIMIT_SHARE * self.study.request.budget_s)
-
-    def follow(
-        self,
-        job: Job,
-        *,
-        claim: Claim | None = None,
-        watch: DeviceWatch | None = None,
-        on_message: Callable[[Mapping[str, Any]], None] = lambda _: None,
-    ) -> None:
-        """Wait for the job's end, keeping the claim alive and the device under watch.
+    def follow(self, job: Job, on_message: Callable[[Mapping[str, Any]], None] = lambda _: None) -> None:
+        """Wait for the end of a job that is no trial, tending the trials under way.
 
         Whatever it raises, the job is gone by then.
 
         Raises:
             Interrupted, Cancelled: on request.
-            StaleFence: a claim is no longer ours.
+            StaleFence: the claim is no longer ours.
         """
-        next_heartbeat_s = next_check_s = next_sample_s = time.monotonic()
+        next_check_s = time.monotonic()
         try:
             while not job.closed:
                 for message in job.poll(POLL_S):
                     on_message(message)  # kept by the job, too
+                self.tend(0.0)
                 now_s = time.monotonic()
-                if claim and now_s >= next_heartbeat_s:
-                    self.store.heartbeat(claim)
-                    next_heartbeat_s = now_s + HEARTBEAT_S
-                if watch and now_s >= next_sample_s and not is_judged(job):
-                    next_sample_s = now_s + SAMPLE_S
-                    watch.sample(trial_pids(job))
                 if now_s >= next_check_s:
                     next_check_s = now_s + CANCEL_CHECK_S
                     self.check_signals()
@@ -700,32 +685,12 @@ def drop(job: Job) -> None:
         job.wait(DRAIN_S)
 
 
-def is_judged(job: Job) -> bool:
-    """The trial has measured all, and the user's command runs."""
-    return (job.last("progress") or {}).get("phase") == JUDGING
-
-
-def trial_pids(job: Job) -> list[int]:
-    """The trial's process and all below it; none before it has said who it is, or once it is gone."""
-    started = job.last("started")
-    with suppress(psutil.NoSuchProcess):
-        if started:
-            children = psutil.Process(started["pid"]).children(recursive=True)
-            return [started["pid"], *(child.pid for child in children)]
-    return []
-
-
-def with_device_peak(result: dict[str, Any] | None, peak_bytes: int | None) -> dict[str, Any] | None:
-    """The result with the peak that only an outside observer can see."""
-    if result is None or peak_bytes is None:
-        return result
-    return {**result, "measurement": {**result["measurement"], "peak_device_bytes": peak_bytes}}
-
-
-def kernel_oom_kills() -> int:
-    """Processes that the kernel's OOM killer has taken since boot; 0 where the kernel does not say."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+def overlap_s(spans: Iterable[tuple[float, float]]) -> float:
+    """By how much the lengths of spans of time, in seconds, add up to more than the time that they cover."""
+    covered_s = total_s = 0.0
+    end_s = -math.inf
+    for start_s, stop_s in sorted(spans):
+        total_s += stop_s - start_s
+        covered_s += max(0.0, stop_s - max(start_s, end_s))
+        end_s = max(end_s, stop_s)
+    return total_s - covered_s

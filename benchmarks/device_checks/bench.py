@@ -206,7 +206,9 @@ class Bench:
         trial = self.store.plan_trial(run.claim, plan)
         with self._our_errors():
             while trial.state is not TrialState.FINISHED:
-                run.run_trial(prepared.facts, trial)
+                run.begin_trial(prepared.facts, trial)
+                while run.running:
+                    run.attend()
                 trial = self.store.get_trial(trial.id)
         return trial
 

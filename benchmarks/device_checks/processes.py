@@ -20,9 +20,9 @@ from device_checks.memory import BASELINE_TOLERANCE_BYTES, FREE_LIMIT_S, gib, re
 from rankwise.optimizer.domain import Candidate, Outcome, Rung, TrialPlan
 from rankwise.probes.gpu import read_again
 from rankwise.probes.profiles import GpuProfile
+from rankwise.runners.attempt import trial_pids
 from rankwise.runners.classify import classify
 from rankwise.runners.messages import last_line
-from rankwise.runners.study import trial_pids
 from rankwise.runners.warm_client import Job, read_tail
 
 Figures = dict[str, Any]

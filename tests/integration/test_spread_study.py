@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,13 +46,14 @@ def kill_a_rank(server: WarmServer, killed: list[int]) -> None:
     """Kill the second of two ranks, once there are any."""
     deadline_s = time.monotonic() + 200
     while not killed and time.monotonic() < deadline_s:
-        for guard in psutil.Process(server.pid).children():
-            for trial in guard.children():
-                ranks = sorted(trial.children(), key=lambda process: process.pid)
-                if len(ranks) == 2:
-                    os.kill(ranks[1].pid, signal.SIGKILL)
-                    killed.append(ranks[1].pid)
-                    return
+        with suppress(psutil.NoSuchProcess):  # guards of other jobs come and go
+            for guard in psutil.Process(server.pid).children():
+                for trial in guard.children():
+                    ranks = sorted(trial.children(), key=lambda process: process.pid)
+                    if len(ranks) == 2:
+                        ranks[1].kill()
+                        killed.append(ranks[1].pid)
+                        return
         time.sleep(0.05)
 
 

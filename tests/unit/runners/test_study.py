@@ -49,9 +49,11 @@ from rankwise.probes.profiles import (
     TaskKind,
     TaskProfile,
 )
+from rankwise.runners import attempt as attempt_module
 from rankwise.runners import device_care
 from rankwise.runners import study as study_module
-from rankwise.runners.study import StudyRun, is_judged, ladders_ahead
+from rankwise.runners.attempt import is_judged
+from rankwise.runners.study import Interrupted, StudyRun, ladders_ahead, overlap_s
 from rankwise.runners.warm_client import Job
 from rankwise.store import QuarantineCause, Store, StudyClaim, Worker
 
@@ -73,14 +75,14 @@ class FakeJob:
         self.closed = True
         yield from self.messages
 
+    def last(self, kind: str) -> dict[str, Any] | None:
+        return next((item for item in reversed(self.messages) if item["type"] == kind), None)
+
     def cancel(self) -> None:
-        pass
+        self.messages = []
 
     def wait(self, _timeout_s: float) -> None:
         self.closed = True
-
-    def last(self, kind: str) -> dict[str, Any] | None:
-        return next((item for item in reversed(self.messages) if item["type"] == kind), None)
 
 
 class FakeServer:
@@ -147,7 +149,7 @@ class FakeWatch:
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> type[FakeWatch]:
     monkeypatch.setattr(FakeWatch, "script", [], raising=False)
-    monkeypatch.setattr(study_module, "DeviceWatch", FakeWatch)
+    monkeypatch.setattr(attempt_module, "DeviceWatch", FakeWatch)
     return FakeWatch
 
 
@@ -291,6 +293,111 @@ def marks(trial: Trial) -> tuple[str, ...]:
 
 
 pytestmark = pytest.mark.usefixtures("watch")
+
+
+class SlowServer(FakeServer):
+    """Its trials take a few looks; ``beside`` are the devices that were in use when each began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: list[tuple[list[str], FakeJob]] = []
+        self.beside: list[tuple[str, list[str]]] = []
+
+    def start(self, job: str, spec: dict[str, Any], folder: Path, limits: object) -> FakeJob:
+        made = super().start(job, spec, folder, limits)
+        if job != "trial":
+            return made
+        slow = SlowJob(made.messages, made.log_path)
+        in_use = [uuid for uuids, other in self.jobs if not other.closed for uuid in uuids]
+        assert not set(in_use) & set(spec["devices"]), "a device has one trial at a time"
+        self.beside.append((spec["rung"], in_use))
+        self.jobs.append((spec["devices"], slow))
+        return slow
+
+
+class SlowJob(FakeJob):
+    polls_left = 3
+
+    def poll(self, timeout_s: float) -> Iterator[dict[str, Any]]:
+        self.polls_left -= 1
+        if not self.polls_left:
+            yield from super().poll(timeout_s)
+
+
+def on_gpus(count: int) -> StudyFacts:
+    facts = make_facts()
+    (gpu,) = facts.hardware.gpus
+    gpus = tuple(dataclasses.replace(gpu, uuid=f"GPU-{number + 1}", index=number) for number in range(count))
+    return dataclasses.replace(facts, hardware=dataclasses.replace(facts.hardware, gpus=gpus))
+
+
+class TestSeveralDevices:
+    def test_trials_run_beside_each_other_each_on_a_device_of_its_own(self, store: Store, home: Home) -> None:
+        server = SlowServer()
+        study, trials = run_study(store, home, server, facts=on_gpus(3), max_trials=9, processes=1)
+        assert study.state is StudyState.SUCCEEDED
+        assert {trial.outcome for trial in trials} == {Outcome.OK}
+        assert len(trials) <= 9
+        assert {trial.attempts for trial in trials} == {1}
+        assert server.beside[0] == ("probe", [])
+        assert max(len(in_use) for _, in_use in server.beside) == 2
+        assert any(in_use for rung, in_use in server.beside if rung == "train")
+        assert {uuid for uuids, _ in server.jobs for uuid in uuids} == {"GPU-1", "GPU-2", "GPU-3"}
+        assert store.leased_devices(["GPU-1", "GPU-2", "GPU-3"]) == set()
+
+    def test_one_device_has_one_trial_at_a_time(self, store: Store, home: Home) -> None:
+        server = SlowServer()
+        run_study(store, home, server, facts=on_gpus(1), max_trials=4)
+        assert all(in_use == [] for _, in_use in server.beside)
+
+    def test_a_cancellation_ends_all_that_run(
+        self, store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = SlowServer()
+        monkeypatch.setattr(study_module, "CANCEL_CHECK_S", 0.0)
+
+        def begin(job: str, spec: dict[str, Any], folder: Path, limits: object) -> FakeJob:
+            made = SlowServer.start(server, job, spec, folder, limits)
+            if any(in_use for _, in_use in server.beside):
+                (study,) = store.list_studies()
+                store.request_cancel(study.id)
+            return made
+
+        monkeypatch.setattr(server, "start", begin)
+        study, trials = run_study(store, home, server, facts=on_gpus(2), max_trials=9, processes=1)
+        assert study.state is StudyState.CANCELLED
+        assert all(job.closed for _, job in server.jobs)
+        assert [trial.outcome for trial in trials].count(Outcome.CANCELLED) == 2
+        assert store.leased_devices(["GPU-1", "GPU-2"]) == set()
+
+    def test_a_stop_hands_all_that_run_back(self, store: Store, home: Home) -> None:
+        server = SlowServer()
+        study_id = store.create_study(
+            StudyRequest(model="models/tiny", dataset="reviews.csv", methods=(Method.LORA,), processes=1)
+        ).id
+        claim = claimed(store, study_id)
+        claim = dataclasses.replace(claim, study=store.save_facts(claim, on_gpus(2)))
+        run = study_run(store, home, server, claim)
+        run.should_stop = lambda: any(in_use for _, in_use in server.beside)
+        with pytest.raises(Interrupted):
+            run.run()
+        assert all(job.closed for _, job in server.jobs)
+        states = Counter(trial.state for trial in store.list_trials(study_id))
+        assert states[TrialState.QUEUED] == 2
+        assert states[TrialState.RUNNING] == 0
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected_s"),
+    [
+        ([], 0.0),
+        ([(0.0, 2.0), (2.0, 3.0)], 0.0),
+        ([(0.0, 4.0), (1.0, 3.0)], 2.0),
+        ([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0)], 1.0),
+    ],
+)
+def test_time_in_which_several_ran_counts_once(spans: list[tuple[float, float]], expected_s: float) -> None:
+    assert overlap_s(spans) == pytest.approx(expected_s)
 
 
 def test_undisturbed(store: Store, home: Home, server: FakeServer) -> None:
