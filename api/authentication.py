@@ -6,17 +6,19 @@ Puts a :class:`.access.Caller` on ``request.state.caller``, or answers 401 or 40
 from __future__ import annotations
 
 import math
+import time
+from contextlib import suppress
 from http import HTTPStatus
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import StoreError
 from .access import LOGIN_PATH, SAFE_METHODS, is_open, least_role, refusal
-from .credentials import LOCAL, Caller, Credentials
+from .credentials import FRESH_S, LOCAL, Caller, Credentials
 from .problems import plain_problem, problem_of, problem_response
 from .rate_limit import Buckets, network_of
 
@@ -42,6 +44,10 @@ class _Refusal(Exception):
         super().__init__(detail)
         self.status, self.detail, self.next_step = status, detail, next_step
         self.headers = {"WWW-Authenticate": challenge} if challenge else {}
+
+
+class _Ended(Exception):
+    """An answer was broken off."""
 
 
 class Authentication:
@@ -78,7 +84,27 @@ class Authentication:
             await problem_response(problem_of(error, instance=scope["path"]))(scope, receive, send)
         else:
             scope.setdefault("state", {})["caller"] = caller
-            await self.app(scope, receive, send)
+            with suppress(_Ended):
+                await self.app(scope, receive, send if caller is LOCAL else self._while_accepted(scope, send))
+
+    def _while_accepted(self, scope: Scope, send: Send) -> Send:
+        """Ends an answer that goes on and on, as streams do, once its caller is accepted no more."""
+        looked_at = time.monotonic()
+
+        async def send_on(message: Message) -> None:
+            nonlocal looked_at
+            if message.get("more_body") and time.monotonic() - looked_at >= FRESH_S:
+                looked_at = time.monotonic()
+                try:
+                    await self._caller(scope)
+                except _Refusal:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    raise _Ended from None
+                except StoreError:
+                    pass  # nobody can tell: the next look will
+            await send(message)
+
+        return send_on
 
     def _count(self, caller: Caller | None, scope: Scope) -> None:
         if caller is LOCAL:

@@ -195,3 +195,13 @@ def read_reviews(demo_folder: Path, count: int) -> list[dict[str, str]]:
     """The first rows of the demo's data."""
     with (demo_folder / "reviews.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))[:count]
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a fake libnvidia-ml.so.1, for LD_LIBRARY_PATH."""
+    folder = tmp_path_factory.mktemp("nvml")
+    source = Path(__file__).parent / "unit" / "probes" / "fake_nvml.c"
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run(["gcc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
+    return folder

@@ -50,7 +50,7 @@ function Both({ trials, isWhole }) {
     .map((name) => ({ name, one: ours.get(name) ?? UNKNOWN, other: theirs.get(name) ?? UNKNOWN }))
     .filter((row) => isWhole || row.one !== row.other);
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Two trials side by side"><table>
-    <thead><tr><th scope="col">setting or figure</th>${trials.map((trial) => html`<th scope="col">trial ${trial.number}<br />${trial.description}</th>`)}<th scope="col"><span class="hidden">differs</span></th></tr></thead>
+    <thead><tr><th scope="col">setting or figure</th>${trials.map((trial) => html`<th scope="col">trial ${trial.number}<small>${trial.description}</small></th>`)}<th scope="col"><span class="hidden">differs</span></th></tr></thead>
     <tbody>${rows.map((row) => {
       const differs = row.one !== row.other;
       return html`<tr class=${differs ? "differs" : ""}><th scope="row">${row.name}</th><td>${row.one}</td><td>${row.other}</td>

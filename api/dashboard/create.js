@@ -162,6 +162,6 @@ function Told({ model, limit, length }) {
     ${said && html`<p class="muted">${said}</p>`}
     ${told && html`<${Table} caption="What will fit" columns=${[{ name: "method" }, { name: "needs", number: true }, { name: "fits" }, { name: "largest micro-batch", number: true }]}
       rows=${told.map((/** @type {any} */ found, /** @type {number} */ place) => [TELLING[place][0], `${bytes(found.device_bytes_low)} … ${bytes(found.device_bytes_high)}`, found.fits ? html`<${Verdict} fits=${found.fits} />` : "no limit known", found.max_micro_batch ?? (found.asked.largest || !found.fits ? "–" : "…")])} />`}
-    <p class="muted">One row of ${told?.[0] ? whole(told[0].candidate.recipe.max_length) : "1,024"} tokens, with gradient checkpointing, in bfloat16. <a href="/estimate?model=${encodeURIComponent(model)}">More on the page Estimate</a></p>
+    <p class="muted">${told && `One row of ${whole(told[0].candidate.recipe.max_length)} tokens, with gradient checkpointing, in bfloat16. `}<a href="/estimate?model=${encodeURIComponent(model)}">More on the page Estimate</a></p>
   </div>`;
 }

@@ -123,6 +123,8 @@ export function EstimatePage() {
 /** @param {{low: number, mid: number, high: number} | null} range @param {(value: number) => string} form */
 const between = (range, form) => (range ? `${form(range.low)} … ${form(range.high)}` : UNKNOWN);
 
+/** What is small shares the last colour. @param {number} index */
+const colourOf = (index) => `c${Math.min(index, 5) + 1}`;
 const NONE = { max_micro_batch: null, max_seq_len: null };
 
 /** `largest` is null while it is worked out. @param {{found: any, largest: any}} props */
@@ -143,8 +145,8 @@ function Found({ found, largest }) {
     </dl>
     <h3>What the memory is for</h3>
     <div class="stack" role="img" aria-label="What the memory is for; the list below says it">
-      ${entries.map(([, size], index) => html`<span class="c${(index % 6) + 1}" style=${{ width: `${(100 * /** @type {any} */ (size)) / most}%` }}></span>`)}</div>
-    <ul class="key">${entries.map(([name, size], index) => html`<li><i class="c${(index % 6) + 1}"></i>${name.replaceAll("_", " ")}: ${bytes(/** @type {any} */ (size))}</li>`)}</ul>
+      ${entries.map(([, size], index) => html`<span class=${colourOf(index)} style=${{ width: `${(100 * /** @type {any} */ (size)) / most}%` }}></span>`)}</div>
+    <ul class="key">${entries.map(([name, size], index) => html`<li><i class=${colourOf(index)}></i>${name.replaceAll("_", " ")}: ${bytes(/** @type {any} */ (size))}</li>`)}</ul>
     <details><summary>Peak of each phase</summary><${Table} caption="Peak of each phase" columns=${[{ name: "phase" }, { name: "allocated", number: true }]} rows=${Object.entries(found.phases).map(([name, size]) => [name.replaceAll("_", " "), bytes(/** @type {any} */ (size))])} /></details>
     ${found.notes.length > 0 && html`<ul class="reasons">${found.notes.map((/** @type {string} */ note) => html`<li>${note}</li>`)}</ul>`}
     <p class="muted">Worked out in ${seconds(found.seconds_spent)}.</p>

@@ -19,14 +19,18 @@ export function Exports({ study, best }) {
 
 const FORMATS = ["rankwise", "peft", "transformers", "trl", "axolotl", "llamafactory", "accelerate", "deepspeed", "lightning", "pytorch", "slurm", "kubernetes"];
 
+/** How many were shown: a page and a dialog over it have one each. */
+let shown = 0;
+
 /** @param {{base: string, takers?: any[]}} props */
 export function Files({ base, takers }) {
   const [form, setForm] = useState("");
+  const [id] = useState(() => `format-${(shown += 1)}`);
   const chosen = takers?.find((taker) => taker.format === form);
   const forms = takers ? takers.map((taker) => [taker.format, taker.refused ? `${taker.format} (not possible)` : taker.format]) : FORMATS.map((each) => [each, each]);
   return html`
-    <div class="field"><label for="format">Trainer</label>
-      <select id="format" onChange=${(/** @type {any} */ event) => setForm(event.currentTarget.value)}>
+    <div class="field"><label for=${id}>Trainer</label>
+      <select id=${id} onChange=${(/** @type {any} */ event) => setForm(event.currentTarget.value)}>
         <option value="">choose …</option>${forms.map(([key, text]) => html`<option value=${key}>${text}</option>`)}
       </select></div>
     ${chosen?.refused && html`<p class="note warning">${sentence(chosen.refused)}</p>`}

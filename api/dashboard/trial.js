@@ -35,7 +35,7 @@ function Body({ study, trial }) {
     ${measured.heldout_loss != null && html`<p>Held-out loss ${loss(measured.heldout_loss, measured.heldout_loss_se)} on ${whole(measured.heldout_rows)} rows${measured.metric_name ? `; ${measured.metric_name} ${measured.metric_value.toFixed(3)}` : ""}.</p>`}
     ${(measured.disturbances || []).map((/** @type {string} */ each) => html`<p class="note warning">${sentence(each)}</p>`)}
     <h3>Estimated and measured</h3>
-    <${Table} caption="Estimated and measured" columns=${[{ name: "" }, { name: "estimated", number: true }, { name: "measured", number: true }]} rows=${rows} />
+    <${Table} caption="Estimated and measured" columns=${[{ name: "figure" }, { name: "estimated", number: true }, { name: "measured", number: true }]} rows=${rows} />
     ${memoryOf(measured) != null && html`<h3>Files for a trainer</h3><${Files} base=${`${studyPath(study.id)}/trials/${trial.id}/exports`} />`}
     <details><summary>Every setting</summary><pre tabindex="0">${JSON.stringify(trial.candidate, null, 2)}</pre></details>
     ${trial.log_tail && html`<details open=${trial.outcome !== "ok"}><summary>End of its log</summary><pre tabindex="0">${trial.log_tail}</pre></details>`}

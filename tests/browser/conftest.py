@@ -49,6 +49,9 @@ PATIENCE_MS = 30_000
 SMALL, LARGE = 220, 5000
 SCRIPT = "<script>document.title='run'</script>"
 IMAGE = "<img src=x onerror=document.title='run'>"
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+AXE = "async (rules) => (await axe.run(document, { runOnly: rules })).violations"
+VIEWS = (("light", 1280, 900), ("dark", 390, 844))
 WATCH_POLICY = """
 window.violations = [];
 addEventListener("securitypolicyviolation", (event) =>
@@ -150,6 +153,23 @@ class Watched:
         loading = self.page.locator(".loading")
         while loading.count():
             loading.first.wait_for(state="detached")
+
+    def find_barriers(self, name: str) -> list[str]:
+        """What axe finds on the page as it is, light on a desk and dark on a phone; keeps pictures."""
+        package = pytest.importorskip("axe_playwright_python")
+        found = []
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        for scheme, width, height in VIEWS:
+            self.page.set_viewport_size({"width": width, "height": height})
+            self.page.emulate_media(color_scheme=scheme)
+            self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png")
+            self.page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text())
+            for violation in self.page.evaluate(AXE, RULES):
+                nodes = [node["html"][:160] for node in violation["nodes"]][:3]
+                found.append(f"{name}, {scheme}: {violation['id']}: {violation['help']}: {nodes}")
+        self.page.set_viewport_size({"width": VIEWS[0][1], "height": VIEWS[0][2]})
+        self.page.emulate_media(color_scheme=VIEWS[0][0])
+        return found
 
     def check(self) -> None:
         """Nothing was thrown, no policy broken, no other origin asked."""

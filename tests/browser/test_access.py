@@ -24,11 +24,10 @@ def guarded(world: World) -> Iterator[str]:
         yield url
 
 
-def make_token(store: Store, name: str, role: Role) -> str:
+def make_token(store: Store, name: str, role: Role, *, lasts_s: float = 3600.0) -> str:
     secret = new_token()
-    store.create_token(
-        name=name, role=role, digest=digest_of(secret), expires_at=datetime.now(UTC) + timedelta(hours=1)
-    )
+    expires_at = datetime.now(UTC) + timedelta(seconds=lasts_s)
+    store.create_token(name=name, role=role, digest=digest_of(secret), expires_at=expires_at)
     return secret
 
 
@@ -70,6 +69,21 @@ def test_a_page_whose_token_was_revoked_asks_to_log_in(open_page: Opener, guarde
     page.get_by_role("button", name="Log out").click()
     page.get_by_role("heading", name="Log in", level=1).wait_for()
     watched.open("/", "Log in")
+
+
+def test_a_page_that_only_listens_asks_to_log_in_once_its_token_has_expired(
+    open_page: Opener, guarded: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwise.api.lookout.HEARTBEAT_S", 0.5)
+    secret = make_token(world.store, "kim", Role.READER, lasts_s=8)
+    watched = open_page(guarded)
+    page = watched.open(f"/studies/{world.ids['running']}", "Log in")
+    log_in(watched, secret)
+    page.get_by_text("live", exact=True).wait_for()
+    page.get_by_role("heading", name="Log in", level=1).wait_for()
+    assert page.url.endswith(f"/login?next=%2Fstudies%2F{world.ids['running']}")
+    log_in(watched, make_token(world.store, "kim", Role.READER))
+    page.get_by_text("live", exact=True).wait_for()
 
 
 def test_the_login_leads_to_no_other_site(open_page: Opener, guarded: str, world: World) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rankwise.api.routes import host
+from rankwise.optimizer.codec import from_json
+from rankwise.probes.profiles import GpuProfile
+from rankwise.store.devices import QuarantineCause
+
 from .conftest import IMAGE, SCREENSHOTS, SCRIPT, Watched, World
 
 Opener = Callable[..., Watched]
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-AXE = "async (rules) => (await axe.run(document, { runOnly: rules })).violations"
-
-
-def axe_source() -> str:
-    package = pytest.importorskip("axe_playwright_python")
-    return (Path(package.__file__).parent / "axe.min.js").read_text()
 
 
 def cards(page: Any) -> Any:
@@ -64,6 +67,40 @@ def test_what_strangers_named_stays_text(open_page: Opener, world: World) -> Non
     assert page.locator(".failure").get_by_text(SCRIPT).is_visible()
     assert page.title() != "run"
     assert page.locator("main script, main img").count() == 0
+
+
+def test_gpus_show_who_holds_their_memory_and_what_is_wrong(
+    open_page: Opener, world: World, fake_driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's library is loaded once in a process, so that another one asks it."""
+    code = (
+        "import json\n"
+        "from rankwise.optimizer.codec import to_json\n"
+        "from rankwise.probes.gpu import read_gpus\n"
+        "print(json.dumps([to_json(each) for each in read_gpus()[0]]))"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LD_LIBRARY_PATH": str(fake_driver)},
+        check=True,
+        capture_output=True,
+    )
+    gpus = tuple(from_json(GpuProfile, each) for each in json.loads(asked.stdout))
+    real = host.read_hardware
+    monkeypatch.setattr(host, "read_hardware", lambda folder: replace(real(folder), gpus=gpus, gpu_note=None))
+    world.store.quarantine_device(gpus[1].uuid, QuarantineCause.HEALTH, "the driver has lost the device")
+    watched = open_page(world.url)
+    page = watched.open("/devices", "Devices")
+    first = page.get_by_role("region", name="GPU 0")
+    first.get_by_text("process 100").wait_for()
+    first.get_by_text("driver and others").wait_for()
+    held = page.get_by_role("region", name="GPU 1").get_by_text("In quarantine since")
+    assert "The driver has lost the device." in held.locator("..").inner_text()
+    found = watched.find_barriers("gpus")
+    watched.open(f"/studies/{world.ids['running']}")
+    page.get_by_role("heading", name="GPUs, since this page was opened").wait_for()
+    world.store.lift_quarantine(gpus[1].uuid)
+    assert not found, "\n".join(found)
 
 
 def test_devices_show_the_host_and_the_queue(open_page: Opener, world: World) -> None:
@@ -113,36 +150,72 @@ def test_an_address_that_is_none_says_so(open_page: Opener, world: World) -> Non
     assert "no study" in watched.page.get_by_role("alert").inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(open_page: Opener, world: World, scheme: str) -> None:
-    watched = open_page(world.url, scheme=scheme)
-    page = watched.page
+PAGES = {
+    "studies": "/",
+    "running": "/studies/{running}",
+    "devices": "/devices",
+    "estimate": "/estimate",
+    "login": "/login",
+    "nowhere": "/studies/01ARZ3NDEKTSV4RRFFQ69G5FAV",
+}
+
+
+def test_axe_finds_nothing_on_any_page(open_page: Opener, world: World) -> None:
+    watched = open_page(world.url)
     found = []
-    pages = {
-        "studies": "/",
-        "study": f"/studies/{world.ids['small']}",
-        "running": f"/studies/{world.ids['running']}",
-        "new": "/new",
-        "devices": "/devices",
-        "estimate": "/estimate",
-        "login": "/login",
-        "nowhere": "/studies/01ARZ3NDEKTSV4RRFFQ69G5FAV",
-    }
-    source = axe_source()
-    for name, path in pages.items():
-        page.goto(world.url + path)
-        page.get_by_role("heading", level=1).wait_for()
+    for name, path in PAGES.items():
+        watched.open(path.format(**world.ids))
         watched.settle()
-        if name == "study":
-            page.locator("canvas").nth(2).wait_for()
-            for summary in page.get_by_text("The same as a table").all():
-                summary.click()
-        page.evaluate(source)
-        for violation in page.evaluate(AXE, RULES):
-            nodes = [node["html"][:160] for node in violation["nodes"]][:3]
-            found.append(f"{name}: {violation['id']}: {violation['help']}: {nodes}")
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png")
+        found += watched.find_barriers(name)
+    assert not found, "\n".join(found)
+
+
+def test_axe_finds_nothing_in_dialogs_and_tables(open_page: Opener, world: World) -> None:
+    watched = open_page(world.url)
+    page = watched.open(f"/studies/{world.ids['small']}")
+    page.locator("canvas").nth(2).wait_for()
+    for summary in page.get_by_text("The same as a table").all():
+        summary.click()
+    found = watched.find_barriers("study")
+    for box in page.get_by_label("Compare trial").all()[:2]:
+        box.check()
+    page.get_by_role("button", name="Compare the two chosen").click()
+    page.locator("dialog tr.differs").first.wait_for()
+    found += watched.find_barriers("compare")
+    page.keyboard.press("Escape")
+    page.locator(".board .link").first.click()
+    page.get_by_role("dialog").get_by_label("Trainer").select_option("transformers")
+    page.get_by_role("dialog").locator(".file").first.wait_for()
+    found += watched.find_barriers("trial")
+    watched.open(f"/studies/{world.ids['running']}")
+    page.get_by_role("button", name="Cancel study").click()
+    found += watched.find_barriers("cancel")
+    assert not found, "\n".join(found)
+
+
+def test_axe_finds_nothing_where_something_is_wrong(open_page: Opener, world: World) -> None:
+    watched = open_page(world.url)
+    page = watched.open("/new", "New study")
+    rows = {"name": "films.csv", "mimeType": "text/csv", "buffer": b"no table at all"}
+    page.get_by_label("Or send a file from here").set_input_files(rows)
+    page.locator(".error[role=status]").wait_for()
+    page.get_by_label("Model", exact=True).fill("no/such/folder/at/all")
+    page.get_by_text("No estimate:").wait_for()
+    page.get_by_label("Dataset", exact=True).fill("/etc/passwd")
+    page.get_by_label("Time", exact=True).fill("soon")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="Start the study").click()
+    page.locator("#seconds-error").wait_for()
+    found = watched.find_barriers("new")
+    watched.open("/estimate")
+    page.get_by_label("Model", exact=True).fill("no/such/folder/at/all")
+    page.get_by_role("button", name="Estimate").click()
+    page.locator("#model-error").wait_for()
+    found += watched.find_barriers("estimate-error")
+    page.route("**/v1/studies?*", lambda route: route.abort())
+    watched.open("/", "Studies")
+    page.get_by_text("the server cannot be reached").wait_for()
+    found += watched.find_barriers("unreachable")
     assert not found, "\n".join(found)
 
 

@@ -342,3 +342,15 @@ class TestRates:
         assert [client.get("/v1/session").status_code for _ in range(3)] == [401, 429, 429]
         assert client.get("/v1/session", headers=bearer(new_token())).status_code == 429
         assert client.get("/v1/session", headers=bearer(create(store, Role.READER))).status_code == 200
+
+
+def test_a_stream_ends_with_its_token(
+    client: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwise.api.lookout.HEARTBEAT_S", 0.1)
+    study = store.create_study(StudyRequest(model="m", dataset="d"))
+    secret = create(store, Role.READER, expires_at=datetime.now(UTC) + timedelta(seconds=2))
+    path = f"/v1/studies/{study.id}/events/stream"
+    answer = client.get(path, headers=bearer(secret))  # returns when the stream has ended
+    assert (answer.status_code, client.get(path, headers=bearer(secret)).status_code) == (200, 401)
+    assert "study.created" in answer.text
