@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from operator import attrgetter
@@ -18,6 +19,7 @@ from .access import DATASETS_PATH, is_open
 from .authentication import SESSION_COOKIE, Authentication
 from .board import Boards
 from .credentials import Credentials
+from .gpu_history import GpuHistory
 from .leaderboard import Leaderboards
 from .lookout import Lookout
 from .metrics import Metrics, RequestMetrics
@@ -114,7 +116,9 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
             if supervision:
                 supervision.start()
             webhooks.start()
+            watching = asyncio.create_task(gpu_history.watch(store))
             yield
+            watching.cancel()
         finally:
             await lookout.close()
             await run_in_threadpool(webhooks.stop)
@@ -140,6 +144,7 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
     app.state.uploads = uploads = UploadFolder(settings.home.uploads, limit_bytes=settings.upload_limit_bytes)
     app.state.metrics = metrics = Metrics()
     app.state.page_files = PageFiles()
+    app.state.gpu_history = gpu_history = GpuHistory()
     app.state.answers = Answers()
     app.include_router(studies.router)
     app.include_router(trials.router)

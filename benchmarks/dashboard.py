@@ -104,12 +104,16 @@ def measure(browser: Any, url: str, store: Store, ids: dict[str, str]) -> None:
         page.context.close()
         return value
 
-    print(f"| the same, when nothing of it was read since the server's start | {interactive():,.0f} ms | |")
+    cold = [interactive()]
     told(f"table of {LARGE:,} trials: sorted by a click after", tries(interactive), "ms", 1500)
+    told("the same, when nothing of it was read since the server's start", cold, "ms", 1500)
 
     page = fresh(f"/studies/{ids['large']}")
     page.locator("#weight-memory").wait_for()
+    page.locator("canvas").nth(2).wait_for()
     page.wait_for_timeout(1000)
+    large_sent = [page.evaluate(SENT) / 1000]
+    told(f"a study of {LARGE:,} trials with all plots: transferred at first", large_sent, "kB", 600)
     told(
         "ranking by a slider, drawn",
         [page.evaluate(MOVE, str(0.1 * step)) for step in range(1, 10)],

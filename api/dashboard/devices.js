@@ -3,6 +3,7 @@
 import { html, useEffect } from "./vendor/htm-preact.js";
 import { ask } from "./api.js";
 import { UNKNOWN, bytes, sentence, short, whole } from "./format.js";
+import { Timeline } from "./plots.js";
 import { Failure, Heading, Loading, Moment, State, Table, useAnswer } from "./ui.js";
 
 const LOOK_MS = 3000;
@@ -31,6 +32,7 @@ export function Devices() {
     <div class="cards">
       ${gpus.map((/** @type {any} */ gpu) => html`<${Card} key=${gpu.uuid} gpu=${gpu} held=${quarantines.find((/** @type {any} */ each) => each.device === gpu.uuid)} />`)}
       <${Host} host=${host} />
+      ${gpus.length > 0 && html`<${Timeline} />`}
       <section class="card" aria-labelledby="queue"><h2 id="queue">Queue</h2>
         <p class="muted">The supervisor that runs trials: ${data.health.supervisor || "not told"}.</p>
         ${data.studies.length

@@ -12,7 +12,7 @@ const MOST_CURVES = 6;
 const MOST_BARS = 8;
 const MOST_SINGLE = 500;
 const HOLLOW = "measured only";
-const SAMPLES = 200;
+const SAMPLES = 1200;
 const SAMPLE_MS = 3000;
 const STAR = "path://M0,-10 L2.9,-3.1 L10,-3.1 L4.3,1.5 L6.2,9 L0,4.6 L-6.2,9 L-4.3,1.5 L-10,-3.1 L-2.9,-3.1 Z";
 
@@ -302,25 +302,34 @@ export function smoothed(losses) {
   });
 }
 
-/** Memory and use of the GPUs while this page is open. */
+/** Memory and use of the GPUs: what the server remembers, and what happens while this page is open. */
 export function Timeline() {
   const [samples, setSamples] = useState(/** @type {any[]} */ ([]));
   useEffect(() => {
-    let timer = 0;
+    let [timer, isGone] = [0, false];
     const look = async () => {
       try {
         const { gpus } = await ask("/v1/hardware");
+        if (isGone || !gpus.length) return;
         setSamples((old) => [...old, { at: Date.now(), gpus }].slice(-SAMPLES));
-        if (!gpus.length) return;
       } catch {
         /* the next look tells */
       }
-      timer = setTimeout(look, SAMPLE_MS);
+      if (!isGone) timer = setTimeout(look, SAMPLE_MS);
     };
-    look();
-    return () => clearTimeout(timer);
+    ask("/v1/hardware/history").then(
+      (found) => {
+        setSamples(found.samples.map((/** @type {any} */ sample) => ({ at: Date.parse(sample.at), gpus: sample.gpus })));
+        look();
+      },
+      look,
+    );
+    return () => {
+      isGone = true;
+      clearTimeout(timer);
+    };
   }, []);
-  const gpus = samples[0]?.gpus || [];
+  const gpus = samples[samples.length - 1]?.gpus || [];
   if (!gpus.length) return null;
   const option = (/** @type {Record<string, string>} */ colour) => ({
     grid: { left: 56, right: 16, top: 28, bottom: 30 },
@@ -337,9 +346,9 @@ export function Timeline() {
     }),
   });
   const last = samples[samples.length - 1].gpus;
-  return html`<section class="card" aria-labelledby="timeline"><h2 id="timeline">GPUs, since this page was opened</h2>
-    <${Plot} low title="Memory and use of the GPUs" option=${option} inputs=${[samples]} caption="Share of the memory that is taken, and of the last moments in which something ran; looked at every three seconds."
+  return html`<section class="card" aria-labelledby="timeline"><h2 id="timeline">GPUs in the last hour</h2>
+    <${Plot} low title="Memory and use of the GPUs" option=${option} inputs=${[samples]} caption="Share of the memory that is taken, and of the last moments in which something ran; looked at every few seconds while there are studies to run, or a page like this is open."
       columns=${[{ name: "GPU" }, { name: "memory", number: true }, { name: "in use", number: true }]}
-      table=${() => last.map((/** @type {any} */ gpu) => [`${gpu.index}: ${gpu.name}`, bytes(gpu.used_bytes), gpu.utilisation_percent == null ? "–" : `${gpu.utilisation_percent} %`])} />
+      table=${() => last.map((/** @type {any} */ gpu) => [`${gpu.index}${gpu.name ? `: ${gpu.name}` : ""}`, bytes(gpu.used_bytes), gpu.utilisation_percent == null ? "–" : `${gpu.utilisation_percent} %`])} />
   </section>`;
 }

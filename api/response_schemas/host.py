@@ -7,6 +7,7 @@ from typing import Literal
 
 from ...probes.profiles import GpuProfile, HardwareProfile, HostProfile
 from ...store import Quarantine
+from ..gpu_history import Sample
 from .parts import Document
 
 
@@ -29,6 +30,12 @@ class HardwareDocument(Document):
             gpu_note=hardware.gpu_note,
             quarantines=tuple(quarantines),
         )
+
+
+class HistoryDocument(Document):
+    """What GPUs held and did, the oldest moment first."""
+
+    samples: tuple[Sample, ...]
 
 
 class ReadyDocument(Document):

@@ -10,9 +10,10 @@ from prometheus_client.exposition import choose_encoder
 
 from ... import __version__
 from ...probes.host import read_hardware
+from ..gpu_history import GpuHistory
 from ..metrics import Metrics
 from ..problems import Problem, problem_docs, problem_response
-from ..response_schemas.host import HardwareDocument, HealthDocument, ReadyDocument
+from ..response_schemas.host import HardwareDocument, HealthDocument, HistoryDocument, ReadyDocument
 from ..supervision import SupervisionState
 from .dependencies import SettingsDep, StoreDep, SupervisionDep
 
@@ -20,9 +21,18 @@ router = APIRouter(tags=["host"])
 
 
 @router.get("/v1/hardware", summary="Read GPUs, processor, memory and disk now")
-def read_hardware_now(settings: SettingsDep, store: StoreDep) -> HardwareDocument:
+def read_hardware_now(request: Request, settings: SettingsDep, store: StoreDep) -> HardwareDocument:
     """A fresh probe, not what a study saw; with the devices that are in quarantine."""
-    return HardwareDocument.of(read_hardware(settings.home.root), store.list_quarantines())
+    hardware = read_hardware(settings.home.root)
+    _history(request).keep(hardware.gpus)
+    return HardwareDocument.of(hardware, store.list_quarantines())
+
+
+@router.get("/v1/hardware/history", summary="What GPUs held and did in the last hour")
+async def read_history(request: Request) -> HistoryDocument:
+    """Looked at every few seconds while there are studies to run, and whenever somebody reads the hardware;
+    in the memory of this server."""
+    return HistoryDocument(samples=_history(request).samples())
 
 
 @router.get("/healthz", summary="Whether the server answers")
@@ -70,3 +80,8 @@ def read_metrics(request: Request) -> Response:
     metrics: Metrics = request.app.state.metrics
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(metrics.registry), media_type=media_type)
+
+
+def _history(request: Request) -> GpuHistory:
+    history: GpuHistory = request.app.state.gpu_history
+    return history

@@ -96,9 +96,10 @@ def test_gpus_show_who_holds_their_memory_and_what_is_wrong(
     first.get_by_text("driver and others").wait_for()
     held = page.get_by_role("region", name="GPU 1").get_by_text("In quarantine since")
     assert "The driver has lost the device." in held.locator("..").inner_text()
+    page.locator("section[aria-labelledby=timeline] canvas").wait_for()
     found = watched.find_barriers("gpus")
     watched.open(f"/studies/{world.ids['running']}")
-    page.get_by_role("heading", name="GPUs, since this page was opened").wait_for()
+    page.get_by_role("heading", name="GPUs in the last hour").wait_for()
     world.store.lift_quarantine(gpus[1].uuid)
     assert not found, "\n".join(found)
 
