@@ -144,12 +144,14 @@ def comparable_parts(
     parts: list[dict[str, float]] = [{} for _ in measurements]
     speeds = [m.speed for m in measurements if m.speed]
     if len(speeds) == len(measurements):
+        fastest = max(speeds, default=0.0)
         for part, speed in zip(parts, speeds, strict=True):
-            part["speed"] = speed / max(speeds)
+            part["speed"] = speed / fastest
     if column := memory_column(measurements):
         peaks = [getattr(measurement, column) for measurement in measurements]
+        smallest = min(peaks, default=0)
         for part, peak in zip(parts, peaks, strict=True):
-            part["memory"] = min(peaks) / peak
+            part["memory"] = smallest / peak
     found = [m.judged_loss for m in measurements] if losses is None else losses
     known = [loss for loss in found if loss is not None]
     if known and len(known) == len(measurements):

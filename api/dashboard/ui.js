@@ -2,7 +2,7 @@
 
 import { html, useCallback, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Problem } from "./api.js";
-import { exact, moment } from "./format.js";
+import { exact, moment, sentence } from "./format.js";
 
 /** Go to another page of this dashboard without loading it anew. @param {string} path */
 export function go(path) {
@@ -51,8 +51,8 @@ export function useSettled(value, restMs, longestMs = Infinity) {
 export function Failure({ error, again }) {
   const step = error instanceof Problem ? error.nextStep : "";
   return html`<div class="note failure" role="alert">
-    <strong>${error.message || String(error)}</strong>
-    ${step && html`<p>${step}</p>`} ${again && html`<button onClick=${again}>Try again</button>`}
+    <strong>${sentence(error.message || String(error))}</strong>
+    ${step && html`<p>${sentence(step)}</p>`} ${again && html`<button onClick=${again}>Try again</button>`}
   </div>`;
 }
 

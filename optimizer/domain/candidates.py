@@ -227,7 +227,9 @@ class Candidate:
     @property
     def id(self) -> str:
         """SHA-256 of the canonical JSON, defaults written out."""
-        return digest({"v": CANDIDATE_VERSION, **identity(self)})
+        forms = {name: _form(part) for name, part in _parts(self).items()}
+        rest = {"micro_batch": self.micro_batch, "learning_rate": self.learning_rate}
+        return digest({"v": CANDIDATE_VERSION, **rest, **forms})
 
     @property
     def shape_key(self) -> str:
@@ -256,18 +258,29 @@ class Candidate:
         )
 
 
+Part = Adapter | Level | Recipe
+
+
+def _parts(candidate: Candidate) -> dict[str, Part]:
+    return {"adapter": candidate.adapter, "level": candidate.level, "recipe": candidate.recipe}
+
+
 @lru_cache(maxsize=2**14)
 def _shape_key(candidate: Candidate) -> str:
     """Kept: a study's trials are asked for it again and again."""
-    parts = {"adapter": candidate.adapter, "level": candidate.level, "recipe": candidate.recipe}
-    forms = {name: _shape_form(part) for name, part in parts.items()}
+    forms = {name: _shape_form(part) for name, part in _parts(candidate).items()}
     return digest({"v": CANDIDATE_VERSION, "micro_batch": candidate.micro_batch, **forms})
 
 
 @lru_cache(maxsize=2**12)
-def _shape_form(part: Adapter | Level | Recipe) -> Mapping[str, Any]:
+def _form(part: Part) -> Mapping[str, Any]:
     """Kept too, and most of the work: thousands of candidates are made of few parts."""
-    form = identity(part)
+    return identity(part)
+
+
+@lru_cache(maxsize=2**12)
+def _shape_form(part: Part) -> Mapping[str, Any]:
+    form = dict(_form(part))
     if isinstance(part, Adapter):
         form |= {"alpha": None, "alpha_pattern": [], "dropout": part.dropout > 0}
     if isinstance(part, Recipe):

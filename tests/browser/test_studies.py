@@ -148,7 +148,7 @@ def test_an_address_that_is_none_says_so(open_page: Opener, world: World) -> Non
     watched = open_page(world.url)
     watched.page.goto(f"{world.url}/studies/01ARZ3NDEKTSV4RRFFQ69G5FAV")
     watched.page.get_by_role("alert").wait_for()
-    assert "no study" in watched.page.get_by_role("alert").inner_text()
+    assert "no study" in watched.page.get_by_role("alert").inner_text().lower()
 
 
 PAGES = {
@@ -215,7 +215,7 @@ def test_axe_finds_nothing_where_something_is_wrong(open_page: Opener, world: Wo
     found += watched.find_barriers("estimate-error")
     page.route("**/v1/studies?*", lambda route: route.abort())
     watched.open("/", "Studies")
-    page.get_by_text("the server cannot be reached").wait_for()
+    page.get_by_text("The server cannot be reached.").wait_for()
     found += watched.find_barriers("unreachable")
     assert not found, "\n".join(found)
 
