@@ -27,6 +27,10 @@ often costs as much."""
 KNOWN_SIDE = 0.5
 """Hope where one of the two rates beside an adapter's best is known to be worse already."""
 
+BEYOND_REACH = 30.0
+"""Standard deviations, of which more are as good as infinitely many: nothing is expected there, and squares
+would overflow where losses are tiny."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
@@ -62,10 +66,12 @@ class Arm:
         if self.best is None:
             step = min(self.rates) - 1
             return None if self.gave_up or step < -self.MOST_RATES else step
-        beside = (self.best + 1, self.best - 1)
-        return next(
-            (step for step in beside if step not in self.rates and abs(step) <= self.MOST_RATES), None
-        )
+        return self.beside(self.best)
+
+    def beside(self, step: int) -> int | None:
+        """The rate beside this one that is not known yet, the higher first; None where there is none."""
+        both = (step + 1, step - 1)
+        return next((each for each in both if each not in self.rates and abs(each) <= self.MOST_RATES), None)
 
 
 def hope_untried(arm: Arm) -> float:
@@ -74,15 +80,28 @@ def hope_untried(arm: Arm) -> float:
     return float(known * PLACE**arm.place * KNOWN_SIDE ** len(arm.rates))
 
 
-def hope_of_rate(arm: Arm, behind: float) -> float:
-    """Of the rates beside an adapter's best.
+def hope_of_rate(arm: Arm, behind: float, *, beside: int | None = None, doubt: float = 0.0) -> float:
+    """Of the rates beside one of an adapter's.
 
     Args:
         arm: with a success.
-        behind: how far its best lies behind the best of all, as a share.
+        behind: how far that rate lies behind the best of all, as a share.
+        beside: that rate; None: the adapter's best.
+        doubt: standard error of how far it lies behind, as a share: what seeds do.
     """
-    known = sum(arm.best is not None and arm.best + side in arm.rates for side in (1, -1))
-    return math.exp(-behind / BEHIND) * float(KNOWN_SIDE**known)
+    step = arm.best if beside is None else beside
+    known = sum(step is not None and step + side in arm.rates for side in (1, -1))
+    return math.exp(-behind / math.hypot(BEHIND, doubt)) * float(KNOWN_SIDE**known)
+
+
+def chance_of_level(behind: float, doubt: float) -> float:
+    """That what looks worse is none the worse, of 1: twice the chance that it is better.
+
+    Args:
+        behind: how far it lies behind, as a share.
+        doubt: standard error of that.
+    """
+    return math.erfc(behind / doubt / math.sqrt(2)) if doubt else float(behind == 0.0)
 
 
 def hope_of_seed(behind: float, share: float, seeds: int) -> float:
@@ -102,10 +121,19 @@ def hope_of_seed(behind: float, share: float, seeds: int) -> float:
     return min(1.0, _expected_gain(behind, moved) / _expected_gain(0.0, BEHIND))
 
 
+def told_by_one_seed(share: float) -> float:
+    """How much one loss of something new tells, of 1: what is expected of it moves by less than that.
+
+    Args:
+        share: standard deviation between seeds, as a share of the loss.
+    """
+    return BEHIND / math.hypot(BEHIND, share)
+
+
 def _expected_gain(behind: float, moved: float) -> float:
     """Of a normal change of this standard deviation, beyond what it is behind."""
     if moved == 0.0:
         return 0.0
-    z = behind / moved
+    z = min(behind / moved, BEYOND_REACH)
     density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     return moved * (density - z * math.erfc(z / math.sqrt(2)) / 2)

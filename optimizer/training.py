@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from .comparison import comparable_parts, exceeds_finish, relative_excess, weighted_score
@@ -19,7 +19,7 @@ from .evidence import Evidence, by_adapter
 from .paired import Run, compare, each_confidence, seed_spread
 from .priors import prior_quality
 from .probing import ADAPTERS, level_like, near
-from .promise import Arm, hope_of_rate, hope_of_seed, hope_untried
+from .promise import Arm, chance_of_level, hope_of_rate, hope_of_seed, hope_untried, told_by_one_seed
 from .quality import run_of
 from .tuning import at_rate, is_plateau, is_unstable, with_less_alpha, with_more_capacity
 
@@ -135,7 +135,7 @@ class Training:
         if len(means) < LOOK_AT_SEEDS_AFTER or any(t.plan.replicate for t in self.evidence.trainings):
             return None
         best = min(means, key=means.__getitem__)
-        if not self._affords(best, goal, self._reserve_s(goal)):
+        if self.evidence.too_big(best) or not self._affords(best, goal, self._reserve_s(goal)):
             return None
         return _plan(best, goal, "another seed, to see what seeds do", 1)
 
@@ -144,7 +144,11 @@ class Training:
         if not self._seeds_matter(goal):
             return
         means, counts, runs = self._means(goal), self._counts(goal), self._runs_at(goal)
-        best, *others = sorted(means, key=means.__getitem__)
+        # A shape that fitted once and then did not is not tried a third time.
+        fitting = [candidate for candidate in means if not self.evidence.too_big(candidate)]
+        if not fitting:
+            return
+        best, *others = sorted(fitting, key=means.__getitem__)
         level = abs(means[best]) or 1.0
         for candidate in (best, *others):
             rival = means[others[0]] if candidate == best and others else means[best]
@@ -158,7 +162,9 @@ class Training:
     def _most_promising(self, arms: Sequence[Arm], goal: int) -> TrialPlan | None:
         """The training with the most hope for its time, among those that leave time for two second seeds."""
         reserve_s = self._reserve_s(goal)
-        moves = [*self._moves(arms, goal), *self._repeats(goal)]
+        telling = told_by_one_seed(self._seed_share(goal) or 0.0)
+        new = (replace(move, hope=telling * move.hope) for move in self._moves(arms, goal))
+        moves = [*new, *self._repeats(goal)]
         prices_s = {move: self.price_s(move.candidate, goal) for move in moves}
         for move in sorted(prices_s, key=lambda each: -each.hope / (prices_s[each] or 1.0)):
             if not self._affords(move.candidate, goal, 0.0 if move.replicate else reserve_s):
@@ -178,22 +184,33 @@ class Training:
                 reason = f"{'the front-runner, at ' if is_first else ''}its method's usual rate"
                 yield _Move(arm.candidate, hope, reason)
                 continue
-            step = arm.next_rate()
-            if step is None:
-                continue
-            rival = at_rate(arm.candidate, step)
             if arm.best is None:
-                tried = at_rate(arm.candidate, step + 1).learning_rate
-                reason = f"a lower rate, because it diverged at {tried:g}"
-                yield _Move(rival, hope_untried(arm), reason)
+                if (step := arm.next_rate()) is not None:
+                    tried = at_rate(arm.candidate, step + 1).learning_rate
+                    reason = f"a lower rate, because it diverged at {tried:g}"
+                    yield _Move(at_rate(arm.candidate, step), hope_untried(arm), reason)
                 continue
-            best = at_rate(arm.candidate, arm.best)
-            hope = hope_of_rate(arm, shares[best])
-            if hope >= LEAST_HOPE:
-                word = "higher" if step > arm.best else "lower"
-                behind = f", {shares[best]:.1%} behind the best" if shares[best] else ", the best so far"
-                yield _Move(rival, hope, f"a {word} rate than {best.learning_rate:g}{behind}")
+            yield from self._rates(arm, shares, goal)
         yield from self._answers(arms, shares, goal)
+
+    def _rates(self, arm: Arm, shares: Mapping[Candidate, float], goal: int) -> Iterator[_Move]:
+        """Rates beside the adapter's best, and beside what seeds may have kept from being it."""
+        assert arm.best is not None  # noqa: S101 - the caller asked
+        own = at_rate(arm.candidate, arm.best)
+        first = min(shares, key=shares.__getitem__)
+        for known in sorted(arm.rates, key=lambda step: step != arm.best):
+            tried, step = at_rate(arm.candidate, known), arm.beside(known)
+            if step is None or tried not in shares:
+                continue
+            level = chance_of_level(shares[tried] - shares[own], self._doubt(goal, tried, own))
+            doubt = self._doubt(goal, tried, first)
+            hope = level * hope_of_rate(arm, shares[tried], beside=known, doubt=doubt)
+            if hope >= LEAST_HOPE:
+                word = "higher" if step > known else "lower"
+                behind = f", {shares[tried]:.1%} behind the best" if shares[tried] else ", the best so far"
+                yield _Move(
+                    at_rate(arm.candidate, step), hope, f"a {word} rate than {tried.learning_rate:g}{behind}"
+                )
 
     def _answers(self, arms: Sequence[Arm], shares: Mapping[Candidate, float], goal: int) -> Iterator[_Move]:
         """What the best training suggests beside a rate, once the rates beside its own are known."""
@@ -388,6 +405,13 @@ class Training:
             return None
         of_own, own_degrees = _squares(own)
         return math.sqrt((squares / degrees + of_own) / (1 + own_degrees))
+
+    def _doubt(self, steps: int, one: Candidate, other: Candidate) -> float:
+        """Standard error, for what seeds do, of how far two losses are apart; a share, 0 where unknown."""
+        if one == other:
+            return 0.0
+        counts = self._counts(steps)
+        return (self._seed_share(steps) or 0.0) * math.sqrt(1 / counts[one] + 1 / counts[other])
 
     def _seeds_matter(self, steps: int) -> bool:
         share = self._seed_share(steps)

@@ -7,7 +7,14 @@ import math
 import pytest
 
 from rankwise.optimizer.levels import enumerate_candidates
-from rankwise.optimizer.promise import Arm, hope_of_rate, hope_of_seed, hope_untried
+from rankwise.optimizer.promise import (
+    Arm,
+    chance_of_level,
+    hope_of_rate,
+    hope_of_seed,
+    hope_untried,
+    told_by_one_seed,
+)
 
 
 @pytest.fixture
@@ -67,3 +74,33 @@ def test_hope_of_a_seed_is_what_it_may_change():
     assert hope_of_seed(0.0, 0.1, 1) == pytest.approx(1 / math.sqrt(2))
     assert hope_of_seed(0.0, 0.01, 1) < 0.1
     assert hope_of_seed(0.0, 0.15, 1) > hope_of_seed(0.1, 0.15, 1) > hope_of_seed(0.3, 0.15, 1) > 0.0
+
+
+def test_what_seeds_do_makes_a_distance_count_less(arm_of):
+    arm = arm_of({0: 1.0})
+    assert hope_of_rate(arm, 0.1, doubt=0.0) == hope_of_rate(arm, 0.1)
+    assert hope_of_rate(arm, 0.1, doubt=0.1) == pytest.approx(math.exp(-1 / math.sqrt(2)))
+    assert hope_of_rate(arm, 0.0, doubt=0.1) == 1.0
+
+
+def test_hope_beside_another_rate_than_the_best_counts_the_sides_of_that_rate(arm_of):
+    arm = arm_of({0: 1.1, 1: 1.0, 2: 1.2})
+    assert arm.beside(0) == -1
+    assert arm.beside(1) is None
+    assert hope_of_rate(arm, 0.0, beside=0) == 0.5
+    assert hope_of_rate(arm, 0.0) == 0.25
+
+
+def test_what_looks_worse_may_be_level_by_as_much_as_seeds_leave_open():
+    assert chance_of_level(0.0, 0.0) == chance_of_level(0.0, 0.1) == 1.0
+    assert chance_of_level(0.05, 0.0) == 0.0
+    assert chance_of_level(0.196, 0.1) == pytest.approx(0.05, abs=1e-3)
+
+
+def test_one_loss_tells_less_where_seeds_move_it_more():
+    assert told_by_one_seed(0.0) == 1.0
+    assert told_by_one_seed(0.1) == pytest.approx(1 / math.sqrt(2))
+
+
+def test_what_is_out_of_reach_has_no_hope_and_overflows_nothing():
+    assert hope_of_seed(1e300, 1e-3, 1) == pytest.approx(0.0, abs=1e-100)

@@ -227,6 +227,22 @@ def test_where_seeds_matter_what_looks_best_is_repeated_before_more_is_built_on_
     assert len(means[best]) >= SEEDS
 
 
+@pytest.mark.parametrize("luck", [1.2, 1.0], ids=["seeds matter", "seeds do nothing"])
+def test_where_seeds_matter_one_unlucky_loss_does_not_close_a_side(build, cpu_candidates, luck):
+    """The usual rate's first seed is unlucky, so that the rate above it looks best, with both sides known."""
+    usual = cpu_candidates[0]
+    off_by = {0: 1.12, 1: 1.0, 2: 1.3}
+
+    def loss(plan: TrialPlan) -> float:
+        off = round(2 * math.log10(plan.candidate.learning_rate / usual.learning_rate))
+        return off_by.get(off, 0.9) * (luck if plan.replicate % 2 else 1.0)
+
+    machine = Machine(build, [c for c in cpu_candidates if c.adapter == usual.adapter], loss=loss)
+    machine.finish()
+    rates = {trial.candidate.learning_rate for trial in machine.of(Rung.TRAIN)}
+    assert any(rate < usual.learning_rate for rate in rates) == (luck > 1.0)
+
+
 def test_rates_are_climbed_uphill_until_it_gets_worse(build, cpu_candidates):
     machine = Machine(build, cpu_candidates, loss=surface)
     machine.finish()
