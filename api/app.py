@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from operator import attrgetter
@@ -67,7 +69,12 @@ SECURITY_SCHEMES = {
 """Where a server demands tokens."""
 
 
-class _Application(FastAPI):
+class Application(FastAPI):
+    """FastAPI's, with its order of guards and its way to describe itself."""
+
+    _description: bytes | None = None
+    _describing = threading.Lock()
+
     def build_middleware_stack(self) -> ASGIApp:
         """Log and security headers go around everything, the framework's last-resort answer included."""
         return RequestLog(SecurityHeaders(super().build_middleware_stack()))
@@ -88,8 +95,15 @@ class _Application(FastAPI):
                             response["content"] = {MEDIA_TYPE: next(iter(response["content"].values()))}
         return super().openapi()
 
+    def description_text(self) -> bytes:
+        """The schema as it is sent; the first who asks, a second long, asks for all."""
+        with self._describing:
+            if self._description is None:
+                self._description = json.dumps(self.openapi(), separators=(",", ":")).encode()
+            return self._description
 
-def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
+
+def create_app(settings: ServerSettings, *, supervise: bool = True) -> Application:
     """The application for one home.
 
     Args:
@@ -128,12 +142,13 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> FastAPI:
             await run_in_threadpool(credentials.note_uses)
             store.close()
 
-    app = _Application(
+    app = Application(
         title="rankwise",
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load their scripts from outside hosts; /openapi.json stays
+        openapi_url=None,  # FastAPI would write it in the loop, anew for each who asks: routes/host.py
+        docs_url=None,  # its pages load their scripts from outside hosts
         redoc_url=None,
         generate_unique_id_function=attrgetter("name"),
         responses={"default": {"model": Problem, "description": "What went wrong, and the next step"}},

@@ -1,7 +1,9 @@
-"""The ranking of a study, kept until the study has changed: it is worked out from all its trials.
+"""The ranking of a study, in pages.
 
-What a large study's ranking costs is not spent again at every event of it: one that took long is shown for a
-while, and says as of which event it is. Knows nothing of requests.
+Of a study that succeeded it is a part of what it recommends, and only the trials of a page are read. That of
+any other is worked out from all its trials and kept until the study has changed. What a large study's ranking
+costs is not spent again at every event of it: one that took long is shown for a while, and says as of which
+event it is. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ..optimizer.domain import Study, StudyState
 from ..optimizer.overview import Place, leaderboard
@@ -25,14 +28,59 @@ PATIENCE = 20.0
 """A ranking is shown for this many times what it cost, whatever happens meanwhile."""
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a study's places, best first, and of how many they are."""
+
+    places: tuple[PlaceDocument, ...]
+    compared: int
+
+
+class Standings(Protocol):
+    """How a study's candidates stand."""
+
+    @property
+    def as_of(self) -> Mark:
+        """What of the study is taken into account."""
+        ...
+
+    def page(self, begin: int, limit: int) -> Page:
+        """Places from the one after ``begin`` others on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """The standings of a study that succeeded, read when a page is wanted."""
+
+    as_of: Mark
+    _store: Store
+
+    def page(self, begin: int, limit: int) -> Page:
+        """Places with the trials of their shapes: what a place shows depends on no others."""
+        study_id = self.as_of.study_id
+        whole = self._store.get_recommendation(study_id)
+        shown = replace(whole, ranking=whole.ranking[begin : begin + limit])
+        places = leaderboard(
+            self._store.list_trials_of_shapes(study_id, [scored.trial_id for scored in shown.ranking]),
+            shown,
+            memory_limit_bytes=self._store.get_request(study_id).memory_limit_bytes,
+        )
+        return Page(tuple(map(PlaceDocument.of, places)), len(whole.ranking))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """The places of one study, best first."""
+    """All places of a study that has not succeeded."""
 
     as_of: Mark
     places: tuple[PlaceDocument, ...]
     made_at_s: float
     cost_s: float
+
+    def page(self, begin: int, limit: int) -> Page:
+        """Places from the one after ``begin`` others on."""
+        return Page(self.places[begin : begin + limit], len(self.places))
 
     def is_good_for(self, mark: Mark) -> bool:
         """Whether it is still to be shown."""
@@ -52,8 +100,10 @@ class Leaderboards:
         self._lock = threading.Lock()
         self._working = [threading.Lock() for _ in range(AT_ONCE)]
 
-    def of(self, mark: Mark) -> Standing:
+    def of(self, mark: Mark) -> Standings:
         """The ranking of the study with this mark; blocks while it is worked out."""
+        if mark.state is StudyState.SUCCEEDED:
+            return Recommended(mark, self._store)
         if (found := self._find(mark)) is not None:
             return found
         # Those who ask meanwhile wait for the same one, and seldom for another study's.
@@ -70,8 +120,7 @@ class Leaderboards:
 
     def _work_out(self, mark: Mark) -> Standing:
         began_s = time.monotonic()
-        study = self._store.get_study(mark.study_id)
-        places = _places(self._store, study)
+        places = _places(self._store, self._store.get_study(mark.study_id))
         ended_s = time.monotonic()
         made = Standing(
             as_of=mark,
@@ -88,12 +137,6 @@ class Leaderboards:
 
 
 def _places(store: Store, study: Study) -> tuple[Place, ...]:
-    limit = study.request.memory_limit_bytes
-    if study.state is StudyState.SUCCEEDED:
-        recommendation = store.get_recommendation(study.id)
-        ranked = [scored.trial_id for scored in recommendation.ranking]
-        trials = store.list_trials_of_shapes(study.id, ranked)
-        return leaderboard(trials, recommendation, memory_limit_bytes=limit)
     ranking = rank(store.list_trials(study.id, with_heldout=True), Aim.of(study))
     return tuple(
         Place(

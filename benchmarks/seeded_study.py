@@ -249,12 +249,14 @@ def _write_trials(store: Store, study: Study, trials: int, seed: int) -> None:
         owner = transaction.lock_study(study.id)
         moment = transaction.now - timedelta(seconds=20 * trials)
         for number, (shape, steps) in enumerate(_in_order(probed, steps_of), start=1):
+            estimate = _estimate(shape, rng)
             told = EstimateRow(
                 study_id=owner.id,
                 shape_key=f"{number:064d}",
                 candidate=document(shape.candidate),
                 device=DEVICE,
-                estimate=document(_estimate(shape, rng)),
+                estimate=document(estimate),
+                fits=estimate.fits,
             )
             plan = TrialPlan(
                 candidate=shape.candidate,

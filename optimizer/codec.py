@@ -37,12 +37,29 @@ def from_json(kind: type[T], data: Any) -> T:
     try:
         validated: T = _adapter(kind).validate_python(data)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or kind.__name__}: {item['msg']} (got {item['input']!r:.80})"
-            for item in error.errors()
-        )
-        raise InputError(f"not a valid {kind.__name__}: {problems}") from error
+        raise _invalid(kind, error) from error
     return validated
+
+
+def from_text(kind: type[T], text: str) -> T:
+    """The same from a text of JSON, without Python's parser in between.
+
+    Raises:
+        InputError: as :func:`from_json`, and where the text is no JSON.
+    """
+    try:
+        validated: T = _adapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise _invalid(kind, error) from error
+    return validated
+
+
+def _invalid(kind: type, error: ValidationError) -> InputError:
+    problems = "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or kind.__name__}: {item['msg']} (got {item['input']!r:.80})"
+        for item in error.errors()
+    )
+    return InputError(f"not a valid {kind.__name__}: {problems}")
 
 
 def to_json(value: Any) -> Any:

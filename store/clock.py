@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 
@@ -33,7 +34,7 @@ class Moment:
 class Clock(Protocol):
     """What the store asks of a clock; tests pass one that they turn by hand."""
 
-    def now(self, session: Session) -> Moment:
+    def now(self, transaction: Session | Connection) -> Moment:
         """The present moment; whoever has to ask the database does so in this transaction."""
         ...
 
@@ -41,7 +42,7 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clocks (Linux)."""
 
-    def now(self, _: Session) -> Moment:
+    def now(self, _: Session | Connection) -> Moment:
         """``CLOCK_BOOTTIME``, seconds since boot with time asleep included, and the wall clock."""
         return Moment(datetime.now(UTC), self._boot_id, time.clock_gettime(time.CLOCK_BOOTTIME))
 

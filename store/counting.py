@@ -36,16 +36,16 @@ class Counting(Database):
     def count_studies(self) -> dict[StudyState, int]:
         """How many studies are in each state."""
         query = select(col(StudyRow.state), func.count()).group_by(col(StudyRow.state))
-        with self._read() as session:
+        with self._read() as connection:
             counts = dict.fromkeys(StudyState, 0)
-            for state, count in session.execute(query):
+            for state, count in connection.execute(query):
                 counts[state] = count
             return counts
 
     def count_devices_in_use(self) -> int:
         """How many devices trials run on."""
-        with self._read() as session:
-            return session.scalar(select(func.count()).select_from(DeviceLeaseRow)) or 0
+        with self._read() as connection:
+            return connection.scalar(select(func.count()).select_from(DeviceLeaseRow)) or 0
 
     def total_trials(self) -> list[TrialTotal]:
         """All trials by state, outcome and rung."""
@@ -58,7 +58,7 @@ class Counting(Database):
             func.sum(wall_s),
             *(func.count(case((wall_s <= limit, 1))) for limit in BUCKETS_S),
         ).group_by(*kinds)
-        with self._read() as session:
+        with self._read() as connection:
             return [
                 TrialTotal(
                     state=state,
@@ -69,5 +69,5 @@ class Counting(Database):
                     wall_s=total_s or 0.0,
                     within=tuple(within),
                 )
-                for state, outcome, rung, count, timed, total_s, *within in session.execute(query)
+                for state, outcome, rung, count, timed, total_s, *within in connection.execute(query)
             ]

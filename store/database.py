@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from .backends import backend_of, trouble_reported
@@ -28,11 +28,11 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def _read(self) -> Iterator[Session]:
-        """A transaction that sees one state of the database throughout."""
+    def _read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database throughout. No entities: see ``reading.py``."""
         engine = backend_of(self._engine).for_reads(self._engine)
-        with trouble_reported(engine), Session(engine, expire_on_commit=False) as session:
-            yield session
+        with trouble_reported(engine), engine.connect() as connection:
+            yield connection
 
     @contextmanager
     def _write(self) -> Iterator[Transaction]:

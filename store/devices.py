@@ -12,6 +12,7 @@ from sqlmodel import col
 
 from ..errors import NotFound
 from .database import Database
+from .reading import Found, all_of
 from .tables import DeviceLeaseRow, QuarantineRow
 
 
@@ -87,20 +88,20 @@ class Devices(Database):
         Args:
             with_released: those, too, that are used in spite of what is wrong with them.
         """
-        query = select(QuarantineRow).order_by(col(QuarantineRow.since), col(QuarantineRow.device))
+        query = all_of(QuarantineRow).order_by(col(QuarantineRow.since), col(QuarantineRow.device))
         if not with_released:
             query = query.where(col(QuarantineRow.released).is_(False))
-        with self._read() as session:
-            return [_quarantine_of(row) for row in session.scalars(query)]
+        with self._read() as connection:
+            return [_quarantine_of(row) for row in connection.execute(query)]
 
     def leased_devices(self, devices: Collection[str]) -> set[str]:
         """Those of the devices that an attempt has."""
         query = select(col(DeviceLeaseRow.device)).where(col(DeviceLeaseRow.device).in_(devices))
-        with self._read() as session:
-            return set(session.scalars(query))
+        with self._read() as connection:
+            return set(connection.scalars(query))
 
 
-def _quarantine_of(row: QuarantineRow) -> Quarantine:
+def _quarantine_of(row: QuarantineRow | Found) -> Quarantine:
     return Quarantine(
         device=row.device,
         cause=QuarantineCause(row.cause),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import select
+from sqlalchemy import bindparam
 from sqlmodel import col
 
 from ..optimizer.domain import Candidate, Estimate, Outcome, Rung, Trial
@@ -12,8 +12,12 @@ from ..optimizer.estimates.intervals import Fits
 from .claims import StudyClaim
 from .database import Database
 from .mapping import estimate_of, trial_of
+from .reading import ESTIMATES, TRIALS, find_study
 from .tables import EstimateRow, StudyRow, TrialRow
-from .transaction import find_study
+
+_RULED_OUT = ESTIMATES.where(
+    col(EstimateRow.study_id) == bindparam("key"), col(EstimateRow.fits) == Fits.NO
+).order_by(col(EstimateRow.id))
 
 
 class Estimates(Database):
@@ -37,12 +41,10 @@ class Estimates(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            study = find_study(session, study_id)
-            query = (
-                select(EstimateRow).where(col(EstimateRow.study_id) == study.id).order_by(col(EstimateRow.id))
-            )
-            return dict(estimate_of(row) for row in session.scalars(query))
+        with self._read() as connection:
+            study = find_study(connection, study_id)
+            query = ESTIMATES.where(col(EstimateRow.study_id) == study.id).order_by(col(EstimateRow.id))
+            return dict(estimate_of(row) for row in connection.execute(query))
 
     def list_ruled_out(self, study_id: str, limit: int | None = None) -> dict[Candidate, Estimate]:
         """Of these estimates, the first ``limit`` of those that rule their candidate out; None: all.
@@ -50,26 +52,17 @@ class Estimates(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            study = find_study(session, study_id)
-            query = (
-                select(EstimateRow)
-                .where(
-                    col(EstimateRow.study_id) == study.id,
-                    col(EstimateRow.estimate)["fits"].as_string() == Fits.NO,
-                )
-                .order_by(col(EstimateRow.id))
-                .limit(limit)
-            )
-            return dict(estimate_of(row) for row in session.scalars(query))
+        with self._read() as connection:
+            study = find_study(connection, study_id)
+            query = _RULED_OUT if limit is None else _RULED_OUT.limit(limit)
+            return dict(estimate_of(row) for row in connection.execute(query, {"key": study.id}))
 
     def list_estimated(self, device: str) -> list[Trial]:
         """Probes, of any study, of which something had been estimated on this device, and that measured it or
         ran out of memory."""
         query = (
-            select(TrialRow, col(StudyRow.ulid))
+            TRIALS.add_columns(col(StudyRow.ulid).label("owner"))
             .join(StudyRow, col(StudyRow.id) == TrialRow.study_id)
-            .join(EstimateRow, col(EstimateRow.id) == TrialRow.estimate_id)
             .where(
                 col(EstimateRow.device) == device,
                 col(TrialRow.rung) == Rung.PROBE,
@@ -78,5 +71,5 @@ class Estimates(Database):
             )
             .order_by(col(TrialRow.id))
         )
-        with self._read() as session:
-            return [trial_of(row, study_id) for row, study_id in session.execute(query)]
+        with self._read() as connection:
+            return [trial_of(row, row.owner) for row in connection.execute(query)]

@@ -12,15 +12,15 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import pydantic_core
-from sqlalchemy import Row, Text, cast, select
+from sqlalchemy import select
 from sqlmodel import col
 
-from ..optimizer.codec import from_json
+from ..optimizer.codec import from_text
 from ..optimizer.domain import Adapter, Candidate, HeldoutScores, Level, Outcome, Recipe, Rung, TrialState
 from .database import Database
 from .mapping import heldout_of
+from .reading import Found, find_study, text_of
 from .tables import EstimateRow, HeldoutRow, TrialRow
-from .transaction import find_study
 
 T = TypeVar("T")
 
@@ -66,8 +66,9 @@ class FigureReading(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            return find_study(session, study_id).last_event
+        with self._read() as connection:
+            number: int = find_study(connection, study_id).last_event
+            return number
 
     def list_stamps(self, study_id: str, only: Sequence[str] | None = None) -> tuple[int, list[Stamp]]:
         """The number of a study's newest event, and a stamp for each of its trials as they are then.
@@ -81,8 +82,8 @@ class FigureReading(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            study = find_study(session, study_id)
+        with self._read() as connection:
+            study = find_study(connection, study_id)
             query = (
                 select(col(TrialRow.ulid), col(TrialRow.state), col(TrialRow.attempts), col(TrialRow.reason))
                 .where(col(TrialRow.study_id) == study.id)
@@ -90,7 +91,7 @@ class FigureReading(Database):
             )
             if only is not None:
                 query = query.where(col(TrialRow.ulid).in_(only))
-            return study.last_event, [Stamp(*row) for row in session.execute(query)]
+            return study.last_event, [Stamp(*row) for row in connection.execute(query)]
 
     def list_figures(self, study_id: str, only: Collection[str] | None = None) -> Iterator[Figures]:
         """Of a study's trials, in no certain order.
@@ -110,40 +111,40 @@ class FigureReading(Database):
             col(TrialRow.reason),
             col(TrialRow.number),
             col(TrialRow.candidate_id),
-            cast(candidate["adapter"], Text).label("adapter"),
-            cast(candidate["level"], Text).label("level"),
-            cast(candidate["recipe"], Text).label("recipe"),
+            text_of(candidate["adapter"], "adapter"),
+            text_of(candidate["level"], "level"),
+            text_of(candidate["recipe"], "recipe"),
             candidate["micro_batch"].as_integer().label("micro_batch"),
             candidate["learning_rate"].as_float().label("learning_rate"),
             col(TrialRow.rung),
             col(TrialRow.replicate),
             col(TrialRow.train_steps),
             col(TrialRow.outcome),
-            cast(col(TrialRow.measurement), Text).label("measured"),
-            cast(col(EstimateRow.estimate), Text).label("told"),
+            text_of(TrialRow.measurement, "measured"),
+            text_of(EstimateRow.estimate, "told"),
             col(TrialRow.wall_s),
         ).outerjoin(EstimateRow, col(EstimateRow.id) == TrialRow.estimate_id)
         reading = _Reading()
-        with self._read() as session:
-            own = query.where(col(TrialRow.study_id) == find_study(session, study_id).id)
+        with self._read() as connection:
+            own = query.where(col(TrialRow.study_id) == find_study(connection, study_id).id)
             if only is None:
-                yield from map(reading.figures, session.execute(own))
+                yield from map(reading.figures, connection.execute(own))
                 return
             left = iter(only)
             while ids := list(islice(left, AT_A_TIME)):
-                yield from map(reading.figures, session.execute(own.where(col(TrialRow.ulid).in_(ids))))
+                yield from map(reading.figures, connection.execute(own.where(col(TrialRow.ulid).in_(ids))))
 
     def list_heldout(self, trial_ids: Collection[str]) -> dict[str, HeldoutScores]:
         """What these trials scored on each held-out row, by id: of those that were judged."""
-        query = select(col(TrialRow.ulid), HeldoutRow).join(
+        query = select(col(TrialRow.ulid), text_of(HeldoutRow.scores, "scores")).join(
             HeldoutRow, col(HeldoutRow.trial_id) == TrialRow.id
         )
         found: dict[str, HeldoutScores] = {}
         left = iter(trial_ids)
-        with self._read() as session:
+        with self._read() as connection:
             while ids := list(islice(left, AT_A_TIME)):
-                rows = session.execute(query.where(col(TrialRow.ulid).in_(ids)))
-                found |= {trial_id: heldout_of(row) for trial_id, row in rows}
+                rows = connection.execute(query.where(col(TrialRow.ulid).in_(ids)))
+                found |= {trial_id: heldout_of(scores) for trial_id, scores in rows}
         return found
 
 
@@ -153,7 +154,7 @@ class _Reading:
     def __init__(self) -> None:
         self._adapters, self._levels, self._recipes = _Parts(Adapter), _Parts(Level), _Parts(Recipe)
 
-    def figures(self, row: Row[Any]) -> Figures:
+    def figures(self, row: Found) -> Figures:
         return Figures(
             stamp=Stamp(row.ulid, row.state, row.attempts, row.reason),
             number=row.number,
@@ -184,5 +185,5 @@ class _Parts(Generic[T]):
 
     def read(self, text: str) -> T:
         if text not in self._known:
-            self._known[text] = from_json(self._kind, pydantic_core.from_json(text))
+            self._known[text] = from_text(self._kind, text)
         return self._known[text]

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam
 from sqlmodel import col
 
 from ..optimizer.domain import Event
 from .claims import StudyClaim
 from .database import Database
 from .mapping import event_of
+from .reading import EVENTS, find_study
 from .tables import EventRow
-from .transaction import find_study
+
+_AFTER = (
+    EVENTS.where(col(EventRow.study_id) == bindparam("key"), col(EventRow.seq) > bindparam("seq"))
+    .order_by(col(EventRow.seq))
+    .limit(bindparam("count"))
+)
 
 
 class History(Database):
@@ -35,12 +41,7 @@ class History(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            study = find_study(session, study_id)
-            query = (
-                select(EventRow)
-                .where(col(EventRow.study_id) == study.id, col(EventRow.seq) > seq)
-                .order_by(col(EventRow.seq))
-                .limit(limit)
-            )
-            return [event_of(row, study_id) for row in session.scalars(query)]
+        with self._read() as connection:
+            study = find_study(connection, study_id)
+            rows = connection.execute(_AFTER, {"key": study.id, "seq": seq, "count": limit})
+            return [event_of(row, study_id) for row in rows]

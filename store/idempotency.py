@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import col
@@ -16,6 +16,7 @@ from sqlmodel import col
 from ..errors import KeyReused
 from ..optimizer.domain import Study, StudyRequest
 from .mapping import study_of
+from .reading import STUDIES
 from .studies import Studies
 from .tables import IdempotencyRow, StudyRow
 
@@ -36,8 +37,8 @@ class Idempotency(Studies):
         Raises:
             KeyReused: the key came with another request.
         """
-        with self._read() as session:
-            return _known(session, caller, key, fingerprint)
+        with self._read() as connection:
+            return _known(connection, caller, key, fingerprint)
 
     def create_study_once(
         self,
@@ -76,19 +77,18 @@ class Idempotency(Studies):
                 continue  # another request with this key came first, on a database that lets several write
 
 
-def _known(session: Session, caller: str, key: str, fingerprint: str) -> Study | None:
+def _known(session: Session | Connection, caller: str, key: str, fingerprint: str) -> Study | None:
     query = (
-        select(StudyRow, col(IdempotencyRow.fingerprint))
+        STUDIES.add_columns(col(IdempotencyRow.fingerprint))
         .join(IdempotencyRow, col(IdempotencyRow.study_id) == StudyRow.id)
         .where(col(IdempotencyRow.caller) == caller, col(IdempotencyRow.key) == key)
     )
     found = session.execute(query).one_or_none()
     if found is None:
         return None
-    row, told = found
-    if told != fingerprint:
+    if found.fingerprint != fingerprint:
         raise KeyReused(
-            f"the key {key!r:.80} came before with another request, which made study {row.ulid}",
+            f"the key {key!r:.80} came before with another request, which made study {found.ulid}",
             next_step="choose another key for another request",
         )
-    return study_of(row)
+    return study_of(found)

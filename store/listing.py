@@ -19,8 +19,8 @@ from ..optimizer.domain import Outcome, Rung, Study, StudyState, Trial, TrialSta
 from .database import Database
 from .mapping import study_of, trial_of
 from .marks import Mark, mark_columns, mark_of
+from .reading import STUDIES, TRIALS, Found, find_study
 from .tables import StudyRow, TrialRow
-from .transaction import find_study
 
 Position = tuple[Any, int]
 """The sorted value of the last item of a page, and its key."""
@@ -116,19 +116,19 @@ class Listing(Database):
         column, key = _STUDY_COLUMNS[sort], col(StudyRow.id)
         query = select(key, column, *mark_columns()).where(*_study_conditions(wanted))
         query = _after(query, column, key, after, descending=descending, key_descends=descending)
-        with self._read() as session:
+        with self._read() as connection:
             if older_than is not None:
-                query = query.where(key < find_study(session, older_than).id)
-            rows = session.execute(query.limit(limit + 1)).all()
+                query = query.where(key < find_study(connection, older_than).id)
+            rows = connection.execute(query.limit(limit + 1)).all()
         more = len(rows) > limit
         marks = tuple(mark_of(*row[2:]) for row in rows[:limit])
         return MarkPage(marks, (rows[limit - 1][1], rows[limit - 1][0]) if more else None)
 
     def get_studies(self, study_ids: Sequence[str]) -> list[Study]:
         """These studies, in this order; those that are not there are left out."""
-        query = select(StudyRow).where(col(StudyRow.ulid).in_(study_ids))
-        with self._read() as session:
-            found = {row.ulid: study_of(row) for row in session.scalars(query)}
+        query = STUDIES.where(col(StudyRow.ulid).in_(study_ids))
+        with self._read() as connection:
+            found = {row.ulid: study_of(row) for row in connection.execute(query)}
         return [found[study_id] for study_id in study_ids if study_id in found]
 
     def page_trials(
@@ -147,26 +147,26 @@ class Listing(Database):
             NotFound: no study has this id.
         """
         column, key = col(getattr(TrialRow, _TRIAL_FIELDS[sort])), col(TrialRow.number)
-        with self._read() as session:
-            study = find_study(session, study_id)
-            query = select(TrialRow).where(
+        with self._read() as connection:
+            study = find_study(connection, study_id)
+            query = TRIALS.add_columns(column.label("sorted")).where(
                 col(TrialRow.study_id) == study.id,
                 *_among(col(TrialRow.rung), wanted.rungs),
                 *_among(col(TrialRow.outcome), wanted.outcomes),
                 *_among(col(TrialRow.state), wanted.states),
             )
-            rows: list[TrialRow] = []
+            rows: list[Found] = []
             if after is None or after[0] is not None:
                 measured = _after(query.where(column.is_not(None)), column, key, after, descending=descending)
-                rows += session.scalars(measured.limit(limit + 1))
+                rows += connection.execute(measured.limit(limit + 1))
             if len(rows) <= limit and sort is not TrialSort.NUMBER:
                 rest = query.where(column.is_(None)).order_by(key)
                 if after is not None and after[0] is None:
                     rest = rest.where(key > after[1])
-                rows += session.scalars(rest.limit(limit + 1 - len(rows)))
+                rows += connection.execute(rest.limit(limit + 1 - len(rows)))
             trials = tuple(trial_of(row, study_id) for row in rows[:limit])
         last = rows[limit - 1] if len(rows) > limit else None
-        return TrialPage(trials, None if last is None else (getattr(last, _TRIAL_FIELDS[sort]), last.number))
+        return TrialPage(trials, None if last is None else (last.sorted, last.number))
 
     def list_trials_of_shapes(self, study_id: str, trial_ids: Sequence[str]) -> list[Trial]:
         """These trials of a study with all others of their shapes, by number.
@@ -176,15 +176,16 @@ class Listing(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            study = find_study(session, study_id)
+        with self._read() as connection:
+            study = find_study(connection, study_id)
+            # Where a statement names the study beside the few rows wanted, SQLite looks at all its trials.
+            named = select(col(TrialRow.estimate_id), col(TrialRow.study_id))
+            rows = connection.execute(named.where(col(TrialRow.ulid).in_(trial_ids)))
+            shapes = {shape for shape, study_key in rows if study_key == study.id}
             own = col(TrialRow.study_id) == study.id
-            named = select(col(TrialRow.estimate_id)).where(own, col(TrialRow.ulid).in_(trial_ids))
-            shapes = set(session.scalars(named))
-            query = select(TrialRow).where(own).order_by(col(TrialRow.number))
-            if None not in shapes:
-                query = query.where(col(TrialRow.estimate_id).in_(shapes))
-            return [trial_of(row, study_id) for row in session.scalars(query)]
+            query = TRIALS.where(own if None in shapes else col(TrialRow.estimate_id).in_(shapes))
+            query = query.order_by(col(TrialRow.number))
+            return [trial_of(row, study_id) for row in connection.execute(query)]
 
 
 def _study_conditions(wanted: StudyFilter) -> list[ColumnElement[bool]]:

@@ -5,11 +5,12 @@ Knows nothing about sessions or statements.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, TypeVar
 
 from ..errors import InputError, StoreError
-from ..optimizer.codec import from_json, to_json
+from ..optimizer.codec import from_json, from_text, to_json
 from ..optimizer.domain import (
     Candidate,
     Estimate,
@@ -23,7 +24,8 @@ from ..optimizer.domain import (
     Trial,
     TrialPlan,
 )
-from .tables import EstimateRow, EventRow, HeldoutRow, RecommendationRow, StudyRow, TrialRow
+from .reading import Found
+from .tables import EstimateRow, EventRow, StudyRow, TrialRow
 
 T = TypeVar("T")
 
@@ -47,7 +49,7 @@ def without_nan(data: Any) -> Any:
     return data
 
 
-def study_of(row: StudyRow) -> Study:
+def study_of(row: StudyRow | Found) -> Study:
     """The study that a row holds."""
     return Study(
         id=row.ulid,
@@ -62,7 +64,12 @@ def study_of(row: StudyRow) -> Study:
     )
 
 
-def trial_of(row: TrialRow, study_id: str) -> Trial:
+def request_of(request: str) -> StudyRequest:
+    """The request that a text holds."""
+    return _read(StudyRequest, request)
+
+
+def trial_of(row: TrialRow | Found, study_id: str) -> Trial:
     """The trial that a row holds, of the study with this ULID."""
     return Trial(
         id=row.ulid,
@@ -79,7 +86,7 @@ def trial_of(row: TrialRow, study_id: str) -> Trial:
         finished_at=row.finished_at,
         wall_s=row.wall_s,
         reused_from=row.reused_from,
-        estimate=None if row.estimate is None else estimate_of(row.estimate)[1],
+        estimate=None if row.told is None else _read(Estimate, row.told),
     )
 
 
@@ -107,31 +114,31 @@ def heldout_document(scores: HeldoutScores) -> dict[str, Any]:
     return data
 
 
-def heldout_of(row: HeldoutRow) -> HeldoutScores:
-    """The scores that a row holds."""
-    return _read(HeldoutScores, row.scores)
+def heldout_of(scores: str) -> HeldoutScores:
+    """The scores that a text holds."""
+    return _read(HeldoutScores, scores)
 
 
-def estimate_of(row: EstimateRow) -> tuple[Candidate, Estimate]:
+def estimate_of(row: EstimateRow | Found) -> tuple[Candidate, Estimate]:
     """A candidate of the shape that a row tells of, and what it tells."""
     return _read(Candidate, row.candidate), _read(Estimate, row.estimate)
 
 
-def event_of(row: EventRow, study_id: str) -> Event:
+def event_of(row: EventRow | Found, study_id: str) -> Event:
     """The event that a row holds, of the study with this ULID."""
-    return Event(
-        study_id=study_id, seq=row.seq, kind=row.kind, payload=row.payload, created_at=row.created_at
-    )
+    payload = json.loads(row.payload) if isinstance(row.payload, str) else row.payload
+    return Event(study_id=study_id, seq=row.seq, kind=row.kind, payload=payload, created_at=row.created_at)
 
 
-def recommendation_of(row: RecommendationRow) -> Recommendation:
-    """The recommendation that a row holds."""
-    return _read(Recommendation, row.snapshot)
+def recommendation_of(snapshot: str) -> Recommendation:
+    """The recommendation that a text holds."""
+    return _read(Recommendation, snapshot)
 
 
-def _read(kind: type[T], data: Any) -> T:
+def _read(kind: type[T], stored: Any) -> T:
+    """What a document holds: text as it was read, data as it is written."""
     try:
-        return from_json(kind, data)
+        return from_text(kind, stored) if isinstance(stored, str) else from_json(kind, stored)
     except InputError as error:
         raise StoreError(
             f"the database holds a document that this version of rankwise cannot read: {error.message}",

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import ColumnElement, bindparam, or_, select
 from sqlmodel import col
 
-from ..errors import NotFound
 from ..optimizer.domain import StudyState
 from .database import Database
+from .reading import no_study
 from .tables import StudyRow
 
 LIVE = tuple(state for state in StudyState if not state.is_final)
@@ -42,10 +42,11 @@ class Marks(Database):
         Raises:
             NotFound: no study has this id.
         """
-        found = self._marks(col(StudyRow.ulid) == study_id)
-        if not found:
-            raise NotFound(f"there is no study {study_id}", next_step="see `rankwise studies list`")
-        return found[0]
+        with self._read() as connection:
+            row = connection.execute(_MARK, {"study_id": study_id}).one_or_none()
+        if row is None:
+            raise no_study(study_id)
+        return mark_of(*row)
 
     def list_marks(self, *, newer_than: str | None = None, also: Collection[str] = ()) -> list[Mark]:
         """Studies that are not final, and others by choice, in the order in which they changed last.
@@ -68,14 +69,14 @@ class Marks(Database):
     def newest_study(self) -> str:
         """The id of the study that was created last; empty where there is none."""
         newest = select(col(StudyRow.ulid)).order_by(col(StudyRow.ulid).desc()).limit(1)
-        with self._read() as session:
-            return session.scalars(newest).one_or_none() or ""
+        with self._read() as connection:
+            return connection.scalars(newest).one_or_none() or ""
 
     def _marks(self, where: ColumnElement[bool], *, limit: int | None = None) -> list[Mark]:
         changed = (col(StudyRow.updated_at), col(StudyRow.id))
         query = select(*mark_columns()).where(where).order_by(*(each.desc() for each in changed)).limit(limit)
-        with self._read() as session:
-            found = [mark_of(*row) for row in session.execute(query)]
+        with self._read() as connection:
+            found = [mark_of(*row) for row in connection.execute(query)]
         return found[::-1]
 
 
@@ -89,6 +90,9 @@ def mark_columns() -> tuple[Any, ...]:
         col(StudyRow.last_event),
         col(StudyRow.updated_at),
     )
+
+
+_MARK = select(*mark_columns()).where(col(StudyRow.ulid) == bindparam("study_id"))
 
 
 def mark_of(

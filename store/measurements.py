@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
 from sqlmodel import col
 
 from ..optimizer.domain import Outcome, Trial
 from .claims import StudyClaim
 from .database import Database
 from .mapping import trial_of
+from .reading import TRIALS
 from .tables import StudyRow, TrialRow
 
 
@@ -21,8 +21,8 @@ class Measurements(Database):
         Trials that took over a measurement are left out: it is the trial which measured that is found.
         """
         query = (
-            select(TrialRow, col(StudyRow.ulid))
-            .join(StudyRow)
+            TRIALS.add_columns(col(StudyRow.ulid).label("owner"))
+            .join(StudyRow, col(StudyRow.id) == TrialRow.study_id)
             .where(
                 col(TrialRow.measurement_key) == measurement_key,
                 col(TrialRow.outcome) == Outcome.OK,
@@ -30,8 +30,8 @@ class Measurements(Database):
             )
             .order_by(col(TrialRow.finished_at).desc(), col(TrialRow.id).desc())
         )
-        with self._read() as session:
-            trials = (trial_of(row, study_id) for row, study_id in session.execute(query))
+        with self._read() as connection:
+            trials = (trial_of(row, row.owner) for row in connection.execute(query))
             return next((it for it in trials if it.measurement and not it.measurement.disturbances), None)
 
     def reuse_measurement(self, claim: StudyClaim, trial_id: str, source: Trial) -> Trial:

@@ -43,8 +43,8 @@ class Outbox(Database):
         for url in urls:
             known = select(col(WebhookRow.study_id)).where(col(WebhookRow.url) == url)
             query = select(col(StudyRow.id)).where(which, col(StudyRow.id).not_in(known))
-            with self._read() as session:
-                missing = session.scalars(query).all()
+            with self._read() as connection:
+                missing = connection.scalars(query).all()
             if not missing:
                 continue
             with self._write() as transaction:
@@ -60,8 +60,8 @@ class Outbox(Database):
             .join(StudyRow, col(StudyRow.id) == WebhookRow.study_id)
             .where(col(WebhookRow.given_up).is_(False), col(WebhookRow.told) < col(StudyRow.last_event))
         )
-        with self._read() as session:
-            if session.scalars(query.limit(1)).first() is None:
+        with self._read() as connection:
+            if connection.scalars(query.limit(1)).first() is None:
                 return []
         with self._write() as transaction:
             due = query.where(col(WebhookRow.due_at) <= transaction.now)

@@ -38,9 +38,9 @@ _UPGRADE_LOCK = 0x72616E6B77697365
 class ServerClock:
     """The database server's clock: the one that all machines which share it have in common."""
 
-    def now(self, session: Session) -> Moment:
+    def now(self, transaction: Session | Connection) -> Moment:
         """Asked in the transaction; what it waited for before has passed."""
-        utc = session.execute(text("SELECT clock_timestamp()")).scalar_one()
+        utc = transaction.execute(text("SELECT clock_timestamp()")).scalar_one()
         return Moment(utc.astimezone(UTC), CLOCK_ID, utc.timestamp())
 
 

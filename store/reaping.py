@@ -30,8 +30,8 @@ class Reaping(Database):
             dead_place: whose worker is known to be dead. For its successor, before it claims anything.
         """
         running = select(col(StudyRow.ulid)).where(col(StudyRow.state) == StudyState.RUNNING)
-        with self._read() as session:
-            found = session.scalars(running.order_by(col(StudyRow.id))).all()
+        with self._read() as connection:
+            found = connection.scalars(running.order_by(col(StudyRow.id))).all()
         reaped = Reaped()
         for study_id in found:  # a transaction each: studies are locked one at a time
             with self._write() as transaction:

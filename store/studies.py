@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, true, update
 from sqlmodel import col
 
 from ..errors import NotFound
@@ -20,10 +20,17 @@ from . import events
 from .claims import LEASE_S, StudyClaim, Worker
 from .database import Database
 from .events import EventKind
-from .mapping import document, recommendation_of, study_of
+from .mapping import document, recommendation_of, request_of, study_of
+from .reading import STUDIES, find_study, no_study, text_of
 from .tables import AttemptRow, RecommendationRow, StudyRow, TrialRow, WebhookRow
-from .transaction import Transaction, find_study, is_over, new_id
+from .transaction import Transaction, is_over, new_id
 from .transitions import STUDY_SOURCES
+
+_STUDY = STUDIES.where(col(StudyRow.ulid) == bindparam("study_id"))
+_REQUEST = select(text_of(StudyRow.request, "request")).where(col(StudyRow.ulid) == bindparam("study_id"))
+_SNAPSHOT = select(text_of(RecommendationRow.snapshot, "snapshot")).where(
+    col(RecommendationRow.study_id) == bindparam("key")
+)
 
 
 class Studies(Database):
@@ -54,8 +61,23 @@ class Studies(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            return study_of(find_study(session, study_id))
+        with self._read() as connection:
+            row = connection.execute(_STUDY, {"study_id": study_id}).one_or_none()
+        if row is None:
+            raise no_study(study_id)
+        return study_of(row)
+
+    def get_request(self, study_id: str) -> StudyRequest:
+        """What was asked for with one study.
+
+        Raises:
+            NotFound: no study has this id.
+        """
+        with self._read() as connection:
+            request = connection.scalar(_REQUEST, {"study_id": study_id})
+        if request is None:
+            raise no_study(study_id)
+        return request_of(request)
 
     def list_studies(
         self, *, limit: int = 50, before: str | None = None, state: StudyState | None = None
@@ -70,21 +92,21 @@ class Studies(Database):
         Raises:
             NotFound: no study has the id ``before``.
         """
-        query = select(StudyRow).order_by(col(StudyRow.id).desc()).limit(limit)
+        query = STUDIES.order_by(col(StudyRow.id).desc()).limit(limit)
         if state is not None:
             query = query.where(col(StudyRow.state) == state)
-        with self._read() as session:
+        with self._read() as connection:
             if before is not None:
-                query = query.where(col(StudyRow.id) < find_study(session, before).id)
-            return [study_of(row) for row in session.scalars(query)]
+                query = query.where(col(StudyRow.id) < find_study(connection, before).id)
+            return [study_of(row) for row in connection.execute(query)]
 
     def unfinished_ids(self) -> set[str]:
         """The ids of studies that have not ended, and of all their trials."""
         going_on = col(StudyRow.state).not_in([state for state in StudyState if state.is_final])
         studies = select(col(StudyRow.ulid)).where(going_on)
         trials = select(col(TrialRow.ulid)).join(StudyRow).where(going_on)
-        with self._read() as session:
-            return {*session.scalars(studies), *session.scalars(trials)}
+        with self._read() as connection:
+            return {*connection.scalars(studies), *connection.scalars(trials)}
 
     def claim_study(
         self, worker: Worker, *, only: str | None = None, lease_s: float = LEASE_S
@@ -147,9 +169,9 @@ class Studies(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            row = find_study(session, study_id)
-            if is_over(row, self._clock.now(session)):
+        with self._read() as connection:
+            row = find_study(connection, study_id)
+            if is_over(row, self._clock.now(connection)):
                 return None
             return Worker(name=row.worker or "", place=row.place or "", environment=row.environment)
 
@@ -214,14 +236,14 @@ class Studies(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            study = find_study(session, study_id)
+        with self._read() as connection:
+            study = find_study(connection, study_id)
             query = (
                 select(func.sum(AttemptRow.wall_s))
                 .join(TrialRow, col(TrialRow.id) == AttemptRow.trial_id)
                 .where(col(TrialRow.study_id) == study.id)
             )
-            return session.scalars(query).one() or 0.0
+            return connection.scalars(query).one() or 0.0
 
     def finish_study(
         self,
@@ -256,11 +278,11 @@ class Studies(Database):
         Raises:
             NotFound: no study has this id, or it has no recommendation (yet).
         """
-        with self._read() as session:
-            study = find_study(session, study_id)
-            row = session.get(RecommendationRow, study.id)
-        if row is not None:
-            return recommendation_of(row)
+        with self._read() as connection:
+            study = find_study(connection, study_id)
+            snapshot = connection.scalar(_SNAPSHOT, {"key": study.id})
+        if snapshot is not None:
+            return recommendation_of(snapshot)
         if study.state.is_final:
             why = f" ({study.reason})" if study.reason else ""
             raise NotFound(

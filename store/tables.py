@@ -56,7 +56,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _choice(kind: type[StrEnum], name: str, *, nullable: bool = False, index: bool = False) -> Column[Any]:
+def _choice(kind: type[StrEnum], name: str, *, nullable: bool = False) -> Column[Any]:
     """A column of an enumeration's values, with the CHECK that admits no others."""
     choices = Enum(
         kind,
@@ -66,7 +66,7 @@ def _choice(kind: type[StrEnum], name: str, *, nullable: bool = False, index: bo
         length=16,
         values_callable=lambda kind: [member.value for member in kind],
     )
-    return Column(choices, nullable=nullable, index=index)
+    return Column(choices, nullable=nullable)
 
 
 def _document(*, nullable: bool = False) -> Column[Any]:
@@ -88,6 +88,7 @@ class StudyRow(Row, table=True):
     __tablename__ = "study"
     __table_args__ = (
         Index("ix_study_named", "model", "dataset", "ulid"),
+        Index("ix_study_state_updated_at", "state", "updated_at"),
         CheckConstraint("wall_s >= 0", name="times"),
         CheckConstraint("last_event >= 0", name="last_event"),
         CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="leased"),
@@ -98,7 +99,7 @@ class StudyRow(Row, table=True):
     id: int = Field(default=None, primary_key=True)
     ulid: str = Field(unique=True, max_length=26)
     request: dict[str, Any] = Field(sa_column=_document())
-    state: StudyState = Field(sa_column=_choice(StudyState, "state", index=True))
+    state: StudyState = Field(sa_column=_choice(StudyState, "state"))
     cancel_requested: bool = False
     owner: str | None = Field(default=None, max_length=64)
     """The name of who asked for it; None on a command line."""
@@ -131,7 +132,10 @@ class EstimateRow(Row, table=True):
     """What a dry run told of a shape, for one study."""
 
     __tablename__ = "estimate"
-    __table_args__ = (UniqueConstraint("study_id", "shape_key"),)
+    __table_args__ = (
+        UniqueConstraint("study_id", "shape_key"),
+        Index("ix_estimate_study_id_fits", "study_id", "fits"),
+    )
 
     id: int = Field(default=None, primary_key=True)
     study_id: int = Field(foreign_key="study.id")
@@ -140,6 +144,8 @@ class EstimateRow(Row, table=True):
     """One of this shape."""
     device: str = Field(index=True)
     estimate: dict[str, Any] = Field(sa_column=_document())
+    fits: str | None = Field(default=None, max_length=20)
+    """As in the estimate."""
 
 
 class TrialRow(Row, table=True):
@@ -196,6 +202,11 @@ class TrialRow(Row, table=True):
     """Of the measurement, like the two that follow: to sort by."""
     memory_bytes: int | None = Field(default=None, sa_type=BigInteger)
     loss: float | None = None
+
+    @property
+    def told(self) -> dict[str, Any] | None:
+        """The document of its estimate."""
+        return None if self.estimate is None else self.estimate.estimate
 
 
 class HeldoutRow(Row, table=True):

@@ -14,6 +14,7 @@ from sqlmodel import col
 from ..errors import NotFound
 from ..roles import AccessToken, Credential, Role
 from .database import Database
+from .reading import Found, all_of
 from .tables import AccessSessionRow, AccessTokenRow
 from .transaction import new_id
 
@@ -43,9 +44,10 @@ class Tokens(Database):
 
     def list_tokens(self, *, with_ended: bool = False) -> list[AccessToken]:
         """Tokens, oldest first; those that were revoked or have expired only if asked for."""
-        with self._read() as session:
-            tokens = map(_token_of, session.scalars(select(AccessTokenRow).order_by(col(AccessTokenRow.id))))
-            now = self._clock.now(session).utc
+        oldest_first = all_of(AccessTokenRow).order_by(col(AccessTokenRow.id))
+        with self._read() as connection:
+            tokens = map(_token_of, connection.execute(oldest_first))
+            now = self._clock.now(connection).utc
             return [token for token in tokens if with_ended or token.is_live(now)]
 
     def revoke_token(self, token_id: str) -> AccessToken:
@@ -67,23 +69,25 @@ class Tokens(Database):
 
     def list_credentials(self) -> list[Credential]:
         """Every secret that is accepted now."""
-        sessions = select(AccessSessionRow, AccessTokenRow).join(
-            AccessTokenRow, col(AccessTokenRow.id) == AccessSessionRow.token_id
+        tokens = all_of(AccessTokenRow)
+        sessions = tokens.join(
+            AccessSessionRow, col(AccessSessionRow.token_id) == AccessTokenRow.id
+        ).add_columns(
+            col(AccessSessionRow.digest).label("begun_digest"),
+            col(AccessSessionRow.expires_at).label("begun_until"),
         )
         found = []
-        with self._read() as session:
-            now = self._clock.now(session).utc
-            for row in session.scalars(
-                select(AccessTokenRow).where(col(AccessTokenRow.revoked_at).is_(None))
-            ):
+        with self._read() as connection:
+            now = self._clock.now(connection).utc
+            for row in connection.execute(tokens.where(col(AccessTokenRow.revoked_at).is_(None))):
                 token = _token_of(row)
                 found.append(
                     Credential(digest=row.digest, token=token, expires_at=row.expires_at, is_session=False)
                 )
-            for begun, row in session.execute(sessions):
-                token = _token_of(row)
+            for row in connection.execute(sessions):
+                token, until = _token_of(row), row.begun_until
                 found.append(
-                    Credential(digest=begun.digest, token=token, expires_at=begun.expires_at, is_session=True)
+                    Credential(digest=row.begun_digest, token=token, expires_at=until, is_session=True)
                 )
         return [credential for credential in found if credential.is_live(now)]
 
@@ -141,7 +145,7 @@ class Tokens(Database):
             )
 
 
-def _token_of(row: AccessTokenRow) -> AccessToken:
+def _token_of(row: AccessTokenRow | Found) -> AccessToken:
     return AccessToken(
         id=row.ulid,
         name=row.name,

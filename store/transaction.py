@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Select, delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 from sqlmodel import col
 from ulid import ULID
 
@@ -37,6 +37,7 @@ from .claims import StudyClaim
 from .clock import Moment
 from .events import EventKind
 from .mapping import document, heldout_document, measured, study_of, trial_of, without_nan
+from .reading import Found, no_study
 from .tables import (
     AttemptRow,
     DeviceLeaseRow,
@@ -55,16 +56,7 @@ def new_id() -> str:
     return str(ULID())
 
 
-def find_study(session: Session, study_id: str) -> StudyRow:
-    """The study's row.
-
-    Raises:
-        NotFound: no study has this id.
-    """
-    return _one_study(session, _study(study_id), f"there is no study {study_id}")
-
-
-def is_over(row: StudyRow | AttemptRow, moment: Moment) -> bool:
+def is_over(row: StudyRow | AttemptRow | Found, moment: Moment) -> bool:
     """Whether a lease has ended, with the time or with the machine's boot; so has one that there is not."""
     until_s = row.lease_until
     return until_s is None or until_s <= moment.boot_s or row.boot_id != moment.boot_id
@@ -93,7 +85,12 @@ class Transaction:
         Raises:
             NotFound: no study has this id.
         """
-        return _one_study(self.session, _locking(_study(study_id)), f"there is no study {study_id}")
+        seldom_read: Any = StudyRow.facts
+        query = select(StudyRow).where(col(StudyRow.ulid) == study_id).options(defer(seldom_read))
+        row = self.session.scalars(_locking(query)).one_or_none()
+        if row is None:
+            raise no_study(study_id)
+        return row
 
     def lock_claimed(self, claim: StudyClaim) -> StudyRow:
         """The row of a study that is run under a claim, locked.
@@ -223,6 +220,7 @@ class Transaction:
                 candidate=document(candidate),
                 device=estimate.device,
                 estimate=document(estimate),
+                fits=estimate.fits,
             )
         )
         if estimate.fits is Fits.NO:
@@ -378,19 +376,8 @@ class Transaction:
         return self.session.scalars(move).one()
 
 
-def _study(study_id: str) -> Select[StudyRow]:
-    return select(StudyRow).where(col(StudyRow.ulid) == study_id)
-
-
 def _locking(query: Select[StudyRow]) -> Select[StudyRow]:
     return query.with_for_update(of=StudyRow)
-
-
-def _one_study(session: Session, query: Select[StudyRow], otherwise: str) -> StudyRow:
-    row = session.scalars(query).one_or_none()
-    if row is None:
-        raise NotFound(otherwise, next_step="see `rankwise studies list`")
-    return row
 
 
 def _conflict(study: StudyRow, why: str) -> Conflict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlmodel import col
 
 from ..errors import NotFound
@@ -13,8 +13,20 @@ from ..optimizer.domain import StudyState, Trial, TrialPlan, TrialState
 from .claims import StudyClaim
 from .database import Database
 from .mapping import heldout_of, trial_of
+from .reading import TRIALS, find_study, text_of
 from .tables import HeldoutRow, StudyRow, TrialRow
-from .transaction import find_study
+
+_TRIAL = (
+    TRIALS.add_columns(col(StudyRow.ulid).label("owner"))
+    .join(StudyRow, col(StudyRow.id) == TrialRow.study_id)
+    .where(col(TrialRow.ulid) == bindparam("trial_id"))
+)
+_COUNTS = (
+    select(col(StudyRow.ulid), col(TrialRow.state), func.count())
+    .join(TrialRow, col(TrialRow.study_id) == StudyRow.id)
+    .where(col(StudyRow.ulid).in_(bindparam("study_ids", expanding=True)))
+    .group_by(col(StudyRow.ulid), col(TrialRow.state))
+)
 
 
 class Trials(Database):
@@ -42,28 +54,24 @@ class Trials(Database):
         Raises:
             NotFound: no study has this id.
         """
-        with self._read() as session:
-            study = find_study(session, study_id)
-            query = select(TrialRow).where(col(TrialRow.study_id) == study.id).order_by(col(TrialRow.number))
+        with self._read() as connection:
+            study = find_study(connection, study_id)
+            query = TRIALS.where(col(TrialRow.study_id) == study.id).order_by(col(TrialRow.number))
             if not with_heldout:
-                return [trial_of(row, study_id) for row in session.scalars(query)]
-            scored = query.add_columns(HeldoutRow).outerjoin(HeldoutRow)
+                return [trial_of(row, study_id) for row in connection.execute(query)]
+            scored = query.add_columns(text_of(HeldoutRow.scores, "scores")).outerjoin(
+                HeldoutRow, col(HeldoutRow.trial_id) == TrialRow.id
+            )
             return [
-                replace(trial_of(row, study_id), heldout=None if scores is None else heldout_of(scores))
-                for row, scores in session.execute(scored)
+                replace(trial_of(row, study_id), heldout=row.scores and heldout_of(row.scores))
+                for row in connection.execute(scored)
             ]
 
     def count_trials(self, study_ids: Collection[str]) -> dict[str, dict[TrialState, int]]:
         """How many trials each of these studies has in each state: every study and state has its number."""
-        query = (
-            select(col(StudyRow.ulid), col(TrialRow.state), func.count())
-            .join(TrialRow, col(TrialRow.study_id) == StudyRow.id)
-            .where(col(StudyRow.ulid).in_(study_ids))
-            .group_by(col(StudyRow.ulid), col(TrialRow.state))
-        )
         counts = {study_id: dict.fromkeys(TrialState, 0) for study_id in study_ids}
-        with self._read() as session:
-            for study_id, state, count in session.execute(query):
+        with self._read() as connection:
+            for study_id, state, count in connection.execute(_COUNTS, {"study_ids": list(study_ids)}):
                 counts[study_id][state] = count
         return counts
 
@@ -73,12 +81,11 @@ class Trials(Database):
         Raises:
             NotFound: no trial has this id.
         """
-        query = select(TrialRow, col(StudyRow.ulid)).join(StudyRow).where(col(TrialRow.ulid) == trial_id)
-        with self._read() as session:
-            found = session.execute(query).one_or_none()
+        with self._read() as connection:
+            found = connection.execute(_TRIAL, {"trial_id": trial_id}).one_or_none()
         if found is None:
             raise NotFound(f"there is no trial {trial_id}")
-        return trial_of(*found)
+        return trial_of(found, found.owner)
 
     def list_alike(self, structure_sha256: str, task: str, *, limit: int = 10) -> list[list[Trial]]:
         """Trials of the latest studies that succeeded with a model of this structure on this kind of task.
@@ -87,7 +94,7 @@ class Trials(Database):
         """
         facts = col(StudyRow.facts)
         query = (
-            select(StudyRow)
+            select(col(StudyRow.id), col(StudyRow.ulid))
             .where(
                 col(StudyRow.state) == StudyState.SUCCEEDED,
                 facts["model"]["structure_sha256"].as_string() == structure_sha256,
@@ -96,10 +103,10 @@ class Trials(Database):
             .order_by(col(StudyRow.id).desc())
             .limit(limit)
         )
-        with self._read() as session:
-            names = {study.id: study.ulid for study in session.scalars(query)}
-            of_study: dict[int, list[Trial]] = {study_id: [] for study_id in sorted(names)}
-            trials = select(TrialRow).where(col(TrialRow.study_id).in_(of_study)).order_by(col(TrialRow.id))
-            for row in session.scalars(trials):
+        with self._read() as connection:
+            names = dict(connection.execute(query).all())
+            of_study: dict[int, list[Trial]] = {key: [] for key in sorted(names)}
+            trials = TRIALS.add_columns(col(TrialRow.study_id)).where(col(TrialRow.study_id).in_(of_study))
+            for row in connection.execute(trials.order_by(col(TrialRow.id))):
                 of_study[row.study_id].append(trial_of(row, names[row.study_id]))
         return list(of_study.values())

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Select, delete, exists, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
 from ..errors import Conflict, NotFound
 from ..optimizer.domain import StudyState
 from .database import Database
+from .reading import Columns, Found, all_of
 from .tables import StudyRow, UploadRow
 
 
@@ -35,7 +36,7 @@ class Uploads(Database):
         """Note that somebody sent a dataset; one that they sent before stays as it was noted."""
         try:
             with self._write() as transaction:
-                if known := transaction.session.scalars(_of(upload_id, owner)).one_or_none():
+                if known := transaction.session.execute(_of(upload_id, owner)).one_or_none():
                     return _upload_of(known)
                 row = UploadRow(
                     upload=upload_id,
@@ -48,15 +49,14 @@ class Uploads(Database):
                 transaction.session.flush()
                 return _upload_of(row)
         except IntegrityError:  # the same owner sent it twice at the same moment
-            with self._read() as session:
-                return _upload_of(session.scalars(_of(upload_id, owner)).one())
+            with self._read() as connection:
+                return _upload_of(connection.execute(_of(upload_id, owner)).one())
 
     def list_uploads(self) -> list[Upload]:
         """Uploads, newest first; what several sent is there once for each."""
-        with self._read() as session:
-            return list(
-                map(_upload_of, session.scalars(select(UploadRow).order_by(col(UploadRow.id).desc())))
-            )
+        newest_first = all_of(UploadRow).order_by(col(UploadRow.id).desc())
+        with self._read() as connection:
+            return list(map(_upload_of, connection.execute(newest_first)))
 
     def find_upload(self, upload_id: str) -> list[Upload]:
         """What is noted of a dataset: an entry for each who sent it, the first one first.
@@ -64,9 +64,9 @@ class Uploads(Database):
         Raises:
             NotFound: nobody sent it, or all took it back.
         """
-        query = select(UploadRow).where(col(UploadRow.upload) == upload_id).order_by(col(UploadRow.id))
-        with self._read() as session:
-            found = list(map(_upload_of, session.scalars(query)))
+        query = all_of(UploadRow).where(col(UploadRow.upload) == upload_id).order_by(col(UploadRow.id))
+        with self._read() as connection:
+            found = list(map(_upload_of, connection.execute(query)))
         if not found:
             raise NotFound(f"there is no uploaded dataset {upload_id:.80}", next_step="see GET /v1/datasets")
         return found
@@ -99,11 +99,11 @@ class Uploads(Database):
             return not session.scalar(select(exists().where(col(UploadRow.upload) == upload_id)))
 
 
-def _of(upload_id: str, owner: str) -> Select[UploadRow]:
-    return select(UploadRow).where(col(UploadRow.upload) == upload_id, col(UploadRow.owner) == owner)
+def _of(upload_id: str, owner: str) -> Columns:
+    return all_of(UploadRow).where(col(UploadRow.upload) == upload_id, col(UploadRow.owner) == owner)
 
 
-def _upload_of(row: UploadRow) -> Upload:
+def _upload_of(row: UploadRow | Found) -> Upload:
     return Upload(
         id=row.upload,
         owner=row.owner,

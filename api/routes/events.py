@@ -77,11 +77,7 @@ async def list_events(
     text/event-stream`` the same as a stream."""
     if _wants_stream(request):
         return await _study_stream(request, store, lookout, study_id, after, last_event_id)
-    mark = await run_in_threadpool(store.get_mark, study_id)
-    if known := known_answer(request, response, fresh_tag(request, mark)):
-        return known
-    events = await run_in_threadpool(store.events_after, study_id, after, limit=limit)
-    return json_answer(request, response, EventList.of(study_id, events, after=after))
+    return await run_in_threadpool(_page, request, response, store, study_id, after, limit)
 
 
 @router.get(
@@ -124,6 +120,15 @@ async def stream_changes(
     if since is not None and since.tzinfo is None:
         since = since.replace(tzinfo=UTC)
     return _full(request, lookout) or EventStream(lookout.changes(since=since), headers=STREAM_HEADERS)
+
+
+def _page(
+    request: Request, response: Response, store: Store, study_id: str, after: int, limit: int
+) -> Response:
+    if known := known_answer(request, response, fresh_tag(request, store.get_mark(study_id))):
+        return known
+    events = store.events_after(study_id, after, limit=limit)
+    return json_answer(request, response, EventList.of(study_id, events, after=after))
 
 
 async def _study_stream(

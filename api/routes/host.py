@@ -42,6 +42,12 @@ async def check_health(supervision: SupervisionDep) -> HealthDocument:
     return HealthDocument(version=__version__, supervisor=state)
 
 
+@router.get("/openapi.json", include_in_schema=False)
+def read_description(request: Request) -> Response:
+    """This interface in OpenAPI's words."""
+    return Response(request.app.description_text(), media_type="application/json")
+
+
 @router.get(
     "/readyz",
     response_model=ReadyDocument,

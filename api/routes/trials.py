@@ -108,10 +108,10 @@ def read_leaderboard(
     standing = leaderboards.of(mark)
     if known := known_answer(request, response, fresh_tag(request, standing.as_of)):
         return known
-    study_request = store.get_study(study_id).request
+    study_request = store.get_request(study_id)
     begin = 0 if after is None else after[1]
-    places = standing.places[begin : begin + limit]
-    end = begin + len(places)
+    page = standing.page(begin, limit)
+    end = begin + len(page.places)
     return json_answer(
         request,
         response,
@@ -120,9 +120,9 @@ def read_leaderboard(
             scoring=study_request.scoring,
             weights=study_request.effective_weights,
             as_of_seq=standing.as_of.last_event,
-            compared=len(standing.places),
-            places=places,
-            next_cursor=write_cursor("rank", (end, end)) if end < len(standing.places) else None,
+            compared=page.compared,
+            places=page.places,
+            next_cursor=write_cursor("rank", (end, end)) if end < page.compared else None,
             links=StudyLinks.of(study_id),
         ),
     )

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-from fastapi import FastAPI
+import pytest
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
-from rankwise.api.app import create_app
+from rankwise.api.app import Application, create_app
 from rankwise.api.server import Server
 from rankwise.api.settings import ServerSettings
 from rankwise.home import Home
@@ -23,7 +23,7 @@ from rankwise.store import Store
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[tuple[Server, str]]:
+def served(app: Application) -> Iterator[tuple[Server, str]]:
     server = Server(app)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -56,6 +56,13 @@ def test_the_end_of_an_answer_does_not_wait_for_its_head_to_be_acknowledged(home
         (connection,) = server.server_state.connections
         accepted: socket.socket = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_the_interface_is_described_before_anybody_asks(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = threading.Event()
+    monkeypatch.setattr(Application, "description_text", lambda _: described.set())
+    with served(create_app(ServerSettings(home=home), supervise=False)):
+        assert described.wait(60)
 
 
 def test_what_routes_are_given_costs_no_thread(home: Home) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import InputError
-from rankwise.optimizer.codec import canonical_json, from_json, identity, to_json
+from rankwise.optimizer.codec import canonical_json, from_json, from_text, identity, to_json
 from rankwise.optimizer.domain import Adapter, Candidate, Level, Measurement, Method, Recipe
 from rankwise.optimizer.keys import derive_seed, environment_key, measurement_key
 
@@ -68,6 +68,21 @@ def test_shape_key_leaves_out_what_cannot_change_memory_or_speed(other):
 )
 def test_shape_key_tells_apart_what_changes_memory_or_speed(other):
     assert other.shape_key != CANDIDATE.shape_key
+
+
+def test_a_text_is_read_as_its_data_are():
+    candidate = Candidate(
+        adapter=Adapter(method=Method.LORA, rank=8, alpha=16.0, targets=("q", "v")),
+        level=Level(gradient_checkpointing=True),
+        recipe=Recipe(max_length=128),
+        micro_batch=4,
+        learning_rate=1e-4,
+    )
+    assert from_text(Candidate, canonical_json(to_json(candidate))) == candidate
+    with pytest.raises(InputError, match=r"max_length.*effective_batch"):
+        from_text(Recipe, '{"max_length": "long", "effective_batch": "many", "epochs": 1.0}')
+    with pytest.raises(InputError, match="not a valid Recipe"):
+        from_text(Recipe, '{"max_length"')
 
 
 def test_from_json_reports_every_error():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -41,9 +42,9 @@ def definitions(path: Path) -> dict[str, list[str]]:
     }
 
 
-def execute(path: Path, statement: str) -> list[tuple[object, ...]]:
+def execute(path: Path, statement: str, *values: str) -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(path)) as connection, connection:
-        return connection.execute(statement).fetchall()
+        return connection.execute(statement, values).fetchall()
 
 
 def test_the_migrations_build_what_the_code_expects(path: Path, tmp_path: Path) -> None:
@@ -117,6 +118,37 @@ def upgrade_to(path: Path, version: str) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, version)
     engine.dispose()
+
+
+def test_an_estimate_of_before_says_whether_it_fits(path: Path) -> None:
+    upgrade_to(path, "0012")
+    execute(
+        path,
+        "INSERT INTO study (id, ulid, request, state, cancel_requested, wall_s, last_event, fence, model,"
+        " dataset, created_at, updated_at) VALUES (1, '01K5ZJ9V0M3Q8R7T6Y2X4W1N0A', '{}', 'queued', 0, 0, 0,"
+        " 0, 'm', 'd', '2026-01-01 10:00:00', '2026-01-01 10:00:00')",
+    )
+    for rows, fits in ((1, "yes"), (2, "no")):
+        candidate = {
+            "adapter": {"method": "ia3", "targets": ["k", "v"]},
+            "level": {},
+            "recipe": {"max_length": 128},
+            "micro_batch": rows,
+            "learning_rate": 1e-4,
+        }
+        execute(
+            path,
+            "INSERT INTO estimate (study_id, shape_key, candidate, device, estimate) VALUES (1, ?, ?, ?, ?)",
+            str(rows),
+            json.dumps(candidate),
+            "a GPU",
+            json.dumps({"device": "a GPU", "fits": fits}),
+        )
+    upgrade(path)
+    with closing(Store.open(path)) as store:
+        ruled_out = store.list_ruled_out("01K5ZJ9V0M3Q8R7T6Y2X4W1N0A")
+        assert len(store.list_estimates("01K5ZJ9V0M3Q8R7T6Y2X4W1N0A")) == 2
+    assert [each.micro_batch for each in ruled_out] == [2]
 
 
 def test_a_database_of_version_0001_keeps_its_rows(path: Path) -> None:

@@ -7,8 +7,11 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from rankwise.api.response_schemas.leaderboard import PlaceDocument
 from rankwise.api.routes.freshness import Answers
-from rankwise.optimizer.domain import Rung, StudyRequest
+from rankwise.optimizer.domain import Rung, StudyRequest, StudyState
+from rankwise.optimizer.overview import leaderboard
+from rankwise.optimizer.scorer import recommend
 from rankwise.store import Store, Worker
 
 NO_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -109,6 +112,28 @@ def test_the_leaderboard_shows_what_is_recommended_first(client: TestClient, scr
         best["evidence"]["tokens_per_s"],
         best["evidence"]["heldout_loss"],
     )
+
+
+def test_a_page_of_what_a_study_recommends_is_a_part_of_the_whole(
+    client: TestClient, stored: Store, script: Any, candidates: Any, probed: Any, trained: Any
+) -> None:
+    script.begin()
+    shapes = [replace(candidates[0], micro_batch=rows) for rows in (1, 2, 4)]
+    for number, shape in enumerate(shapes):
+        script.run(shape, Rung.PROBE, replace(probed, tokens_per_s=100.0 + number))
+    for shape in shapes:
+        script.run(shape, Rung.TRAIN, trained)
+    study = stored.get_study(script.id)
+    found = recommend(study, stored.list_trials(script.id), {}, wall_s=60.0, measured_s=40.0, stopped=None)
+    stored.finish_study(script.claim, StudyState.SUCCEEDED, None, found)
+    whole = leaderboard(stored.list_trials(script.id), found, memory_limit_bytes=None)
+    pages = [client.get(f"/v1/studies/{script.id}/leaderboard?limit=1").json()]
+    while cursor := pages[-1]["next_cursor"]:
+        pages.append(client.get(f"/v1/studies/{script.id}/leaderboard?limit=1&cursor={cursor}").json())
+    assert [page["compared"] for page in pages] == [3, 3, 3]
+    assert [page["places"] for page in pages] == [
+        [PlaceDocument.of(place).model_dump(mode="json")] for place in whole
+    ]
 
 
 def test_the_leaderboard_of_a_study_that_runs_is_ranked_by_what_there_is(
