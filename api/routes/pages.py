@@ -5,6 +5,8 @@ The page holds no data: it asks the API for them. Knows nothing of what it shows
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from fastapi import APIRouter, HTTPException, Request, Response
 
 from ..page_files import PageFile, PageFiles
@@ -38,9 +40,11 @@ async def read_page(request: Request) -> Response:
 
 
 @router.get("/studies/{study_id}")
-async def read_study_page(request: Request) -> Response:
-    """The same, with what is to be loaded for a study."""
-    return _sent(_files(request).page("study.js"), request, dict(PAGE_HEADERS))
+async def read_study_page(request: Request, study_id: str) -> Response:
+    """The same, with what is to be loaded for a study: its trials, too, are asked for at once."""
+    board = f"/v1/studies/{quote(study_id, safe='')}/board"
+    headers = {**PAGE_HEADERS, "Link": f"<{board}>; rel=preload; as=fetch; crossorigin=anonymous"}
+    return _sent(_files(request).page("study.js"), request, headers)
 
 
 @router.get(FILES + "/{version}/{name:path}")

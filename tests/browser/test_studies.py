@@ -135,7 +135,7 @@ def test_a_dataset_is_sent_from_the_form(open_page: Opener, world: World) -> Non
 def test_pages_are_reached_by_keyboard_alone(open_page: Opener, world: World) -> None:
     page = open_page(world.url).open("/", "Studies")
     page.keyboard.press("Tab")
-    for _ in range(12):
+    for _ in range(40):
         if page.evaluate("document.activeElement.textContent") == "Estimate":
             break
         page.keyboard.press("Tab")

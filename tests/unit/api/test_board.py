@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from rankwise.api import board as board_module
 from rankwise.api.app import create_app
 from rankwise.api.board import Boards
 from rankwise.api.response_schemas.board import BoardDocument
@@ -37,7 +40,7 @@ def script(store: Store) -> StudyScript:
 
 def board(store: Store, script: StudyScript, boards: Boards | None = None, after: int = 0) -> dict[str, Any]:
     """With a row for each trial."""
-    found = json.loads((boards or Boards(store)).board(script.id, after=after))
+    found = json.loads((boards or Boards(store)).board(script.id, after=after).plain)
     BoardDocument.model_validate(found)
     names, values = found["columns"].keys(), found["columns"].values()
     return {**found, "rows": [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]}
@@ -83,11 +86,11 @@ def test_finished_trials_are_read_once(
     monkeypatch.setattr(store, "list_figures", lambda study, ids: read.append(ids) or listing(study, ids))
     script.begin()
     done = script.run(LORA, Rung.PROBE, PROBED)
-    board(store, script, boards)
-    board(store, script, boards)
+    first = boards.board(script.id, after=0)
+    assert boards.board(script.id, after=0) is first  # nothing has happened
     later = script.run(SLOWER, Rung.TRAIN, TRAINED)
     board(store, script, boards)
-    assert read == [[done.id], [], [later.id]]
+    assert read == [[done.id], [later.id]]
     monkeypatch.setattr("rankwise.api.board.PAGE", 2)
     assert len(board(store, script)["rows"]) == 2  # of so many all are read at once
     assert read[-1] is None
@@ -97,7 +100,7 @@ def test_standings_are_the_scorers(store: Store, script: StudyScript) -> None:
     script.begin()
     script.run(LORA, Rung.TRAIN, TRAINED)
     script.run(SLOWER, Rung.TRAIN, replace(TRAINED, heldout_loss=0.5))
-    found = json.loads(Boards(store).standings(script.id))
+    found = json.loads(Boards(store).standings(script.id).plain)
     study = store.get_study(script.id)
     ranking = rank(store.list_trials(script.id, with_heldout=True), Aim.of(study))
     assert [place["trial_id"] for place in found["places"]] == [scored.trial_id for scored in ranking.scored]
@@ -127,7 +130,7 @@ def test_standings_that_took_long_are_shown_for_a_while_but_not_past_the_end(
     trained = script.run(LORA, Rung.TRAIN, TRAINED)
     assert boards.standings(script.id) == first
     script.recommend(trained)
-    last = json.loads(boards.standings(script.id))
+    last = json.loads(boards.standings(script.id).plain)
     assert last["recommended"] == store.get_recommendation(script.id).trial_id
 
 
@@ -163,3 +166,25 @@ def test_long_answers_are_compressed(store: Store, script: StudyScript, client: 
     answer = client.get(f"/v1/studies/{script.id}/board", headers={"Accept-Encoding": "gzip"})
     assert answer.headers["Content-Encoding"] == "gzip"
     assert len(answer.json()["columns"]["id"]) == 11
+
+
+def test_whoever_waits_for_a_row_waits_for_no_standings(
+    store: Store, script: StudyScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boards, begun, seen = Boards(store), threading.Event(), threading.Event()
+    made = board_module.standings_of
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert seen.wait(30)
+        return made(*arguments)
+
+    monkeypatch.setattr(board_module, "standings_of", slow)
+    script.begin()
+    with ThreadPoolExecutor(1) as other:
+        told = other.submit(boards.standings, script.id)
+        assert begun.wait(30)
+        script.run(LORA, Rung.PROBE, PROBED)
+        assert len(board(store, script, boards)["rows"]) == 1
+        seen.set()
+        assert told.result().plain
