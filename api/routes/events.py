@@ -18,6 +18,7 @@ from ...store import Store
 from ..lookout import Lookout
 from ..problems import plain_problem, problem_docs, problem_response
 from ..response_schemas.events import EventList
+from .brief import briefly
 from .dependencies import LookoutDep, StoreDep
 from .freshness import NOT_MODIFIED, fresh_tag, json_answer, known_answer
 
@@ -77,7 +78,7 @@ async def list_events(
     text/event-stream`` the same as a stream."""
     if _wants_stream(request):
         return await _study_stream(request, store, lookout, study_id, after, last_event_id)
-    return await run_in_threadpool(_page, request, response, store, study_id, after, limit)
+    return await briefly(_page, request, response, store, study_id, after, limit)
 
 
 @router.get(

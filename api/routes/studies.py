@@ -34,6 +34,7 @@ from ..response_schemas.studies import StudyDocument, StudyList
 from ..settings import ServerSettings
 from ..submission import InvalidRequest, RequestProblem, examine_request
 from ..uploads import UploadFolder
+from .brief import brief, briefly
 from .dependencies import LookoutDep, SettingsDep, StoreDep, UploadsDep, require_json
 from .freshness import NOT_MODIFIED, fresh_tag, json_answer, known_answer
 from .paging import Cursor, next_path, read_cursor, read_sort, refused, write_cursor
@@ -97,6 +98,7 @@ async def create_study(
     response_model=StudyList,
     responses={**NOT_MODIFIED, **problem_docs(404, 422)},
 )
+@brief
 def list_studies(
     request: Request,
     response: Response,
@@ -178,7 +180,7 @@ async def read_study(
     if wait_s is not None:
         response.headers["Preference-Applied"] = f"wait={wait_s}"
         await wait_until_final(lookout, store, study_id, wait_s=wait_s, request=request)
-    return await run_in_threadpool(_read_study, request, response, store, study_id)
+    return await briefly(_read_study, request, response, store, study_id)
 
 
 @router.delete(
@@ -197,6 +199,7 @@ def cancel_study(store: StoreDep, caller: SubmitterDep, study_id: str) -> StudyD
     response_model=RecommendationDocument,
     responses={**NOT_MODIFIED, **problem_docs(404)},
 )
+@brief
 def read_recommendation(request: Request, response: Response, store: StoreDep, study_id: str) -> Response:
     """404 until the study has succeeded."""
     if known := known_answer(request, response, fresh_tag(request, store.get_mark(study_id))):

@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from ...errors import NotFound
-from ...optimizer.domain import Outcome, Rung, TrialState
+from ...optimizer.domain import Outcome, Rung, StudyState, TrialState
 from ...optimizer.trainers.formats import Format
 from ...runners.exporting import export
+from ...store import Store
 from ...store.listing import TrialFilter, TrialSort
+from ...store.marks import Mark
+from ..leaderboard import Leaderboards
 from ..problems import problem_docs
 from ..response_schemas.exports import ExportDocument
 from ..response_schemas.leaderboard import LeaderboardDocument
 from ..response_schemas.parts import StudyLinks
 from ..response_schemas.trials import RuledOut, TrialDocument, TrialList
+from .brief import brief, briefly
 from .dependencies import LeaderboardsDep, StoreDep
 from .freshness import NOT_MODIFIED, fresh_tag, json_answer, known_answer
 from .paging import Cursor, next_path, read_cursor, read_sort, write_cursor
@@ -33,6 +38,7 @@ router = APIRouter(prefix="/v1/studies/{study_id}", tags=["trials"])
     response_model=TrialList,
     responses={**NOT_MODIFIED, **problem_docs(404, 422)},
 )
+@brief
 def list_trials(
     request: Request,
     response: Response,
@@ -92,7 +98,7 @@ def read_trial_export(store: StoreDep, study_id: str, trial_id: str, form: Forma
     response_model=LeaderboardDocument,
     responses={**NOT_MODIFIED, **problem_docs(404, 422)},
 )
-def read_leaderboard(
+async def read_leaderboard(
     request: Request,
     response: Response,
     store: StoreDep,
@@ -104,25 +110,38 @@ def read_leaderboard(
     """What could be compared, ranked as the study asks for; what it recommends is first once it succeeded.
     Empty before anything was measured."""
     after = read_cursor(cursor, "rank", kinds=(int,))
-    mark = store.get_mark(study_id)
+    begin = 0 if after is None else after[1]
+    mark = await briefly(store.get_mark, study_id)
+    run = briefly if mark.state is StudyState.SUCCEEDED else run_in_threadpool
+    return await run(_leaderboard, request, response, store, leaderboards, mark, begin, limit)
+
+
+def _leaderboard(
+    request: Request,
+    response: Response,
+    store: Store,
+    leaderboards: Leaderboards,
+    mark: Mark,
+    begin: int,
+    limit: int,
+) -> Response:
     standing = leaderboards.of(mark)
     if known := known_answer(request, response, fresh_tag(request, standing.as_of)):
         return known
-    study_request = store.get_request(study_id)
-    begin = 0 if after is None else after[1]
+    study_request = store.get_request(mark.study_id)
     page = standing.page(begin, limit)
     end = begin + len(page.places)
     return json_answer(
         request,
         response,
         LeaderboardDocument(
-            study_id=study_id,
+            study_id=mark.study_id,
             scoring=study_request.scoring,
             weights=study_request.effective_weights,
             as_of_seq=standing.as_of.last_event,
             compared=page.compared,
             places=page.places,
             next_cursor=write_cursor("rank", (end, end)) if end < page.compared else None,
-            links=StudyLinks.of(study_id),
+            links=StudyLinks.of(mark.study_id),
         ),
     )
