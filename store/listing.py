@@ -12,14 +12,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, select
 from sqlmodel import col
 
 from ..optimizer.domain import Outcome, Rung, Study, StudyState, Trial, TrialState
 from .database import Database
 from .mapping import study_of, trial_of
 from .marks import Mark, mark_columns, mark_of
-from .reading import STUDIES, TRIALS, Found, find_study
+from .reading import STUDIES, TRIALS, TRIALS_OF_STUDY, Found, find_study
 from .tables import StudyRow, TrialRow
 
 Position = tuple[Any, int]
@@ -93,6 +93,14 @@ _TRIAL_FIELDS = {
     TrialSort.MEMORY: "memory_bytes",
     TrialSort.LOSS: "loss",
 }
+_STUDIES = STUDIES.where(col(StudyRow.ulid).in_(bindparam("study_ids", expanding=True)))
+# Where a statement names the study beside the few rows wanted, SQLite looks at all its trials.
+_SHAPES = select(col(TrialRow.estimate_id), col(TrialRow.study_id)).where(
+    col(TrialRow.ulid).in_(bindparam("trial_ids", expanding=True))
+)
+_OF_SHAPES = TRIALS.where(col(TrialRow.estimate_id).in_(bindparam("shapes", expanding=True))).order_by(
+    col(TrialRow.number)
+)
 
 
 class Listing(Database):
@@ -126,9 +134,9 @@ class Listing(Database):
 
     def get_studies(self, study_ids: Sequence[str]) -> list[Study]:
         """These studies, in this order; those that are not there are left out."""
-        query = STUDIES.where(col(StudyRow.ulid).in_(study_ids))
         with self._read() as connection:
-            found = {row.ulid: study_of(row) for row in connection.execute(query)}
+            rows = connection.execute(_STUDIES, {"study_ids": list(study_ids)})
+            found = {row.ulid: study_of(row) for row in rows}
         return [found[study_id] for study_id in study_ids if study_id in found]
 
     def page_trials(
@@ -178,14 +186,13 @@ class Listing(Database):
         """
         with self._read() as connection:
             study = find_study(connection, study_id)
-            # Where a statement names the study beside the few rows wanted, SQLite looks at all its trials.
-            named = select(col(TrialRow.estimate_id), col(TrialRow.study_id))
-            rows = connection.execute(named.where(col(TrialRow.ulid).in_(trial_ids)))
-            shapes = {shape for shape, study_key in rows if study_key == study.id}
-            own = col(TrialRow.study_id) == study.id
-            query = TRIALS.where(own if None in shapes else col(TrialRow.estimate_id).in_(shapes))
-            query = query.order_by(col(TrialRow.number))
-            return [trial_of(row, study_id) for row in connection.execute(query)]
+            named = connection.execute(_SHAPES, {"trial_ids": list(trial_ids)})
+            shapes = [shape for shape, study_key in named if study_key == study.id]
+            if None in shapes:
+                rows = connection.execute(TRIALS_OF_STUDY, {"key": study.id})
+            else:
+                rows = connection.execute(_OF_SHAPES, {"shapes": shapes})
+            return [trial_of(row, study_id) for row in rows]
 
 
 def _study_conditions(wanted: StudyFilter) -> list[ColumnElement[bool]]:

@@ -60,6 +60,11 @@ TRIALS: Columns = select(
 ).outerjoin_from(TrialRow, EstimateRow, col(EstimateRow.id) == TrialRow.estimate_id)
 """Rows for :func:`.mapping.trial_of`."""
 
+TRIALS_OF_STUDY: Columns = TRIALS.where(col(TrialRow.study_id) == bindparam("key")).order_by(
+    col(TrialRow.number)
+)
+"""All of one study, by number."""
+
 ESTIMATES: Columns = select(
     text_of(EstimateRow.candidate, "candidate"), text_of(EstimateRow.estimate, "estimate")
 )

@@ -13,7 +13,7 @@ from ..optimizer.domain import StudyState, Trial, TrialPlan, TrialState
 from .claims import StudyClaim
 from .database import Database
 from .mapping import heldout_of, trial_of
-from .reading import TRIALS, find_study, text_of
+from .reading import TRIALS, TRIALS_OF_STUDY, find_study, text_of
 from .tables import HeldoutRow, StudyRow, TrialRow
 
 _TRIAL = (
@@ -56,15 +56,15 @@ class Trials(Database):
         """
         with self._read() as connection:
             study = find_study(connection, study_id)
-            query = TRIALS.where(col(TrialRow.study_id) == study.id).order_by(col(TrialRow.number))
             if not with_heldout:
-                return [trial_of(row, study_id) for row in connection.execute(query)]
-            scored = query.add_columns(text_of(HeldoutRow.scores, "scores")).outerjoin(
+                rows = connection.execute(TRIALS_OF_STUDY, {"key": study.id})
+                return [trial_of(row, study_id) for row in rows]
+            scored = TRIALS_OF_STUDY.add_columns(text_of(HeldoutRow.scores, "scores")).outerjoin(
                 HeldoutRow, col(HeldoutRow.trial_id) == TrialRow.id
             )
             return [
                 replace(trial_of(row, study_id), heldout=row.scores and heldout_of(row.scores))
-                for row in connection.execute(scored)
+                for row in connection.execute(scored, {"key": study.id})
             ]
 
     def count_trials(self, study_ids: Collection[str]) -> dict[str, dict[TrialState, int]]:
