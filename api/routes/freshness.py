@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -56,10 +57,33 @@ class Answers:
 
 def fresh_tag(request: Request, *marks: Mark, also: Any = "") -> str:
     """The tag of what this request would read of studies with these marks."""
-    told = [(mark.study_id, mark.state.value, mark.cancel_requested, mark.last_event) for mark in marks]
     asked = (request.url.path, request.url.query, request.headers.get("accept", ""))
-    text = repr((__version__, asked, told, also))
+    text = repr((__version__, asked, [_told(mark) for mark in marks], also))
     return f'W/"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"'
+
+
+def _told(mark: Mark) -> tuple[str, str, bool, int]:
+    return mark.study_id, mark.state.value, mark.cancel_requested, mark.last_event
+
+
+def study_texts(
+    request: Request, marks: Sequence[Mark], write: Callable[[Sequence[str]], Mapping[str, bytes]]
+) -> list[bytes]:
+    """The documents of these studies as they are sent, each written once as long as its study stays as it is.
+
+    Args:
+        request: whose server keeps them.
+        marks: of the studies.
+        write: the documents of studies by id.
+    """
+    answers = _answers(request)
+    found = {mark.study_id: answers.find(f"study {_told(mark)}") for mark in marks}
+    missing = [study_id for study_id, text in found.items() if text is None]
+    written = write(missing) if missing else {}
+    for mark in marks:
+        if mark.study_id in written:
+            answers.keep(f"study {_told(mark)}", written[mark.study_id])
+    return [found[mark.study_id] or written[mark.study_id] for mark in marks]
 
 
 def known_answer(request: Request, response: Response, tag: str) -> Response | None:
@@ -75,7 +99,11 @@ def known_answer(request: Request, response: Response, tag: str) -> Response | N
 
 def json_answer(request: Request, response: Response, document: BaseModel) -> Response:
     """The document with the headers of ``response``: written out as it is, since it was checked when made."""
-    body = document.model_dump_json().encode()
+    return text_answer(request, response, document.model_dump_json().encode())
+
+
+def text_answer(request: Request, response: Response, body: bytes) -> Response:
+    """The same of a document that is written already."""
     _answers(request).keep(response.headers["ETag"], body)
     return _json(response, body)
 

@@ -5,7 +5,9 @@ Routes without ``async`` run in a thread, since the store blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
@@ -36,7 +38,7 @@ from ..submission import InvalidRequest, RequestProblem, examine_request
 from ..uploads import UploadFolder
 from .brief import brief, briefly
 from .dependencies import LookoutDep, SettingsDep, StoreDep, UploadsDep, require_json
-from .freshness import NOT_MODIFIED, fresh_tag, json_answer, known_answer
+from .freshness import NOT_MODIFIED, fresh_tag, json_answer, known_answer, study_texts, text_answer
 from .paging import Cursor, next_path, read_cursor, read_sort, refused, write_cursor
 from .repeating import REPLAYED, IdempotencyKey, fingerprint
 from .waiting import preferred_wait, wait_until_final
@@ -147,16 +149,13 @@ def list_studies(
     following = write_cursor(sort, page.next)
     if known := known_answer(request, response, fresh_tag(request, *page.marks, also=following)):
         return known
-    ids = [mark.study_id for mark in page.marks]
-    counts = store.count_trials(ids)
-    return json_answer(
-        request,
-        response,
-        StudyList(
-            studies=tuple(StudyDocument.of(study, counts[study.id]) for study in store.get_studies(ids)),
-            next=next_path(request, following, without=("before",)),
-            next_cursor=following,
-        ),
+    frame = StudyList(
+        studies=(), next=next_path(request, following, without=("before",)), next_cursor=following
+    )
+    studies = study_texts(request, page.marks, partial(_study_texts, store))
+    body = frame.model_dump_json().encode()
+    return text_answer(
+        request, response, body.replace(b'"studies":[]', b'"studies":[%b]' % b",".join(studies), 1)
     )
 
 
@@ -250,9 +249,10 @@ def compare_with(store: StoreDep, study_id: str, other: str) -> DifferenceDocume
 
 
 def _read_study(request: Request, response: Response, store: Store, study_id: str) -> Response:
-    if known := known_answer(request, response, fresh_tag(request, store.get_mark(study_id))):
+    mark = store.get_mark(study_id)
+    if known := known_answer(request, response, fresh_tag(request, mark)):
         return known
-    return json_answer(request, response, _study_document(store, store.get_study(study_id)))
+    return text_answer(request, response, study_texts(request, [mark], partial(_study_texts, store))[0])
 
 
 def _study_position(sort: StudySort, after: Position | None, cursor: str | None) -> Position | None:
@@ -311,6 +311,14 @@ def _submit(
         return store.create_study(request, owner=caller.name, webhooks=webhooks), True
     key, told = once
     return store.create_study_once(request, owner=caller.name, key=key, fingerprint=told, webhooks=webhooks)
+
+
+def _study_texts(store: Store, study_ids: Sequence[str]) -> dict[str, bytes]:
+    counts = store.count_trials(study_ids)
+    return {
+        study.id: StudyDocument.of(study, counts[study.id]).model_dump_json().encode()
+        for study in store.get_studies(study_ids)
+    }
 
 
 def _study_document(store: Store, study: Study) -> StudyDocument:

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from rankwise.api.response_schemas.leaderboard import PlaceDocument
+from rankwise.api.response_schemas.studies import StudyList
 from rankwise.api.routes.freshness import Answers
 from rankwise.optimizer.domain import Rung, StudyRequest, StudyState
 from rankwise.optimizer.overview import leaderboard
@@ -196,12 +197,31 @@ def test_an_answer_that_was_made_is_given_to_others(
     path = f"/v1/studies/{study.id}"
     first = client.get(path)
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "get_study", None)  # nobody needs it
+        patched.setattr(Store, "get_studies", None)  # nobody needs it
         again = client.get(path)
     assert (again.content, again.headers["ETag"]) == (first.content, first.headers["ETag"])
     assert again.headers["Content-Type"] == "application/json"
     stored.request_cancel(study.id)
     assert client.get(path).json()["state"] == "cancelled"
+
+
+def test_a_list_holds_studies_as_they_stand_alone_and_writes_each_once(
+    client: TestClient, stored: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    read = Store.get_studies
+    monkeypatch.setattr(Store, "get_studies", lambda store, ids: written.extend(ids) or read(store, ids))
+    ids = [stored.create_study(StudyRequest(model=name, dataset='"studies":[]')).id for name in "abc"]
+    alone = client.get(f"/v1/studies/{ids[1]}").json()
+    page = client.get("/v1/studies?limit=2").json()
+    assert (page["studies"][1], written) == (alone, [ids[1], ids[2]])
+    assert list(page) == list(StudyList.model_fields)
+    stored.request_cancel(ids[1])
+    page = client.get("/v1/studies?limit=3").json()
+    assert [each["id"] for each in page["studies"]] == ids[::-1]
+    assert [each["state"] for each in page["studies"]] == ["queued", "cancelled", "queued"]
+    assert page["studies"][1] == client.get(f"/v1/studies/{ids[1]}").json()
+    assert sorted(written[2:]) == sorted(ids[:2])
 
 
 def test_answers_asked_for_last_are_kept_longest() -> None:
