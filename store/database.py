@@ -22,6 +22,8 @@ class Database:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
+        backend = backend_of(engine)
+        self._for_reads, self._for_writes = backend.for_reads(engine), backend.for_writes(engine)
 
     def close(self) -> None:
         """Close all connections."""
@@ -30,14 +32,12 @@ class Database:
     @contextmanager
     def _read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database throughout. No entities: see ``reading.py``."""
-        engine = backend_of(self._engine).for_reads(self._engine)
-        with trouble_reported(engine), engine.connect() as connection:
+        with trouble_reported(self._engine), self._for_reads.connect() as connection:
             yield connection
 
     @contextmanager
     def _write(self) -> Iterator[Transaction]:
         """A transaction that no other writer comes between; committed at the end, rolled back on an error."""
-        engine = backend_of(self._engine).for_writes(self._engine)
-        with trouble_reported(engine), Session(engine, expire_on_commit=False) as session:
+        with trouble_reported(self._engine), Session(self._for_writes, expire_on_commit=False) as session:
             yield Transaction(session, self._clock.now(session))
             session.commit()
