@@ -23,6 +23,7 @@ from rankwise.probes.profiles import GpuProfile
 from rankwise.runners.attempt import trial_pids
 from rankwise.runners.classify import classify
 from rankwise.runners.messages import last_line
+from rankwise.runners.trial_spec import limits_of, spec_of
 from rankwise.runners.warm_client import Job, read_tail
 
 Figures = dict[str, Any]
@@ -176,8 +177,9 @@ def running_job(
     plan = TrialPlan(candidate=candidate, rung=rung, train_steps=train_steps or 0, reason=name)
     trial = bench.store.plan_trial(run.claim, plan)
     devices = (bench.device,) if bench.device else ()
-    spec = run.spec(prepared.facts, trial, devices)
-    limits = replace(run.limits(prepared.facts, devices), grace_s=1.0)
+    request, disk_bytes = run.study.request, run.keeping.trial_limit_bytes(prepared.facts.model.weight_bytes)
+    spec = spec_of(prepared.facts, request, trial, devices, bench.home)
+    limits = replace(limits_of(request, on_gpu=bool(devices), disk_bytes=disk_bytes), grace_s=1.0)
     job = bench.server().start("trial", spec.to_mapping(), bench.home.trial_folder(name), limits)
     try:
         yield job
