@@ -102,13 +102,15 @@ class Leaderboards:
 
     def of(self, mark: Mark) -> Standings:
         """The ranking of the study with this mark; blocks while it is worked out."""
-        if mark.state is StudyState.SUCCEEDED:
-            return Recommended(mark, self._store)
-        if (found := self._find(mark)) is not None:
+        if (found := self.ready(mark)) is not None:
             return found
         # Those who ask meanwhile wait for the same one, and seldom for another study's.
         with self._working[hash(mark.study_id) % AT_ONCE]:
             return self._find(mark) or self._work_out(mark)
+
+    def ready(self, mark: Mark) -> Standings | None:
+        """The same where nothing has to be worked out."""
+        return Recommended(mark, self._store) if mark.state is StudyState.SUCCEEDED else self._find(mark)
 
     def _find(self, mark: Mark) -> Standing | None:
         with self._lock:

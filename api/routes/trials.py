@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from ...errors import NotFound
-from ...optimizer.domain import Outcome, Rung, StudyState, TrialState
+from ...optimizer.domain import Outcome, Rung, TrialState
 from ...optimizer.trainers.formats import Format
 from ...runners.exporting import export
 from ...store import Store
 from ...store.listing import TrialFilter, TrialSort
-from ...store.marks import Mark
-from ..leaderboard import Leaderboards
+from ..leaderboard import Standings
 from ..problems import problem_docs
 from ..response_schemas.exports import ExportDocument
 from ..response_schemas.leaderboard import LeaderboardDocument
@@ -111,25 +111,27 @@ async def read_leaderboard(
     Empty before anything was measured."""
     after = read_cursor(cursor, "rank", kinds=(int,))
     begin = 0 if after is None else after[1]
-    mark = await briefly(store.get_mark, study_id)
-    run = briefly if mark.state is StudyState.SUCCEEDED else run_in_threadpool
-    return await run(_leaderboard, request, response, store, leaderboards, mark, begin, limit)
+    write = partial(_leaderboard, request, response, store, begin=begin, limit=limit)
+
+    def ready() -> Response | None:
+        standings = leaderboards.ready(store.get_mark(study_id))
+        return None if standings is None else write(standings)
+
+    def worked_out() -> Response:
+        return write(leaderboards.of(store.get_mark(study_id)))
+
+    answer = await briefly(ready)
+    return await run_in_threadpool(worked_out) if answer is None else answer
 
 
 def _leaderboard(
-    request: Request,
-    response: Response,
-    store: Store,
-    leaderboards: Leaderboards,
-    mark: Mark,
-    begin: int,
-    limit: int,
+    request: Request, response: Response, store: Store, standings: Standings, *, begin: int, limit: int
 ) -> Response:
-    standing = leaderboards.of(mark)
-    if known := known_answer(request, response, fresh_tag(request, standing.as_of)):
+    mark = standings.as_of
+    if known := known_answer(request, response, fresh_tag(request, mark)):
         return known
     study_request = store.get_request(mark.study_id)
-    page = standing.page(begin, limit)
+    page = standings.page(begin, limit)
     end = begin + len(page.places)
     return json_answer(
         request,
@@ -138,7 +140,7 @@ def _leaderboard(
             study_id=mark.study_id,
             scoring=study_request.scoring,
             weights=study_request.effective_weights,
-            as_of_seq=standing.as_of.last_event,
+            as_of_seq=mark.last_event,
             compared=page.compared,
             places=page.places,
             next_cursor=write_cursor("rank", (end, end)) if end < page.compared else None,
