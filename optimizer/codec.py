@@ -95,4 +95,13 @@ def canonical_json(data: Any) -> str:
 
 def digest(data: Any) -> str:
     """SHA-256 (hexadecimal) of the canonical JSON."""
-    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+    return _sha256(canonical_json(data))
+
+
+def digest_of(members: Mapping[str, str]) -> str:
+    """The same of an object whose members are canonical JSON already."""
+    return _sha256("{" + ",".join(f'"{name}":{members[name]}' for name in sorted(members)) + "}")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, select, true
 from sqlmodel import col
 
 from ..optimizer.domain import Outcome, Rung, Study, StudyState, Trial, TrialState
 from .database import Database
 from .mapping import study_of, trial_of
 from .marks import Mark, mark_columns, mark_of
-from .reading import STUDIES, TRIALS, TRIALS_OF_STUDY, Found, find_study
+from .reading import STUDIES, TRIALS, TRIALS_OF_STUDY, Columns, Found, find_study
 from .tables import StudyRow, TrialRow
 
 Position = tuple[Any, int]
@@ -154,24 +155,20 @@ class Listing(Database):
         Raises:
             NotFound: no study has this id.
         """
-        column, key = col(getattr(TrialRow, _TRIAL_FIELDS[sort])), col(TrialRow.number)
+        among = {"rung": wanted.rungs, "outcome": wanted.outcomes, "state": wanted.states}
+        given: dict[str, Any] = {name: values for name, values in among.items() if values}
+        query = partial(_trials, sort, tuple(given), descending=descending)
+        if after is not None:
+            given |= {"after_value": after[0], "after_number": after[1]}
         with self._read() as connection:
-            study = find_study(connection, study_id)
-            query = TRIALS.add_columns(column.label("sorted")).where(
-                col(TrialRow.study_id) == study.id,
-                *_among(col(TrialRow.rung), wanted.rungs),
-                *_among(col(TrialRow.outcome), wanted.outcomes),
-                *_among(col(TrialRow.state), wanted.states),
-            )
+            given["key"] = find_study(connection, study_id).id
             rows: list[Found] = []
             if after is None or after[0] is not None:
-                measured = _after(query.where(column.is_not(None)), column, key, after, descending=descending)
-                rows += connection.execute(measured.limit(limit + 1))
+                measured = query(have_figure=True, go_on=after is not None)
+                rows += connection.execute(measured, given | {"count": limit + 1})
             if len(rows) <= limit and sort is not TrialSort.NUMBER:
-                rest = query.where(column.is_(None)).order_by(key)
-                if after is not None and after[0] is None:
-                    rest = rest.where(key > after[1])
-                rows += connection.execute(rest.limit(limit + 1 - len(rows)))
+                rest = query(have_figure=False, go_on=after is not None and after[0] is None)
+                rows += connection.execute(rest, given | {"count": limit + 1 - len(rows)})
             trials = tuple(trial_of(row, study_id) for row in rows[:limit])
         last = rows[limit - 1] if len(rows) > limit else None
         return TrialPage(trials, None if last is None else (last.sorted, last.number))
@@ -193,6 +190,29 @@ class Listing(Database):
             else:
                 rows = connection.execute(_OF_SHAPES, {"shapes": shapes})
             return [trial_of(row, study_id) for row in rows]
+
+
+@cache
+def _trials(
+    sort: TrialSort, filters: tuple[str, ...], *, descending: bool, have_figure: bool, go_on: bool
+) -> Columns:
+    """Trials with a figure to sort by, or those without, from a position on or from the first.
+
+    Building a statement takes longer than running it, so each of the few is kept.
+    """
+    column, key = col(getattr(TrialRow, _TRIAL_FIELDS[sort])), col(TrialRow.number)
+    query = TRIALS.add_columns(column.label("sorted")).where(
+        col(TrialRow.study_id) == bindparam("key"),
+        column.is_not(None) if have_figure else column.is_(None),
+        *(col(getattr(TrialRow, name)).in_(bindparam(name, expanding=True)) for name in filters),
+    )
+    value: Any = bindparam("after_value")
+    number: Any = bindparam("after_number")
+    if have_figure:
+        query = _after(query, column, key, (value, number) if go_on else None, descending=descending)
+    else:
+        query = query.where(key > number if go_on else true()).order_by(key)
+    return query.limit(bindparam("count"))
 
 
 def _study_conditions(wanted: StudyFilter) -> list[ColumnElement[bool]]:

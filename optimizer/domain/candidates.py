@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from ..codec import CAME_LATER, FOR_PEOPLE, digest, identity
+from ..codec import CAME_LATER, FOR_PEOPLE, canonical_json, digest, digest_of, identity
 from .words import LossMask, Method, Quantization
 
 CANDIDATE_VERSION = 1
@@ -227,9 +227,9 @@ class Candidate:
     @property
     def id(self) -> str:
         """SHA-256 of the canonical JSON, defaults written out."""
-        forms = {name: _form(part) for name, part in _parts(self).items()}
-        rest = {"micro_batch": self.micro_batch, "learning_rate": self.learning_rate}
-        return digest({"v": CANDIDATE_VERSION, **rest, **forms})
+        rest = {"v": CANDIDATE_VERSION, "micro_batch": self.micro_batch, "learning_rate": self.learning_rate}
+        texts = {name: _text(part) for name, part in _parts(self).items()}
+        return digest_of({**texts, **{name: canonical_json(value) for name, value in rest.items()}})
 
     @property
     def shape_key(self) -> str:
@@ -273,14 +273,14 @@ def _shape_key(candidate: Candidate) -> str:
 
 
 @lru_cache(maxsize=2**12)
-def _form(part: Part) -> Mapping[str, Any]:
+def _text(part: Part) -> str:
     """Kept too, and most of the work: thousands of candidates are made of few parts."""
-    return identity(part)
+    return canonical_json(identity(part))
 
 
 @lru_cache(maxsize=2**12)
 def _shape_form(part: Part) -> Mapping[str, Any]:
-    form = dict(_form(part))
+    form = identity(part)
     if isinstance(part, Adapter):
         form |= {"alpha": None, "alpha_pattern": [], "dropout": part.dropout > 0}
     if isinstance(part, Recipe):
