@@ -24,6 +24,7 @@ def test_no_file_has(what: str, repository_files: list[Path]) -> None:
     found = [
         f"{path}:{number}: {line.decode(errors='replace').strip()}"
         for path in repository_files
+        if path.suffix != ".png"  # compressed bytes spell any short word by chance
         for number, line in enumerate((REPOSITORY / path).read_bytes().splitlines(), start=1)
         if FORBIDDEN[what].search(line)
     ]
