@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import itertools
 import json
 import os
 import random
@@ -58,17 +59,18 @@ PAGES = ("studies", "studies by change", "studies by text", "leaderboard", "lead
 def store_trials(home: Home, trials: int) -> None:
     """So many trials, a little more."""
     with closing(Store.open(home.database)) as store:
-        stored = seed_study(store, trials=min(5000, trials // 2))
-        print(f"stored {stored}", flush=True)
-        left = trials - min(5000, trials // 2)
-        for seed in range(min(5, left // 4000)):
-            seed_study(store, trials=1000, seed=seed + 1)
-            left -= 1000
+        seeded = [seed_study(store, trials=min(5000, trials // 2))]
+        print(f"stored {seeded[0]}", flush=True)
+        seeded += [seed_study(store, trials=1000, seed=seed + 1) for seed in range(min(5, trials // 8000))]
         templates = [seed_study(store, trials=100, seed=seed + 100) for seed in range(3)]
-        copies = max(0, left // 100 - len(templates))
-        for number in range(copies):
-            _copy(store, templates[number % len(templates)], number)
-        store._engine.dispose()
+        counts = store.count_trials([*seeded, *templates])
+        sizes = {study_id: sum(count.values()) for study_id, count in counts.items()}
+        stored = sum(sizes.values())
+        for number, template in enumerate(itertools.cycle(templates)):
+            if stored >= trials:
+                break
+            _copy(store, template, number)
+            stored += sizes[template]
 
 
 def _copy(store: Store, study_id: str, number: int) -> None:
