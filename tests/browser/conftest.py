@@ -6,6 +6,7 @@ build/screenshots.
 
 from __future__ import annotations
 
+import faulthandler
 import shutil
 import socket
 import sys
@@ -89,12 +90,16 @@ class World:
     ids: dict[str, str] = field(default_factory=dict)
 
 
+END_S = 30.0
+"""For a server to end after its last test; streams and answers have five seconds."""
+
+
 @contextmanager
 def serving(settings: ServerSettings) -> Iterator[str]:
     """The application in a thread, without a supervisor: what is seeded is not touched."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = Server(create_app(settings, supervise=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         while not server.started:
@@ -103,7 +108,9 @@ def serving(settings: ServerSettings) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join()
+        thread.join(END_S)
+        if thread.is_alive():  # all tests are over: told with what it waits for, and not waited for
+            faulthandler.dump_traceback(all_threads=True)
         listener.close()
 
 
