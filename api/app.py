@@ -131,8 +131,10 @@ def create_app(settings: ServerSettings, *, supervise: bool = True) -> Applicati
                 supervision.start()
             webhooks.start()
             watching = asyncio.create_task(gpu_history.watch(store))
-            yield
-            watching.cancel()
+            try:
+                yield
+            finally:
+                watching.cancel()
         finally:
             await lookout.close()
             await run_in_threadpool(webhooks.stop)

@@ -15,8 +15,7 @@ from typing import Any
 
 import psutil
 
-from ..errors import RankwiseError
-from ..optimizer.domain import Outcome, Trial
+from ..optimizer.domain import Trial
 from ..probes.gpu import read_again
 from ..probes.profiles import GpuProfile
 from ..store import HEARTBEAT_S, Claim, Store
@@ -112,9 +111,7 @@ class Attempt:
 
     def stop(self) -> None:
         """End what still runs of it."""
-        if not self.is_over:
-            self.job.cancel()
-            self.job.wait(DRAIN_S)
+        drop(self.job)
 
     def settle(self, meanwhile: Callable[[], object]) -> None:
         """See to it that the devices of an attempt that is over are as they were, or not used again.
@@ -149,9 +146,11 @@ class Attempt:
         return time.monotonic() - self.started_s
 
 
-def lost(error: RankwiseError) -> Ending:
-    """The end of an attempt of which nobody knows more than this."""
-    return Ending(Outcome.LOST, str(error))
+def drop(job: Job) -> None:
+    """End a job that has not ended yet."""
+    if not job.closed:
+        job.cancel()
+        job.wait(DRAIN_S)
 
 
 def is_judged(job: Job) -> bool:

@@ -47,7 +47,7 @@ from ..optimizer.spreading import alike_gpus
 from ..probes.profiles import GpuProfile
 from ..store import HEARTBEAT_S, Claim, Store, StudyClaim
 from ..store.events import BASELINE_LEFT_OUT
-from .attempt import DRAIN_S, Attempt
+from .attempt import Attempt, drop
 from .classify import Ending
 from .device_care import DeviceCare
 from .disk_use import missing_bytes
@@ -676,13 +676,6 @@ def predictions_or_refusal(job: Job) -> Sequence[TrialPrediction] | RankwiseErro
         raise
     except RankwiseError as error:
         return error
-
-
-def drop(job: Job) -> None:
-    """End a job that has not ended yet."""
-    if not job.closed:
-        job.cancel()
-        job.wait(DRAIN_S)
 
 
 def overlap_s(spans: Iterable[tuple[float, float]]) -> float:

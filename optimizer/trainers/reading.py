@@ -82,17 +82,8 @@ KINDS: Mapping[str, Wanted] = {
     ),
     **dict.fromkeys(
         (
-            *(
-                "model",
-                "model_revision",
-                "method",
-                "weight_dtype",
-                "autocast",
-                "adapter_dtype",
-                "quantization",
-                "attention",
-            ),
-            *("loss", "optimizer", "schedule", "offload"),
+            *("model", "method", "weight_dtype", "autocast", "adapter_dtype", "quantization", "attention"),
+            *("model_revision", "loss", "optimizer", "schedule", "offload"),
         ),
         Wanted.WORD,
     ),
@@ -255,7 +246,7 @@ def with_adapter(reading: Reading, adapter: Reading) -> Reading:
     return replace(
         reading,
         settings={**reading.settings, **own, **{name: value for name, value in model.items() if value}},
-        said=reading.said | (adapter.said.difference(MODEL)),
+        said=reading.said | adapter.said.difference(MODEL),
     )
 
 
